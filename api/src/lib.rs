@@ -1,0 +1,132 @@
+//! The HTTP intake and its reads: what the public contract's section 3 names.
+//!
+//! [`intake`] is what a command goes through: validation, the check of who may send it, the look for an earlier
+//! receipt, stamping, publishing with a confirm. [`routes`] has one file a resource. [`problem`] is the only place
+//! that knows status codes.
+
+mod auth;
+mod intake;
+mod lookup;
+mod observe_http;
+mod passwords;
+mod problem;
+mod recent;
+mod routes;
+mod trace;
+mod wait;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use serde::{Deserialize, Serialize};
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::rabbit::publish::Publisher;
+use taskflow_stores::redis::Redis;
+use taskflow_stores::{clock, mongo};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// How the API listens, and its bounds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Largest body that is read whole, in bytes. Streams of ndjson have no bound.
+    pub body_max: usize,
+    /// Commands in one array.
+    pub batch_max: usize,
+    /// Password checks at a time: each occupies a core for a quarter of a second.
+    pub password_checks: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            body_max: 8 * 1024 * 1024,
+            batch_max: 10_000,
+            password_checks: 2,
+        }
+    }
+}
+
+/// The stores that the API uses.
+#[derive(Clone)]
+pub struct Stores {
+    pub postgres: PgPool,
+    pub mongo: mongo::Database,
+    pub redis: Redis,
+    pub publisher: Publisher,
+}
+
+/// Renders the metrics of this process.
+pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What every request sees.
+pub(crate) struct App {
+    pub settings: Settings,
+    pub stores: Stores,
+    pub metrics: Metrics,
+    /// This process, as the workers know it when they announce receipts.
+    pub intake: Uuid,
+    pub lookup: lookup::Lookup,
+    pub waiters: wait::Waiters,
+    pub recent: recent::Recent,
+    pub passwords: passwords::Passwords,
+}
+
+pub(crate) type Shared = axum::extract::State<Arc<App>>;
+
+/// Binds the address. Apart from [`run`], so that a port in use stops the start.
+///
+/// # Errors
+/// The address and what the system says.
+pub async fn bind(settings: &Settings) -> Result<TcpListener, String> {
+    TcpListener::bind(settings.listen).await.map_err(|error| {
+        format!("http.listen {}: {error}; choose another with TASKFLOW_HTTP__LISTEN", settings.listen)
+    })
+}
+
+/// Serves until `stop`: then takes nothing new and finishes what it has begun.
+pub async fn run(
+    settings: Settings,
+    stores: Stores,
+    metrics: Metrics,
+    listener: TcpListener,
+    stop: CancellationToken,
+) {
+    let intake = clock::new_id();
+    let app = Arc::new(App {
+        lookup: lookup::start(stores.postgres.clone(), stop.clone()),
+        waiters: wait::start(stores.clone(), intake, stop.clone()),
+        recent: recent::Recent::default(),
+        passwords: passwords::Passwords::new(settings.password_checks),
+        settings,
+        stores,
+        metrics,
+        intake,
+    });
+    let router = router(app);
+    let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(async move { stop.cancelled().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "The HTTP server ended.");
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    let limit = DefaultBodyLimit::max(app.settings.body_max);
+    Router::new()
+        .merge(routes::commands::routes())
+        .merge(routes::sessions::routes())
+        .merge(routes::health::routes())
+        .fallback(routes::unknown)
+        .method_not_allowed_fallback(routes::wrong_method)
+        .layer(limit)
+        .layer(axum::middleware::from_fn(observe_http::observe))
+        .with_state(app)
+}

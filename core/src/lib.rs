@@ -1,0 +1,29 @@
+//! The domain of TaskFlow: what a command is, what it does, and what is said about it.
+//!
+//! Nothing here does I/O, waits, or reads a clock: time, ids and retention are arguments. So every rule can be
+//! tested by properties, and a batch of commands gives the same result as the commands one by one.
+//!
+//! The way of a command through this crate: [`envelope`] turns bytes into a [`command::Command`]; [`batch`] says
+//! what must be loaded for a batch ([`batch::needs`]) and folds it ([`batch::fold`]) over the loaded
+//! [`state::State`] through [`decide`]; out come [`receipt::Receipt`]s, changed entities and [`event::Event`]s.
+
+pub mod batch;
+pub mod cache_key;
+pub mod command;
+pub mod decide;
+pub mod envelope;
+pub mod event;
+pub mod fault;
+pub mod metric;
+pub mod receipt;
+pub mod slot;
+pub mod state;
+mod task;
+mod user;
+
+pub use batch::{Folded, Item, fold, needs};
+pub use command::{Body, Command};
+pub use event::Event;
+pub use fault::Fault;
+pub use receipt::{Code, Outcome, Receipt};
+pub use state::{State, Task, User};

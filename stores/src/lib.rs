@@ -1,0 +1,15 @@
+//! The four stores of TaskFlow, one folder each: connection, health, and the statements, each a function that says
+//! in the domain's words what it does.
+//!
+//! Stores do not know each other: joining two of them is a role's business. What an error means for whoever called
+//! is decided in one place, [`error`].
+
+pub mod clock;
+pub mod error;
+pub mod mongo;
+pub mod observe;
+pub mod postgres;
+pub mod rabbit;
+pub mod redis;
+
+pub use error::{Kind, StoreError};

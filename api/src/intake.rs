@@ -1,0 +1,168 @@
+//! What a command goes through on its way to the broker.
+//!
+//! In two steps, so that many are on their way at once: [`App::send`] checks a group and writes it to the broker's
+//! connection in order; [`Sent::confirmed`] waits for the confirms.
+
+use std::collections::HashMap;
+
+use axum::http::HeaderMap;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use taskflow_core::command::Fingerprint;
+use taskflow_core::envelope::{self, Malformed};
+use taskflow_core::{Command, Fault, metric};
+use taskflow_stores::rabbit::publish::{Message, Pending};
+use taskflow_stores::{clock, observe};
+use uuid::Uuid;
+
+use crate::App;
+use crate::auth::Caller;
+use crate::problem::Problem;
+use crate::trace;
+
+/// One command of a group that was not taken.
+#[derive(Debug, Serialize)]
+pub(crate) struct Refused {
+    /// Its place in the body, from 0.
+    pub index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    pub problem: Problem,
+}
+
+/// One command as it came in: its place, and its bytes or what is wrong with it before that.
+pub(crate) struct Incoming<'b> {
+    pub index: u64,
+    pub text: &'b [u8],
+}
+
+/// A group that is on its way to the broker.
+pub(crate) struct Sent {
+    pub refused: Vec<Refused>,
+    /// Commands that have their receipt already: taken, with nothing left to do.
+    pub known: Vec<Command>,
+    pending: Vec<(u64, Command, Result<Pending, Problem>)>,
+    at: DateTime<Utc>,
+}
+
+/// What became of a group.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub accepted: u64,
+    pub refused: Vec<Refused>,
+}
+
+impl App {
+    /// Checks a group of commands and sends the good ones, in order.
+    pub(crate) async fn send(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        incoming: &[Incoming<'_>],
+        wants_receipt: bool,
+    ) -> Sent {
+        let at = clock::now();
+        let mut refused = Vec::new();
+        let mut refuse = |index, id, reason: &'static str, problem| {
+            observe::counter(&metric::COMMANDS_REFUSED, &[("reason", reason)]).increment(1);
+            refused.push(Refused { index, id, problem });
+        };
+        let mut good: Vec<(u64, Command, Fingerprint)> = Vec::with_capacity(incoming.len());
+        let mut here: HashMap<Uuid, Fingerprint> = HashMap::with_capacity(incoming.len());
+        for one in incoming {
+            match check(caller, one.text, at) {
+                Ok(command) => {
+                    let fingerprint = command.fingerprint();
+                    if *here.entry(command.id).or_insert(fingerprint) == fingerprint {
+                        good.push((one.index, command, fingerprint));
+                    } else {
+                        refuse(one.index, Some(command.id), "mismatch", Problem::mismatch(command.id));
+                    }
+                }
+                Err((id, reason, problem)) => refuse(one.index, id, reason, problem),
+            }
+        }
+        let earlier = self.lookup.find(here.into_keys().collect()).await;
+        let mut sent = Sent { refused: Vec::new(), known: Vec::new(), pending: Vec::with_capacity(good.len()), at };
+        for (index, mut command, fingerprint) in good {
+            match earlier.get(&command.id) {
+                Some(first) if *first != fingerprint => {
+                    refuse(index, Some(command.id), "mismatch", Problem::mismatch(command.id));
+                }
+                Some(_) => sent.known.push(command),
+                None => {
+                    stamp(&mut command, caller, headers, at);
+                    let intake = wants_receipt.then_some(self.intake);
+                    let message = Message::command(&command, at, intake);
+                    let pending = self.stores.publisher.send(message).await.map_err(Problem::from);
+                    sent.pending.push((index, command, pending));
+                }
+            }
+        }
+        sent.refused = refused;
+        sent
+    }
+}
+
+type Fault3 = (Option<Uuid>, &'static str, Problem);
+
+fn check(caller: &Caller, text: &[u8], now: DateTime<Utc>) -> Result<Command, Fault3> {
+    let invalid = |Malformed { id, faults }| (id, "invalid", Problem::invalid(faults));
+    let command = envelope::parse(text).map_err(invalid)?;
+    if command.not_before.is_some_and(|time| time > now) {
+        let fault = Fault::new("/notbefore", "lies in the future: this version does not schedule commands");
+        return Err((Some(command.id), "invalid", Problem::invalid(vec![fault])));
+    }
+    caller.may_send(&command).map_err(|problem| (Some(command.id), "forbidden", problem))?;
+    Ok(command)
+}
+
+/// Adds what only the intake knows.
+fn stamp(command: &mut Command, caller: &Caller, headers: &HeaderMap, now: DateTime<Utc>) {
+    command.issued_at.get_or_insert(now);
+    command.metadata.user_agent.clone_from(&caller.user_agent);
+    command.metadata.ip_address = caller.ip.map(|ip| ip.to_string());
+    command.metadata.session_id = Some(caller.session.clone());
+    command.traceparent = Some(trace::continued(command.traceparent.as_deref(), headers));
+}
+
+impl Sent {
+    /// The id of the first command that was good, for a group of one.
+    pub(crate) fn first_id(&self) -> Option<Uuid> {
+        let pending = self.pending.iter().map(|(_, command, _)| command.id);
+        pending.chain(self.known.iter().map(|command| command.id)).next()
+    }
+
+    /// Waits until the broker has confirmed each command, or has not.
+    pub(crate) async fn confirmed(self, app: &App) -> Outcome {
+        let mut outcome = Outcome { accepted: self.known.len() as u64, refused: self.refused };
+        let mut accepted: HashMap<&'static str, u64> = HashMap::new();
+        for (index, command, pending) in self.pending {
+            let result = match pending {
+                Ok(pending) => pending.confirmed().await.map_err(Problem::from),
+                Err(problem) => Err(problem),
+            };
+            match result {
+                Ok(()) => {
+                    outcome.accepted += 1;
+                    *accepted.entry(command.kind()).or_default() += 1;
+                    app.recent.note(&command, self.at);
+                    tracing::debug!(
+                        command = %command.id, correlation = %command.correlation, kind = command.kind(),
+                        trace = command.traceparent.as_deref().map(trace::trace_id),
+                        "The broker has the command."
+                    );
+                }
+                Err(problem) => {
+                    observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
+                    outcome.refused.push(Refused { index, id: Some(command.id), problem });
+                }
+            }
+        }
+        for (kind, count) in accepted {
+            observe::counter(&metric::COMMANDS_ACCEPTED, &[("type", kind)]).increment(count);
+        }
+        outcome.refused.sort_by_key(|refused| refused.index);
+        outcome
+    }
+}

@@ -1,0 +1,84 @@
+//! Looks for earlier receipts of ids, many requests in one statement.
+//!
+//! This is a courtesy that tells a caller early of an id used twice; that a command takes effect once is the workers'
+//! doing. So it never stands in the way: while Postgres is away, nothing is found.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use taskflow_core::command::Fingerprint;
+use taskflow_stores::postgres::{PgPool, receipts};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Requests that may wait.
+const WAITING_MAX: usize = 10_000;
+/// Ids in one statement.
+const IDS_MAX: usize = 2_000;
+/// After a failure nothing is asked for this long: an intake must not wait for a store that it does not need.
+const PAUSE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(500);
+
+struct Question {
+    ids: Vec<Uuid>,
+    answer: oneshot::Sender<HashMap<Uuid, Fingerprint>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Lookup(mpsc::Sender<Question>);
+
+impl Lookup {
+    /// The fingerprints of those of the ids that have a receipt.
+    pub(crate) async fn find(&self, ids: Vec<Uuid>) -> HashMap<Uuid, Fingerprint> {
+        let (answer, answered) = oneshot::channel();
+        if self.0.try_send(Question { ids, answer }).is_err() {
+            return HashMap::new();
+        }
+        answered.await.unwrap_or_default()
+    }
+}
+
+pub(crate) fn start(postgres: PgPool, stop: CancellationToken) -> Lookup {
+    let (sender, mut receiver) = mpsc::channel::<Question>(WAITING_MAX);
+    tokio::spawn(async move {
+        let mut silent_until = Instant::now();
+        let mut questions = Vec::new();
+        while let Some(first) = tokio::select! {
+            biased;
+            question = receiver.recv() => question,
+            // Requests in hand are answered before the server ends, and it holds the sender.
+            () = stop.cancelled(), if receiver.is_closed() => None,
+        } {
+            let mut ids = first.ids.clone();
+            questions.push(first);
+            while ids.len() < IDS_MAX {
+                let Ok(question) = receiver.try_recv() else { break };
+                ids.extend(&question.ids);
+                questions.push(question);
+            }
+            let found = if Instant::now() < silent_until {
+                HashMap::new()
+            } else {
+                ask(&postgres, &ids).await.unwrap_or_else(|reason| {
+                    tracing::warn!(reason, "Earlier receipts can't be looked up; commands are taken all the same.");
+                    silent_until = Instant::now() + PAUSE;
+                    HashMap::new()
+                })
+            };
+            for question in questions.drain(..) {
+                let own = question.ids.iter().filter_map(|id| Some((*id, *found.get(id)?)));
+                let _ = question.answer.send(own.collect());
+            }
+        }
+    });
+    Lookup(sender)
+}
+
+async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Fingerprint>, String> {
+    let asked = async {
+        let mut connection = postgres.acquire().await.map_err(|error| error.to_string())?;
+        receipts::claimed(&mut connection, ids).await.map_err(|error| error.to_string())
+    };
+    tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer in time".to_owned())?
+}

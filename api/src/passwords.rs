@@ -1,0 +1,50 @@
+//! Checking passwords: off the async threads, few at a time, and at the same cost whether there is such a user or not.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::Semaphore;
+
+/// Checks that may wait for their turn, for each that runs; more are turned away.
+const WAITING_PER_RUNNING: usize = 16;
+/// bcrypt reads no more.
+pub(crate) const PASSWORD_MAX: usize = 71;
+/// Work factor of the hash that stands in for a user who does not exist.
+const COST: u32 = 12;
+
+pub(crate) struct Passwords {
+    running: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+/// Too many people log in at once.
+pub(crate) struct Busy;
+
+impl Passwords {
+    pub(crate) fn new(checks: usize) -> Self {
+        let checks = checks.max(1);
+        Self {
+            running: Arc::new(Semaphore::new(checks)),
+            waiting: Semaphore::new(checks * (1 + WAITING_PER_RUNNING)),
+        }
+    }
+
+    /// Whether the password belongs to the hash. Without a hash it never does, but takes as long.
+    pub(crate) async fn check(&self, password: String, hash: Option<String>) -> Result<bool, Busy> {
+        let _place = self.waiting.try_acquire().map_err(|_| Busy)?;
+        let Ok(permit) = Arc::clone(&self.running).acquire_owned().await else { return Err(Busy) };
+        let checked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let known = hash.is_some();
+            let hash = hash.unwrap_or_else(nobody);
+            // A hash that can't be read belongs to no password.
+            let fits = bcrypt::verify(password, &hash).unwrap_or(false);
+            fits && known
+        });
+        Ok(checked.await.unwrap_or(false))
+    }
+}
+
+fn nobody() -> String {
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| bcrypt::hash("nobody's password", COST).unwrap_or_default()).clone()
+}

@@ -1,0 +1,160 @@
+//! What a caller is told when something is wrong: RFC 9457 problem documents. The only place that knows status codes.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use taskflow_core::fault::Fault;
+use taskflow_stores::rabbit::publish::PublishError;
+use taskflow_stores::{Kind, StoreError};
+
+/// Seconds after which a caller may try again when a store is away.
+const RETRY_AFTER_S: u64 = 2;
+
+/// A problem document.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    pub status: u16,
+    pub detail: String,
+    /// A word for programs, such as `actor_not_allowed`.
+    pub code: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ErrorAt>,
+    /// What a batch did before it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u64>,
+    #[serde(skip)]
+    retry_after_s: Option<u64>,
+}
+
+/// One fault of an input.
+#[derive(Debug, Clone, Serialize)]
+struct ErrorAt {
+    pointer: String,
+    detail: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("taskflow:/problems/{code}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            code,
+            errors: Vec::new(),
+            accepted: None,
+            retry_after_s: None,
+        }
+    }
+
+    pub(crate) fn invalid(faults: Vec<Fault>) -> Self {
+        let errors = faults.into_iter().map(|f| ErrorAt { pointer: f.pointer, detail: f.detail }).collect();
+        Self { errors, ..Self::bad_request("validation_failed", "the input breaks the rules that errors names") }
+    }
+
+    pub(crate) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, "Invalid input", detail)
+    }
+
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Who are you?", detail)
+    }
+
+    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, "Not allowed", detail)
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "Not found", detail)
+    }
+
+    pub(crate) fn wrong_method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "Wrong method",
+            "this path exists, but not with this method; the header allow names those it has",
+        )
+    }
+
+    pub(crate) fn mismatch(id: uuid::Uuid) -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "idempotency_mismatch",
+            "The id is taken",
+            format!("another command with the id {id} was accepted before; use a new id for a new command"),
+        )
+    }
+
+    pub(crate) fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
+    }
+
+    pub(crate) fn wrong_type(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Wrong content type", detail)
+    }
+
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self {
+            retry_after_s: Some(RETRY_AFTER_S),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Try again soon", detail)
+        }
+    }
+
+    pub(crate) fn is_unavailable(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE.as_u16()
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            Kind::Unavailable | Kind::Conflict => {
+                tracing::warn!(%error, "A request failed since a store is away.");
+                Self::unavailable(format!("{} is not available at the moment; send the same again", error.store))
+            }
+            Kind::Data | Kind::Bug => {
+                tracing::error!(%error, "A request failed.");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    "Our fault",
+                    "the request could not be handled; the log has the cause under this x-request-id",
+                )
+            }
+        }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        tracing::warn!(%error, "A command could not be published.");
+        // The broker's state is told, its words are not.
+        let detail = match error {
+            PublishError::Unroutable => "no queue takes this command: the broker's topology is incomplete",
+            PublishError::Refused => "the broker's queue is full",
+            PublishError::Unavailable(_) => "the broker is not available",
+        };
+        Self::unavailable(format!("{detail}; send the same again, under the same id it takes effect once"))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

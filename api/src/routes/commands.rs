@@ -1,0 +1,188 @@
+//! Sending commands and reading their receipts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use taskflow_core::envelope;
+use taskflow_stores::postgres::receipts::{self, View};
+use uuid::Uuid;
+
+use super::ndjson;
+use crate::auth::Caller;
+use crate::intake::{Incoming, Outcome, Refused};
+use crate::problem::Problem;
+use crate::{App, Shared};
+
+/// Longest wait for a receipt, in seconds.
+const WAIT_MAX_S: u64 = 30;
+
+pub(crate) fn routes() -> Router<Arc<App>> {
+    Router::new().route("/v1/commands", post(send)).route("/v1/commands/{id}", get(receipt))
+}
+
+/// The answer to one command.
+#[derive(Serialize)]
+struct Accepted {
+    id: Uuid,
+    status: &'static str,
+    status_url: String,
+}
+
+/// The answer to many.
+#[derive(Serialize)]
+pub(super) struct Batch {
+    pub accepted: u64,
+    pub refused: Vec<Refused>,
+    /// How many more were refused than the list names.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unlisted: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+async fn send(State(app): Shared, caller: Caller, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    match media_type(&parts.headers) {
+        "application/x-ndjson" | "application/ndjson" => {
+            let batch = ndjson::stream(&app, &caller, &parts.headers, body).await?;
+            answer_many(batch)
+        }
+        "application/cloudevents-batch+json" => {
+            let body = whole(&app, body).await?;
+            many(&app, &caller, &parts.headers, &body).await
+        }
+        "application/json" | envelope::CONTENT_TYPE => {
+            let body = whole(&app, body).await?;
+            if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+                return many(&app, &caller, &parts.headers, &body).await;
+            }
+            one(&app, &caller, &parts.headers, &body).await
+        }
+        other => Err(Problem::wrong_type(format!(
+            "{other:?} is not taken here; send application/json, application/cloudevents+json, \
+             application/cloudevents-batch+json or application/x-ndjson"
+        ))),
+    }
+}
+
+async fn one(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
+    let wait = wait_seconds(headers);
+    // Registered before it is sent: the receipt may be there before the confirm is.
+    let told = match (wait, envelope::parse(body)) {
+        (Some(_), Ok(command)) => Some(app.waiters.register(command.id)),
+        _ => None,
+    };
+    let incoming = [Incoming { index: 0, text: body }];
+    let sent = app.send(caller, headers, &incoming, wait.is_some()).await;
+    let id = sent.first_id();
+    let known = !sent.known.is_empty();
+    let mut outcome = sent.confirmed(app).await;
+    if let Some(Refused { problem, .. }) = outcome.refused.pop() {
+        return Err(problem);
+    }
+    let Some(id) = id else { return Err(Problem::bad_request("malformed", "the body holds no command")) };
+    if let (Some(seconds), Some(told)) = (wait, told) {
+        if known && let Some(receipt) = read_receipt(app, id).await? {
+            return Ok(Json(receipt).into_response());
+        }
+        if let Ok(Ok(receipt)) = tokio::time::timeout(Duration::from_secs(seconds), told).await {
+            return Ok(Json(receipt).into_response());
+        }
+    }
+    let status_url = format!("/v1/commands/{id}");
+    let location = HeaderValue::try_from(&status_url).unwrap_or_else(|_| HeaderValue::from_static("/"));
+    let answer = Accepted { id, status: "accepted", status_url };
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)).into_response())
+}
+
+async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
+    let texts: Vec<&RawValue> = serde_json::from_slice(body)
+        .map_err(|error| Problem::bad_request("malformed", format!("not a valid JSON array: {error}")))?;
+    if texts.is_empty() {
+        return Err(Problem::bad_request("empty", "the array holds no command"));
+    }
+    if texts.len() > app.settings.batch_max {
+        return Err(Problem::too_large(format!(
+            "an array holds at most {} commands, not {}; send application/x-ndjson for more",
+            app.settings.batch_max,
+            texts.len()
+        )));
+    }
+    let incoming: Vec<Incoming<'_>> = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| Incoming { index: index as u64, text: text.get().as_bytes() })
+        .collect();
+    let Outcome { accepted, refused } = app.send(caller, headers, &incoming, false).await.confirmed(app).await;
+    answer_many(Batch { accepted, refused, unlisted: 0 })
+}
+
+/// 202 if all good commands were taken; 400 if there was no good one; 503 if the broker did not take some.
+fn answer_many(batch: Batch) -> Result<Response, Problem> {
+    if batch.refused.iter().any(|refused| refused.problem.is_unavailable()) {
+        let mut problem = Problem::unavailable(
+            "the broker did not take all commands; send the same again, under the same ids each takes effect once",
+        );
+        problem.accepted = Some(batch.accepted);
+        return Err(problem);
+    }
+    let status = match (batch.accepted, batch.refused.len()) {
+        (0, refused) if refused > 0 => StatusCode::BAD_REQUEST,
+        _ => StatusCode::ACCEPTED,
+    };
+    Ok((status, Json(batch)).into_response())
+}
+
+async fn receipt(State(app): Shared, caller: Caller, Path(id): Path<String>) -> Result<Json<View>, Problem> {
+    let id: Uuid = id.parse().map_err(|_| Problem::not_found("a command's id is a UUID"))?;
+    let found = read_receipt(&app, id).await?.or_else(|| app.recent.find(id));
+    match found.filter(|receipt| caller.may_see(receipt.actor)) {
+        Some(receipt) => Ok(Json(receipt)),
+        None => Err(Problem::not_found(format!(
+            "no receipt for {id}: it was never accepted, is still on its way, or was sent by somebody else"
+        ))),
+    }
+}
+
+async fn read_receipt(app: &App, id: Uuid) -> Result<Option<View>, Problem> {
+    Ok(receipts::read_many(&app.stores.postgres, &[id]).await?.pop())
+}
+
+/// Reads a body whole, up to the limit.
+async fn whole(app: &App, body: Body) -> Result<Bytes, Problem> {
+    let most = app.settings.body_max;
+    match Limited::new(body, most).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Problem::too_large(format!("a body has at most {most} bytes; send application/x-ndjson for more")))
+        }
+        Err(_) => Err(Problem::bad_request("incomplete", "the body ended before it was complete; nothing was taken")),
+    }
+}
+
+fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+/// `Prefer: wait=N` (RFC 7240), in seconds.
+fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
+    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let wait = preferences
+        .flat_map(|value| value.split([',', ';']))
+        .find_map(|preference| preference.trim().strip_prefix("wait="))?;
+    wait.trim().trim_matches('"').parse::<u64>().ok().map(|seconds| seconds.min(WAIT_MAX_S))
+}

@@ -1,0 +1,76 @@
+//! Is the process alive, can it work, and what does it measure.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use taskflow_stores::{StoreError, mongo, observe, postgres};
+
+use crate::{App, Shared};
+
+pub(crate) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/healthz", get(async || Json(serde_json::json!({ "status": "ok" }))))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    /// `ready`, `degraded` (something is slower or late), or `unready`.
+    status: &'static str,
+    stores: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    store: &'static str,
+    up: bool,
+    /// What does not work while it is away.
+    needed: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+async fn ready(State(app): Shared) -> Response {
+    let stores = &app.stores;
+    let (rabbitmq, redis, postgres, mongodb) = tokio::join!(
+        stores.publisher.probe(),
+        stores.redis.probe(),
+        postgres::probe(&stores.postgres),
+        mongo::probe(&stores.mongo),
+    );
+    // Taking commands needs the broker, and the sessions in Redis to know from whom.
+    let works = rabbitmq.is_ok() && redis.is_ok();
+    let rows = vec![
+        row("rabbitmq", "taking commands", rabbitmq),
+        row("redis", "sessions", redis),
+        row("postgres", "logins and receipts", postgres),
+        row("mongodb", "the audit trail (it catches up)", mongodb),
+    ];
+    let status = match (works, rows.iter().all(|row| row.up)) {
+        (true, true) => "ready",
+        (true, false) => "degraded",
+        (false, _) => "unready",
+    };
+    let code = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Readiness { status, stores: rows })).into_response()
+}
+
+fn row(store: &'static str, needed: &'static str, probe: Result<(), StoreError>) -> Row {
+    observe::store_up(store, probe.is_ok());
+    if let Err(error) = &probe {
+        tracing::warn!(%error, "A store does not answer.");
+    }
+    // Anyone may ask: addresses and users of the stores stay in the log.
+    let detail = probe.err().map(|_| "does not answer; the log has the cause".to_owned());
+    Row { store, up: detail.is_none(), needed, detail }
+}
+
+async fn metrics(State(app): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (app.metrics)()).into_response()
+}

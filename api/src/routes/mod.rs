@@ -1,0 +1,16 @@
+//! One file a resource: its types, its handlers.
+
+pub(crate) mod commands;
+pub(crate) mod health;
+mod ndjson;
+pub(crate) mod sessions;
+
+use crate::problem::Problem;
+
+pub(crate) async fn unknown() -> Problem {
+    Problem::not_found("there is nothing at this path")
+}
+
+pub(crate) async fn wrong_method() -> Problem {
+    Problem::wrong_method()
+}

@@ -1,0 +1,179 @@
+//! A stream of commands, one a line, of any length in bounded memory: a few groups are on their way to the broker
+//! while the next is read.
+
+use std::collections::VecDeque;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use futures_util::StreamExt;
+use taskflow_core::envelope::COMMAND_MAX;
+
+use super::commands::Batch;
+use crate::App;
+use crate::auth::Caller;
+use crate::intake::{Incoming, Outcome, Refused, Sent};
+use crate::problem::Problem;
+
+/// Commands that are checked and sent together.
+const GROUP: usize = 500;
+/// Groups that wait for their confirms while the next is read.
+const GROUPS_UNCONFIRMED: usize = 4;
+/// Refused commands that the answer names; more are counted.
+const REFUSED_LISTED: usize = 10_000;
+
+pub(super) async fn stream(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Batch, Problem> {
+    let mut intake = Stream { app, caller, headers, batch: Batch { accepted: 0, refused: Vec::new(), unlisted: 0 }, sent: VecDeque::new() };
+    let mut lines = Lines::default();
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let Ok(chunk) = chunk else {
+            intake.finish().await;
+            let mut problem = Problem::bad_request(
+                "incomplete",
+                "the body ended before it was complete; what came before was taken as accepted counts it",
+            );
+            problem.accepted = Some(intake.batch.accepted);
+            return Err(problem);
+        };
+        lines.feed(&chunk);
+        while lines.ready() >= GROUP {
+            intake.send(lines.take(GROUP)).await;
+            if intake.is_unavailable() {
+                // The rest would fare no better; the caller sends it again.
+                intake.finish().await;
+                return Ok(intake.batch);
+            }
+        }
+    }
+    lines.end();
+    while lines.ready() > 0 {
+        intake.send(lines.take(GROUP)).await;
+    }
+    intake.finish().await;
+    Ok(intake.batch)
+}
+
+struct Stream<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    headers: &'a HeaderMap,
+    batch: Batch,
+    sent: VecDeque<Sent>,
+}
+
+impl Stream<'_> {
+    async fn send(&mut self, group: Vec<Line>) {
+        let incoming: Vec<Incoming<'_>> =
+            group.iter().map(|line| Incoming { index: line.number, text: &line.text }).collect();
+        let sent = self.app.send(self.caller, self.headers, &incoming, false).await;
+        self.sent.push_back(sent);
+        while self.sent.len() > GROUPS_UNCONFIRMED {
+            self.confirm_one().await;
+        }
+    }
+
+    async fn confirm_one(&mut self) {
+        let Some(sent) = self.sent.pop_front() else { return };
+        let Outcome { accepted, refused } = sent.confirmed(self.app).await;
+        self.batch.accepted += accepted;
+        for one in refused {
+            // What can't be sent now decides the answer's status: it is kept whatever the list's length.
+            if self.batch.refused.len() < REFUSED_LISTED || one.problem.is_unavailable() && !self.is_unavailable() {
+                self.batch.refused.push(one);
+            } else {
+                self.batch.unlisted += 1;
+            }
+        }
+    }
+
+    fn is_unavailable(&self) -> bool {
+        self.batch.refused.iter().rev().take(GROUP).any(|Refused { problem, .. }| problem.is_unavailable())
+    }
+
+    async fn finish(&mut self) {
+        while !self.sent.is_empty() {
+            self.confirm_one().await;
+        }
+    }
+}
+
+/// One line with its number, from 0. Lines that are longer than any command are cut: they are refused as such.
+struct Line {
+    number: u64,
+    text: Vec<u8>,
+}
+
+/// Cuts a stream of bytes into lines.
+#[derive(Default)]
+struct Lines {
+    complete: VecDeque<Line>,
+    current: Vec<u8>,
+    next: u64,
+}
+
+impl Lines {
+    fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            self.extend(&bytes[..end]);
+            self.end();
+            bytes = &bytes[end + 1..];
+        }
+        self.extend(bytes);
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        // One byte too many is enough to know.
+        let room = (COMMAND_MAX + 1).saturating_sub(self.current.len());
+        self.current.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Ends the current line; blank ones are skipped, but counted.
+    fn end(&mut self) {
+        let text = std::mem::take(&mut self.current);
+        if text.iter().any(|byte| !byte.is_ascii_whitespace()) {
+            self.complete.push_back(Line { number: self.next, text });
+        }
+        self.next += 1;
+    }
+
+    fn ready(&self) -> usize {
+        self.complete.len()
+    }
+
+    fn take(&mut self, count: usize) -> Vec<Line> {
+        let count = count.min(self.complete.len());
+        self.complete.drain(..count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_the_same_however_the_stream_is_cut() {
+        let text = b"one\n\n two \r\nthree";
+        for cut in 0..text.len() {
+            let mut lines = Lines::default();
+            lines.feed(&text[..cut]);
+            lines.feed(&text[cut..]);
+            lines.end();
+            let got: Vec<(u64, Vec<u8>)> = lines.take(9).into_iter().map(|l| (l.number, l.text)).collect();
+            assert_eq!(got, [(0, b"one".to_vec()), (2, b" two \r".to_vec()), (3, b"three".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_takes_bounded_memory() {
+        let mut lines = Lines::default();
+        for _ in 0..64 {
+            lines.feed(&[b'x'; 64 * 1024]);
+        }
+        assert!(lines.current.len() <= COMMAND_MAX + 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! Logging in and out.
+
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use taskflow_core::command::{Body, EMAIL_MAX, Metadata, Priority, RecordSession};
+use taskflow_core::fault::{Faults, Object};
+use taskflow_core::{Command, cache_key, metric};
+use taskflow_stores::postgres::users;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::redis::sessions::Session;
+use taskflow_stores::{clock, observe};
+use uuid::Uuid;
+
+use crate::auth::{self, Caller};
+use crate::passwords::PASSWORD_MAX;
+use crate::problem::Problem;
+use crate::{App, Shared, trace};
+
+pub(crate) fn routes() -> Router<Arc<App>> {
+    Router::new().route("/v1/sessions", post(log_in)).route("/v1/sessions/current", delete(log_out))
+}
+
+#[derive(Serialize)]
+struct LoggedIn {
+    token: String,
+    userid: Uuid,
+    expiresat: DateTime<Utc>,
+}
+
+async fn log_in(
+    State(app): Shared,
+    ConnectInfo(peer): ConnectInfo<std::net::SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let (email, password) = read(&body)?;
+    let user = users::by_email(&app.stores.postgres, &email).await?;
+    let hash = user.as_ref().map(|user| user.password_hash.clone());
+    let checked = app.passwords.check(password, hash).await;
+    let count = |result| observe::counter(&metric::LOGINS, &[("result", result)]).increment(1);
+    let Ok(fits) = checked else {
+        count("busy");
+        return Err(Problem::unavailable("too many people log in at the moment"));
+    };
+    let Some(user) = user.filter(|_| fits) else {
+        count("failed");
+        return Err(Problem::unauthorized("there is no user with this email and password"));
+    };
+    let token = auth::new_token();
+    let digest = auth::token_digest(&token);
+    let now = clock::now();
+    let expires_at = now + TimeDelta::seconds(cache_key::SESSION_TTL_S as i64);
+    let session = Session { user_id: user.id, role: user.role, created_at: now, expires_at };
+    app.stores.redis.put_session(&digest, &session).await?;
+    let metadata = Metadata {
+        user_agent: auth::user_agent(&headers),
+        ip_address: Some(peer.ip().to_string()),
+        session_id: Some(digest.clone()),
+    };
+    let body = Body::RecordLogin(RecordSession { sessionid: digest });
+    record(&app, user.id, metadata, body, &headers).await;
+    count("ok");
+    let answer = LoggedIn { token, userid: user.id, expiresat: expires_at };
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+async fn log_out(State(app): Shared, caller: Caller, headers: HeaderMap) -> Result<StatusCode, Problem> {
+    app.stores.redis.end_session(&caller.session).await?;
+    let metadata = Metadata {
+        user_agent: caller.user_agent.clone(),
+        ip_address: caller.ip.map(|ip| ip.to_string()),
+        session_id: Some(caller.session.clone()),
+    };
+    let body = Body::RecordLogout(RecordSession { sessionid: caller.session.clone() });
+    record(&app, caller.user, metadata, body, &headers).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the login or logout written to the audit trail. While the broker is away people log in all the same, operators
+/// above all; the log then has the only trace of it.
+async fn record(app: &App, user: Uuid, metadata: Metadata, body: Body, headers: &HeaderMap) {
+    let (id, now) = (clock::new_id(), clock::now());
+    let command = Command {
+        id,
+        source: "/taskflow/api".to_owned(),
+        subject: user,
+        actor: user,
+        correlation: id,
+        issued_at: Some(now),
+        priority: Priority::Normal,
+        not_before: None,
+        expires_at: None,
+        traceparent: Some(trace::continued(None, headers)),
+        metadata,
+        body,
+    };
+    if let Err(error) = app.stores.publisher.publish(Message::command(&command, now, None)).await {
+        tracing::error!(%user, kind = command.kind(), %error, "A login or logout is missing in the audit trail.");
+    }
+}
+
+fn read(body: &Bytes) -> Result<(String, String), Problem> {
+    let value: Value = serde_json::from_slice(body)
+        // The parser's own message could quote a part of the password.
+        .map_err(|_| Problem::bad_request("malformed", "the body is not valid JSON"))?;
+    let Value::Object(fields) = value else {
+        return Err(Problem::bad_request("malformed", "the body is a JSON object with email and password"));
+    };
+    let mut faults = Faults::default();
+    let mut object = Object::new(fields, "", &mut faults);
+    let email = object.required("email", |object, name| object.text(name, 1, EMAIL_MAX));
+    let password = object.required("password", |object, name| match object.value(name) {
+        Some(Value::String(password)) if password.len() <= PASSWORD_MAX && !password.contains('\0') => {
+            Some(password)
+        }
+        _ => {
+            object.fault(name, format!("must be a text of at most {PASSWORD_MAX} bytes without NUL"));
+            None
+        }
+    });
+    object.finish();
+    match (email, password) {
+        (Some(email), Some(password)) if faults.0.is_empty() => Ok((email, password)),
+        _ => Err(Problem::invalid(faults.0)),
+    }
+}

@@ -1,0 +1,39 @@
+//! The shape and time to live of every key in Redis, in one place: a key that is written under one name and read
+//! under another is never read.
+
+use uuid::Uuid;
+
+/// Seconds that a task stays cached.
+pub const TASK_TTL_S: u64 = 180;
+/// Seconds that a user's profile stays cached.
+pub const PROFILE_TTL_S: u64 = 300;
+/// Seconds that a session lasts.
+pub const SESSION_TTL_S: u64 = 3600;
+/// Seconds that a generation lives: longer than anything that carries it.
+pub const GENERATION_TTL_S: u64 = 24 * 3600;
+
+/// One task, as JSON.
+pub fn task(id: Uuid) -> String {
+    format!("task:{id}")
+}
+
+/// One user without the password hash, as JSON.
+pub fn profile(user: Uuid) -> String {
+    format!("user:profile:{user}")
+}
+
+/// The generation of what depends on a user's tasks (lists, statistics). A write bumps it; a reader uses only
+/// values that carry it.
+pub fn tasks_generation(user: Uuid) -> String {
+    format!("task:generation:user:{user}")
+}
+
+/// A session, by the digest of its token: who reads Redis has no sessions.
+pub fn session(token_digest: &str) -> String {
+    format!("session:{token_digest}")
+}
+
+/// The pub/sub channel on which an intake hears of the receipts that its callers wait for.
+pub fn receipts_channel(intake: Uuid) -> String {
+    format!("receipts:{intake}")
+}

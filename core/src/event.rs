@@ -1,0 +1,209 @@
+//! Events: what changed, for the audit trail and for everyone downstream.
+
+use std::fmt;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::command::Metadata;
+
+/// The event types that commands cause.
+pub const TYPES: [&str; 9] = [
+    "task.created",
+    "task.updated",
+    "task.assigned",
+    "task.deleted",
+    "task.status_changed",
+    "user.registered",
+    "user.login",
+    "user.logout",
+    "user.profile_updated",
+];
+
+/// How long events are kept. Each event type is in one class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    UserActivity,
+    TaskEvents,
+    SystemEvents,
+    AuditLogs,
+}
+
+impl Class {
+    /// The class of an event type.
+    pub fn of(kind: &str) -> Self {
+        match kind {
+            "user.login" | "user.logout" => Self::UserActivity,
+            kind if kind.starts_with("task.") => Self::TaskEvents,
+            kind if kind.starts_with("system.") => Self::SystemEvents,
+            // Who exists and what is known of them: kept as long as the law asks.
+            _ => Self::AuditLogs,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UserActivity => "user_activity",
+            Self::TaskEvents => "task_events",
+            Self::SystemEvents => "system_events",
+            Self::AuditLogs => "audit_logs",
+        }
+    }
+}
+
+/// How long each class is kept, in days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    pub user_activity_days: u16,
+    pub task_events_days: u16,
+    pub system_events_days: u16,
+    pub audit_logs_days: u16,
+}
+
+impl Default for Retention {
+    /// The specification's times; seven years count their leap days.
+    fn default() -> Self {
+        Self { user_activity_days: 365, task_events_days: 180, system_events_days: 90, audit_logs_days: 2557 }
+    }
+}
+
+impl Retention {
+    /// When an event of a class may be removed.
+    pub fn expires_at(&self, class: Class, created_at: DateTime<Utc>) -> DateTime<Utc> {
+        let days = match class {
+            Class::UserActivity => self.user_activity_days,
+            Class::TaskEvents => self.task_events_days,
+            Class::SystemEvents => self.system_events_days,
+            Class::AuditLogs => self.audit_logs_days,
+        };
+        created_at + TimeDelta::days(i64::from(days))
+    }
+}
+
+/// An event's `_id` in MongoDB: the second in which its command was accepted, then eight bytes of a hash of the
+/// command's id and the event's place in it.
+///
+/// It follows from the command alone, so a second delivery is a duplicate key and not a second event; the time in
+/// front keeps inserts together in the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId(pub [u8; 12]);
+
+impl EventId {
+    pub fn new(accepted_at: DateTime<Utc>, command: Uuid, ordinal: u16) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(command.as_bytes());
+        hash.update(ordinal.to_be_bytes());
+        let mut id = [0; 12];
+        // Seconds as an ObjectId counts them: 32 bits, until 2106.
+        id[..4].copy_from_slice(&(accepted_at.timestamp() as u32).to_be_bytes());
+        id[4..].copy_from_slice(&hash.finalize()[..8]);
+        Self(id)
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut id = [0; 12];
+        let digits = text.as_bytes();
+        if digits.len() != 24 || !text.is_ascii() {
+            return Err(serde::de::Error::custom("an event id has 24 hexadecimal digits"));
+        }
+        for (byte, index) in id.iter_mut().zip((0..24).step_by(2)) {
+            *byte = u8::from_str_radix(&text[index..index + 2], 16).map_err(serde::de::Error::custom)?;
+        }
+        Ok(Self(id))
+    }
+}
+
+/// One change, as the audit trail keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub id: EventId,
+    /// One of [`TYPES`].
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub actor: Uuid,
+    pub entity: Uuid,
+    /// `task` or `user`.
+    pub entity_type: String,
+    /// The entity's version after the change.
+    pub version: Option<i32>,
+    /// The new values, and under `previous` the old ones.
+    pub payload: Map<String, Value>,
+    pub metadata: Metadata,
+    /// When the command was issued.
+    pub issued_at: DateTime<Utc>,
+    pub correlation: Uuid,
+    pub command: Uuid,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// When the command was applied.
+    pub created_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// An event as a CloudEvent for those downstream.
+#[derive(Serialize)]
+struct CloudEvent<'a> {
+    specversion: &'static str,
+    id: EventId,
+    source: &'static str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    subject: Uuid,
+    time: DateTime<Utc>,
+    actorid: Uuid,
+    correlationid: Uuid,
+    commandid: Uuid,
+    entitytype: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    data: &'a Map<String, Value>,
+}
+
+impl Event {
+    pub fn class(&self) -> Class {
+        Class::of(&self.kind)
+    }
+
+    /// The event as the bytes of a CloudEvents message.
+    pub fn to_cloud_event(&self) -> Vec<u8> {
+        let event = CloudEvent {
+            specversion: "1.0",
+            id: self.id,
+            source: "/taskflow",
+            kind: &self.kind,
+            subject: self.entity,
+            time: self.created_at,
+            actorid: self.actor,
+            correlationid: self.correlation,
+            commandid: self.command,
+            entitytype: &self.entity_type,
+            version: self.version,
+            traceparent: self.traceparent.as_deref(),
+            data: &self.payload,
+        };
+        // Texts, numbers and times always have a JSON form.
+        serde_json::to_vec(&event).unwrap_or_default()
+    }
+}

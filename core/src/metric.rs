@@ -1,0 +1,103 @@
+//! Every metric's name, kind, labels, unit and help text. The exporter describes them from here, the code records
+//! them by these names, and a test holds the documentation against them.
+
+/// What a metric counts or measures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// With the upper bounds of its buckets, in the metric's unit.
+    Histogram(&'static [f64]),
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+const STEP_SECONDS: &[f64] =
+    &[0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// A command may have waited in a queue for minutes: far longer than any step runs.
+const LATENCY_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
+];
+const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 350.0, 500.0, 1000.0];
+
+macro_rules! metrics {
+    ($($ident:ident = $name:literal $kind:expr, [$($label:literal),*], $help:literal;)+) => {
+        $(#[doc = $help] pub const $ident: Metric =
+            Metric { name: $name, kind: $kind, labels: &[$($label),*], help: $help };)+
+        /// All of them, in the order of the documentation.
+        pub const ALL: &[Metric] = &[$($ident),+];
+    };
+}
+
+metrics! {
+    COMMANDS_ACCEPTED = "taskflow_commands_accepted_total" Kind::Counter, ["type"],
+        "Commands that an HTTP intake has taken: the broker confirmed them.";
+    COMMANDS_REFUSED = "taskflow_commands_refused_total" Kind::Counter, ["reason"],
+        "Commands that an HTTP intake has refused: invalid, forbidden, mismatch, unavailable.";
+    COMMANDS_FINISHED = "taskflow_commands_finished_total" Kind::Counter, ["type", "outcome"],
+        "Commands that have their receipt.";
+    COMMAND_DUPLICATES = "taskflow_command_duplicates_total" Kind::Counter, ["type"],
+        "Messages whose command had its receipt already: same (dropped) or mismatch (dead letter).";
+    COMMAND_LATENCY = "taskflow_command_latency_seconds" Kind::Histogram(LATENCY_SECONDS), ["type"],
+        "Time from a command's acceptance to the commit of its receipt.";
+    BATCH_SIZE = "taskflow_batch_size" Kind::Histogram(BATCH_COMMANDS), [],
+        "Commands in one transaction.";
+    BATCH_DURATION = "taskflow_batch_duration_seconds" Kind::Histogram(STEP_SECONDS), ["step"],
+        "Time of each step of a batch: decode, claim, load, decide, write, commit, ack, relay.";
+    BATCH_RETRIES = "taskflow_batch_retries_total" Kind::Counter, ["reason"],
+        "Batches that were run again: conflict, unavailable, split (one command had to be isolated).";
+    FENCED = "taskflow_fenced_batches_total" Kind::Counter, [],
+        "Batches that were dropped since the partition's lease had gone to another worker.";
+    PARTITION_ASSIGNED = "taskflow_partition_assigned" Kind::Gauge, ["partition"],
+        "1 where this worker holds the partition's lease.";
+    QUEUE_MESSAGES = "taskflow_queue_messages" Kind::Gauge, ["queue", "state"],
+        "Messages in a queue, by state (ready), as the broker counts them.";
+    DEAD_LETTERS = "taskflow_dead_letters" Kind::Gauge, [],
+        "Messages in the dead-letter queue.";
+    DEAD_LETTERED = "taskflow_dead_lettered_total" Kind::Counter, ["reason"],
+        "Messages that this worker has sent to the dead letters.";
+    OUTBOX_PENDING = "taskflow_outbox_pending" Kind::Gauge, [],
+        "Outbox rows (one a batch) that are not known to be relayed.";
+    OUTBOX_OLDEST = "taskflow_outbox_oldest_seconds" Kind::Gauge, [],
+        "Age of the oldest outbox row.";
+    EVENTS_RELAYED = "taskflow_events_relayed_total" Kind::Counter, ["sink"],
+        "Events delivered, by sink: audit (MongoDB), cache (Redis; entities), exchange (RabbitMQ).";
+    STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],
+        "1 where the last probe of the store succeeded.";
+    STORE_CALL = "taskflow_store_call_duration_seconds" Kind::Histogram(STEP_SECONDS), ["store", "call"],
+        "Time of calls to a store.";
+    CACHE_REQUESTS = "taskflow_cache_requests_total" Kind::Counter, ["cache", "result"],
+        "Look-ups in a cache, by result: hit, miss, error.";
+    HTTP_REQUEST = "taskflow_http_request_duration_seconds" Kind::Histogram(STEP_SECONDS), ["route", "method", "status"],
+        "Time of HTTP requests, by route pattern.";
+    LOGINS = "taskflow_logins_total" Kind::Counter, ["result"],
+        "Logins, by result: ok, failed, busy.";
+    PUBLISH_IN_FLIGHT = "taskflow_publish_in_flight" Kind::Gauge, [],
+        "Messages published and not yet confirmed.";
+    BUILD_INFO = "taskflow_build_info" Kind::Gauge, ["version", "commit"],
+        "1; the labels tell the build.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_prometheus_rules() {
+        for metric in ALL {
+            assert!(metric.name.starts_with("taskflow_"), "{}", metric.name);
+            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+            if let Kind::Histogram(bounds) = metric.kind {
+                assert!(bounds.is_sorted(), "{}", metric.name);
+            }
+        }
+    }
+}

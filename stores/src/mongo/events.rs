@@ -1,0 +1,151 @@
+//! The collection `event_logs`.
+//!
+//! Events are only ever inserted. Their `_id` follows from their command, so inserting one again is a duplicate key,
+//! and that is success.
+
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::raw::CStr;
+use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocumentBuf, cstr};
+use mongodb::error::ErrorKind;
+use mongodb::options::{Acknowledgment, CollectionOptions, WriteConcern};
+use mongodb::{Collection, Database};
+use serde_json::{Map, Value};
+use taskflow_core::Event;
+
+use super::failed;
+use crate::{Kind, StoreError};
+
+/// The collection's name.
+pub const COLLECTION: &str = "event_logs";
+const DUPLICATE_KEY: i32 = 11_000;
+
+/// Where an event stands among the batches of a partition: total order where times are equal.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'p> {
+    pub partition: &'p str,
+    pub number: i64,
+}
+
+/// A handle of the collection.
+pub type Events = Collection<RawDocumentBuf>;
+
+/// The collection, with writes that are on the disks of a majority before they count.
+pub fn collection(database: &Database) -> Events {
+    let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
+    let options = CollectionOptions::builder().write_concern(concern).build();
+    database.collection_with_options(COLLECTION, options)
+}
+
+/// Inserts a batch's events; those that are there already count as inserted.
+pub async fn insert(
+    collection: &Events,
+    run: Run<'_>,
+    events: &[Event],
+) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let documents = events.iter().enumerate().map(|(index, event)| document(run, index, event));
+    let documents = documents.collect::<Result<Vec<_>, _>>()?;
+    match collection.insert_many(documents).ordered(false).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind.as_ref() {
+            ErrorKind::InsertMany(failures) if failures.write_concern_error.is_none() => {
+                let others: Vec<String> = failures
+                    .write_errors
+                    .iter()
+                    .flatten()
+                    .filter(|failure| failure.code != DUPLICATE_KEY)
+                    .map(|failure| format!("{} (code {})", failure.message, failure.code))
+                    .collect();
+                match others.first() {
+                    None => Ok(()),
+                    Some(first) => Err(StoreError::new(
+                        "mongodb",
+                        "insert events",
+                        Kind::Data,
+                        format!("{} of {} events were refused, the first: {first}", others.len(), events.len()),
+                    )),
+                }
+            }
+            _ => Err(failed("insert events")(error)),
+        },
+    }
+}
+
+fn document(run: Run<'_>, index: usize, event: &Event) -> Result<RawDocumentBuf, StoreError> {
+    build(run, index, event).map_err(|error| StoreError::new("mongodb", "encode an event", Kind::Data, error))
+}
+
+/// Straight to BSON's bytes: a map in between would cost more than all the rest of the relay.
+fn build(
+    run: Run<'_>,
+    index: usize,
+    event: &Event,
+) -> Result<RawDocumentBuf, Box<dyn std::error::Error + Send + Sync>> {
+    let mut metadata = RawDocumentBuf::new();
+    for (name, value) in [
+        (cstr!("userAgent"), &event.metadata.user_agent),
+        (cstr!("ipAddress"), &event.metadata.ip_address),
+        (cstr!("sessionId"), &event.metadata.session_id),
+    ] {
+        if let Some(value) = value {
+            metadata.append(name, value.as_str());
+        }
+    }
+    metadata.append(cstr!("timestamp"), DateTime::from_millis(event.issued_at.timestamp_millis()));
+    let mut place = RawDocumentBuf::new();
+    place.append(cstr!("p"), run.partition);
+    place.append(cstr!("n"), run.number);
+    place.append(cstr!("i"), index as i32);
+    place.append(cstr!("class"), event.class().as_str());
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    let mut document = RawDocumentBuf::new();
+    document.append(cstr!("_id"), ObjectId::from_bytes(event.id.0));
+    document.append(cstr!("type"), event.kind.as_str());
+    document.append(cstr!("actorId"), &*event.actor.hyphenated().encode_lower(&mut text));
+    document.append(cstr!("entityId"), &*event.entity.hyphenated().encode_lower(&mut text));
+    document.append(cstr!("entityType"), event.entity_type.as_str());
+    if let Some(version) = event.version {
+        document.append(cstr!("version"), version);
+    }
+    document.append(cstr!("payload"), object(&event.payload)?);
+    document.append(cstr!("metadata"), metadata);
+    document.append(cstr!("correlationId"), &*event.correlation.hyphenated().encode_lower(&mut text));
+    document.append(cstr!("commandId"), &*event.command.hyphenated().encode_lower(&mut text));
+    document.append(cstr!("run"), place);
+    document.append(cstr!("createdAt"), DateTime::from_millis(event.created_at.timestamp_millis()));
+    document.append(cstr!("expiresAt"), DateTime::from_millis(event.expires_at.timestamp_millis()));
+    Ok(document)
+}
+
+fn object(map: &Map<String, Value>) -> Result<RawDocumentBuf, Box<dyn std::error::Error + Send + Sync>> {
+    let mut document = RawDocumentBuf::new();
+    for (key, value) in map {
+        // NUL in a key is refused at the edge; this is the net below.
+        let key: &CStr = key.as_str().try_into()?;
+        document.append(key, value_of(value)?);
+    }
+    Ok(document)
+}
+
+fn value_of(value: &Value) -> Result<RawBson, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(match value {
+        Value::Null => RawBson::Null,
+        Value::Bool(value) => RawBson::Boolean(*value),
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => RawBson::Int64(whole),
+            (None, Some(float)) => RawBson::Double(float),
+            _ => RawBson::String(number.to_string()),
+        },
+        Value::String(text) => RawBson::String(text.clone()),
+        Value::Array(items) => {
+            let mut array = RawArrayBuf::new();
+            for item in items {
+                array.push(value_of(item)?);
+            }
+            RawBson::Array(array)
+        }
+        Value::Object(map) => RawBson::Document(object(map)?),
+    })
+}

@@ -1,0 +1,96 @@
+//! MongoDB: the audit trail.
+
+pub mod events;
+pub mod migrate;
+
+use std::time::Duration;
+
+use mongodb::bson::doc;
+use mongodb::options::ClientOptions;
+use mongodb::Client;
+pub use mongodb::Database;
+use serde::{Deserialize, Serialize};
+
+use crate::{Kind, StoreError};
+
+const STORE: &str = "mongodb";
+
+/// How to reach MongoDB.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// `mongodb://user:password@host:port/database`; the database's name is part of it.
+    pub url: String,
+    /// Connections of one process.
+    pub connections_max: u32,
+    /// How long a call looks for a server, in milliseconds.
+    pub server_selection_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            url: "mongodb://127.0.0.1:27017/taskflow".into(),
+            connections_max: 20,
+            server_selection_timeout_ms: 3_000,
+        }
+    }
+}
+
+/// Prepares a client. Connections are made when they are needed, so this succeeds while the server is away.
+///
+/// # Errors
+/// [`Kind::Bug`] when the URL can't be understood or names no database.
+pub async fn connect(settings: &Settings, application: &str) -> Result<Database, StoreError> {
+    let wrong = |detail: String| {
+        StoreError::new(
+            STORE,
+            "read mongodb.url",
+            Kind::Bug,
+            format!("{detail}; expected mongodb://host:port/database"),
+        )
+    };
+    let mut options = ClientOptions::parse(&settings.url).await.map_err(|error| wrong(error.to_string()))?;
+    options.app_name = Some(application.to_owned());
+    options.max_pool_size = Some(settings.connections_max);
+    options.server_selection_timeout = Some(Duration::from_millis(settings.server_selection_timeout_ms));
+    options.connect_timeout = Some(Duration::from_millis(settings.server_selection_timeout_ms));
+    let client = Client::with_options(options).map_err(|error| wrong(error.to_string()))?;
+    client.default_database().ok_or_else(|| wrong("it names no database".into()))
+}
+
+/// Asks the server for a sign of life.
+pub async fn probe(database: &Database) -> Result<(), StoreError> {
+    let ping = database.run_command(doc! { "ping": 1 });
+    match tokio::time::timeout(Duration::from_secs(3), ping).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(failed("probe")(error)),
+        Err(_) => Err(StoreError::unavailable(STORE, "probe", "no answer within 3 s")),
+    }
+}
+
+/// The server's version, such as `8.0.4`.
+pub async fn version(database: &Database) -> Result<String, StoreError> {
+    let info = database.run_command(doc! { "buildInfo": 1 }).await.map_err(failed("read the version"))?;
+    Ok(info.get_str("version").unwrap_or("unknown").to_owned())
+}
+
+pub(crate) fn failed(call: &'static str) -> impl Fn(mongodb::error::Error) -> StoreError {
+    move |error| StoreError::new(STORE, call, kind(&error), &error)
+}
+
+fn kind(error: &mongodb::error::Error) -> Kind {
+    use mongodb::error::ErrorKind as E;
+    match error.kind.as_ref() {
+        E::Command(command) => match command.code {
+            // Unauthorized, authentication failed, document validation, wrong type of a command's field.
+            13 | 18 | 72 | 121 | 9 | 14 => Kind::Bug,
+            112 | 251 => Kind::Conflict,
+            // Not primary, shutting down, time-outs, no space: the server's state, not ours.
+            _ => Kind::Unavailable,
+        },
+        E::InvalidArgument { .. } | E::BsonDeserialization(_) | E::BsonSerialization(_) => Kind::Bug,
+        E::Write(_) | E::InsertMany(_) | E::BulkWrite(_) => Kind::Data,
+        _ => Kind::Unavailable,
+    }
+}

@@ -1,0 +1,133 @@
+//! Who consumes which partition: the tables `workers`, `partition_leases` and `partition_heads`.
+//!
+//! All times are the server's, so the workers' clocks do not matter.
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::failed;
+use crate::StoreError;
+
+/// What the database says after a heartbeat.
+#[derive(Debug, Default)]
+pub struct Membership {
+    /// The live workers, this one included.
+    pub workers: Vec<Uuid>,
+    /// Partitions whose lease this worker still holds.
+    pub held: Vec<String>,
+    /// Partitions whose lease somebody else holds.
+    pub taken: Vec<String>,
+}
+
+/// Says that a worker is alive, renews its leases, and tells who else is there.
+pub async fn heartbeat(
+    pool: &PgPool,
+    worker: Uuid,
+    name: &str,
+    lease_ms: i64,
+) -> Result<Membership, StoreError> {
+    let rows: Vec<(String, Option<String>, Option<Uuid>)> = sqlx::query_as(
+        "/* heartbeat */
+        WITH me AS (
+            INSERT INTO workers (id, name, started_at, expires_at)
+            VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond')
+            ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
+        ), renewed AS (
+            UPDATE partition_leases SET expires_at = now() + $3 * interval '1 millisecond'
+            WHERE holder = $1 AND expires_at > now() RETURNING partition
+        ), gone AS (
+            DELETE FROM workers WHERE expires_at < now() - interval '1 hour'
+        )
+        SELECT 'worker', NULL, id FROM workers WHERE expires_at > now() AND id <> $1
+        UNION ALL SELECT 'held', partition, NULL FROM renewed
+        UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()",
+    )
+    .bind(worker)
+    .bind(name)
+    .bind(lease_ms)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("renew leases"))?;
+    let mut membership = Membership { workers: vec![worker], ..Membership::default() };
+    for (what, partition, id) in rows {
+        match (what.as_str(), partition, id) {
+            ("worker", _, Some(id)) => membership.workers.push(id),
+            ("held", Some(partition), _) => membership.held.push(partition),
+            (_, Some(partition), _) => membership.taken.push(partition),
+            _ => {}
+        }
+    }
+    Ok(membership)
+}
+
+/// The right to apply a partition's commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Raised at every change of hands; each batch carries it.
+    pub epoch: i64,
+    /// The number of the partition's newest batch.
+    pub batch: i64,
+}
+
+/// Takes a partition's lease if it is free; `None` if it is not.
+///
+/// Raising the epoch waits for a batch that the last holder may still be committing; after it, that holder can
+/// commit nothing.
+pub async fn acquire(
+    pool: &PgPool,
+    partition: &str,
+    worker: Uuid,
+    lease_ms: i64,
+) -> Result<Option<Lease>, StoreError> {
+    let row: Option<(i64, i64)> = sqlx::query_as(
+        "/* acquire_lease */
+        WITH lease AS (
+            INSERT INTO partition_leases AS l (partition, holder, expires_at)
+            VALUES ($1, $2, now() + $3 * interval '1 millisecond')
+            ON CONFLICT (partition) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+            WHERE l.expires_at <= now() OR l.holder = $2
+            RETURNING partition
+        )
+        INSERT INTO partition_heads AS h (partition, epoch, batch) SELECT partition, 1, 0 FROM lease
+        ON CONFLICT (partition) DO UPDATE SET epoch = h.epoch + 1
+        RETURNING epoch, batch",
+    )
+    .bind(partition)
+    .bind(worker)
+    .bind(lease_ms)
+    .fetch_optional(pool)
+    .await
+    .map_err(failed("acquire a lease"))?;
+    Ok(row.map(|(epoch, batch)| Lease { epoch, batch }))
+}
+
+/// The number of a partition's newest batch, if it still belongs to this epoch.
+pub async fn newest_batch(pool: &PgPool, partition: &str, epoch: i64) -> Result<Option<i64>, StoreError> {
+    sqlx::query_scalar("/* newest_batch */ SELECT batch FROM partition_heads WHERE partition = $1 AND epoch = $2")
+        .bind(partition)
+        .bind(epoch)
+        .fetch_optional(pool)
+        .await
+        .map_err(failed("read a partition's head"))
+}
+
+/// Gives a partition's lease back, so that the next holder need not wait for its end.
+pub async fn release(pool: &PgPool, partition: &str, worker: Uuid) -> Result<(), StoreError> {
+    sqlx::query("/* release_lease */ DELETE FROM partition_leases WHERE partition = $1 AND holder = $2")
+        .bind(partition)
+        .bind(worker)
+        .execute(pool)
+        .await
+        .map_err(failed("release a lease"))?;
+    Ok(())
+}
+
+/// Says that a worker is gone.
+pub async fn leave(pool: &PgPool, worker: Uuid) -> Result<(), StoreError> {
+    sqlx::query("/* leave */ DELETE FROM workers WHERE id = $1")
+        .bind(worker)
+        .execute(pool)
+        .await
+        .map_err(failed("leave the workers"))?;
+    Ok(())
+}

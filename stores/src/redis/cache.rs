@@ -1,0 +1,109 @@
+//! Cached entities and the generations of what depends on them.
+//!
+//! A value carries its version and replaces only an older one, so a slow writer never puts back what a faster one
+//! has replaced. A deleted task leaves a tombstone for as long as the cache would have held it, for the same reason.
+
+use redis::Script;
+use taskflow_core::cache_key;
+use taskflow_core::{Task, User};
+use uuid::Uuid;
+
+use super::{Redis, failed};
+use crate::StoreError;
+
+/// Sets each key unless what is there is as new or newer. Versions are read where our JSON has them: at the start.
+const SET_IF_NEWER: &str = r#"
+local set = 0
+for i, key in ipairs(KEYS) do
+  local value = ARGV[2 * i - 1]
+  local now = redis.call('GET', key)
+  local held = now and tonumber(string.match(now, '^{"version":(%d+)') or 0) or 0
+  if tonumber(string.match(value, '^{"version":(%d+)')) > held then
+    redis.call('SET', key, value, 'EX', ARGV[2 * i])
+    set = set + 1
+  end
+end
+return set
+"#;
+
+/// Entities in one call of the script: it holds the server while it runs.
+const CHUNK: usize = 100;
+
+/// What a batch changed, as the caches see it.
+#[derive(Debug, Default)]
+pub struct Refresh {
+    /// Keys and JSON values of entities that exist for the first time: nothing older can be there.
+    pub new: Vec<Entry>,
+    /// Keys and JSON values of changed entities.
+    pub changed: Vec<Entry>,
+    /// Generations to raise.
+    pub generations: Vec<String>,
+}
+
+/// A key with its value.
+#[derive(Debug)]
+pub struct Entry {
+    pub key: String,
+    pub value: String,
+    pub ttl_s: u64,
+}
+
+impl Refresh {
+    pub fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.changed.is_empty() && self.generations.is_empty()
+    }
+}
+
+/// A task as it is cached: what the API answers, or a tombstone.
+pub fn task_entry(task: &Task) -> Entry {
+    let value = if task.deleted_at.is_some() {
+        format!(r#"{{"version":{},"deleted":true}}"#, task.version)
+    } else {
+        serde_json::to_string(task).unwrap_or_default()
+    };
+    Entry { key: cache_key::task(task.id), value, ttl_s: cache_key::TASK_TTL_S }
+}
+
+/// A user as it is cached: what the API answers, without the password hash.
+pub fn user_entry(user: &User) -> Entry {
+    let value = serde_json::to_string(&user.public()).unwrap_or_default();
+    Entry { key: cache_key::profile(user.id), value, ttl_s: cache_key::PROFILE_TTL_S }
+}
+
+/// The generation of what depends on a user's tasks.
+pub fn generation(user: Uuid) -> String {
+    cache_key::tasks_generation(user)
+}
+
+impl Redis {
+    /// Brings the caches up to date with a batch, in one round trip.
+    pub async fn refresh(&self, refresh: &Refresh) -> Result<(), StoreError> {
+        if refresh.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.connection().await?;
+        let script = Script::new(SET_IF_NEWER);
+        let mut pipeline = redis::pipe();
+        for entry in &refresh.new {
+            let set = pipeline.cmd("SET").arg(self.key(&entry.key)).arg(&entry.value);
+            set.arg("NX").arg("EX").arg(entry.ttl_s).ignore();
+        }
+        for chunk in refresh.changed.chunks(CHUNK) {
+            let mut call = script.prepare_invoke();
+            for entry in chunk {
+                call.key(self.key(&entry.key)).arg(&entry.value).arg(entry.ttl_s);
+            }
+            pipeline.invoke_script(&call).ignore();
+        }
+        for generation in &refresh.generations {
+            let key = self.key(generation);
+            pipeline.cmd("INCR").arg(&key).ignore();
+            pipeline.cmd("EXPIRE").arg(&key).arg(cache_key::GENERATION_TTL_S).ignore();
+        }
+        if !refresh.changed.is_empty() {
+            // Known after the first call; a restart of the server forgets it.
+            script.load_async(&mut connection).await.map_err(failed("load the cache's script"))?;
+        }
+        pipeline.query_async::<()>(&mut connection).await.map_err(failed("refresh the caches"))
+    }
+}

@@ -1,0 +1,126 @@
+//! Applying a batch to its end, whatever fails: conflicts are run again, and a batch whose data the store refuses is
+//! halved until the guilty command stands alone. That one is dead; its neighbours apply.
+
+use std::time::Duration;
+
+use taskflow_core::{Item, metric};
+use taskflow_stores::postgres::batch::Relayed;
+use taskflow_stores::{Kind, StoreError, clock, observe};
+use tokio_util::sync::CancellationToken;
+
+use crate::Context;
+use crate::apply::{Applied, Fence, apply};
+use crate::backoff::Backoff;
+
+/// Conflicts in a row before the batch is halved: smaller batches meet fewer others.
+const CONFLICTS_MAX: u32 = 8;
+/// Times that a batch is run again at once while the store is away, before the partition lets go of its messages.
+const UNAVAILABLE_MAX: u32 = 3;
+
+/// How a batch ended.
+pub(crate) enum End {
+    /// All of it lasted, in one transaction or several, in order. Each goes with the index of its first item.
+    Applied(Vec<(usize, Applied)>),
+    /// The partition belongs to another worker now.
+    Fenced,
+}
+
+/// Somebody who takes dead commands before their receipts are written.
+pub(crate) trait DeadLetters {
+    /// Puts the message of an item into the dead letters.
+    async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError>;
+}
+
+/// Applies all items, in order.
+///
+/// # Errors
+/// Only what is not a command's fault: [`Kind::Unavailable`] and [`Kind::Bug`]. What was applied before it stays
+/// applied; its receipts make a repetition harmless.
+pub(crate) async fn apply_all(
+    context: &Context,
+    fence: Fence<'_>,
+    items: &mut [Item],
+    mut relayed: &[Relayed],
+    letters: &impl DeadLetters,
+    stop: &CancellationToken,
+) -> Result<End, StoreError> {
+    let mut applied = Vec::with_capacity(1);
+    // Ranges still to be applied, the next one last.
+    let mut ranges = vec![(0, items.len())];
+    while let Some((from, to)) = ranges.pop() {
+        let error = match persist(context, fence, &items[from..to], relayed, stop).await {
+            Ok(Some(batch)) => {
+                applied.push((from, batch));
+                relayed = &[];
+                continue;
+            }
+            Ok(None) => return Ok(End::Fenced),
+            Err(error) => error,
+        };
+        let splittable = error.kind == Kind::Data || error.kind == Kind::Conflict;
+        if !splittable {
+            return Err(error);
+        }
+        if to - from > 1 {
+            observe::counter(&metric::BATCH_RETRIES, &[("reason", "split")]).increment(1);
+            tracing::warn!(partition = fence.partition, commands = to - from, %error, "A batch was refused; it is halved.");
+            let middle = from + (to - from) / 2;
+            ranges.push((middle, to));
+            ranges.push((from, middle));
+        } else if error.kind == Kind::Conflict {
+            // It stands alone and still somebody is always faster: the store is the trouble, not the command.
+            return Err(StoreError { kind: Kind::Unavailable, ..error });
+        } else {
+            give_up(&mut items[from], from, &error, letters).await?;
+            ranges.push((from, to));
+        }
+    }
+    Ok(End::Applied(applied))
+}
+
+async fn give_up(
+    item: &mut Item,
+    index: usize,
+    error: &StoreError,
+    letters: &impl DeadLetters,
+) -> Result<(), StoreError> {
+    if matches!(item.content, taskflow_core::batch::Content::Dead(_)) {
+        // Its receipt holds nothing of the command any more: the fault is ours.
+        return Err(StoreError { kind: Kind::Bug, ..error.clone() });
+    }
+    tracing::error!(command = %item.id, %error, "A command can't be applied; it goes to the dead letters.");
+    let detail = error.to_string().replace('\0', "\u{fffd}");
+    letters.bury(index, "failing", &detail).await?;
+    *item = item.clone().into_dead("failing", detail);
+    Ok(())
+}
+
+/// Applies one range as one transaction, again and again while that may help.
+async fn persist(
+    context: &Context,
+    fence: Fence<'_>,
+    items: &[Item],
+    relayed: &[Relayed],
+    stop: &CancellationToken,
+) -> Result<Option<Applied>, StoreError> {
+    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
+    loop {
+        let error = match apply(context, fence, items, relayed, clock::now()).await {
+            Ok(applied) => return Ok(applied),
+            Err(error) => error,
+        };
+        let (reason, most) = match error.kind {
+            Kind::Conflict => ("conflict", CONFLICTS_MAX),
+            Kind::Unavailable => ("unavailable", UNAVAILABLE_MAX),
+            Kind::Data | Kind::Bug => return Err(error),
+        };
+        if backoff.tries() >= most {
+            return Err(error);
+        }
+        observe::counter(&metric::BATCH_RETRIES, &[("reason", reason)]).increment(1);
+        tracing::debug!(partition = fence.partition, %error, "A batch is run again.");
+        if !backoff.wait(stop).await {
+            return Err(error);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Reading deliveries: commands, and what is none. Nothing here waits for anybody.
+
+use chrono::{DateTime, Utc};
+use taskflow_core::batch::{Content, Dead};
+use taskflow_core::command::digest;
+use taskflow_core::{Item, envelope, slot};
+use taskflow_stores::rabbit::consume::Delivery;
+use uuid::Uuid;
+
+/// A batch of deliveries, read.
+pub(crate) struct Decoded {
+    /// What gets a receipt, in order.
+    pub items: Vec<Item>,
+    /// For each item: which delivery it came from, and the intake that waits for its receipt.
+    pub origins: Vec<Origin>,
+    /// Deliveries without even an id: they go to the dead letters and leave no receipt.
+    pub nameless: Vec<(usize, String)>,
+}
+
+/// Where an item came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Index of the delivery.
+    pub delivery: usize,
+    pub intake: Option<Uuid>,
+}
+
+/// Reads deliveries. `now` stands in for the time of acceptance where a publisher gave none.
+pub(crate) fn decode(deliveries: &[Delivery], now: DateTime<Utc>) -> Decoded {
+    let mut decoded = Decoded {
+        items: Vec::with_capacity(deliveries.len()),
+        origins: Vec::with_capacity(deliveries.len()),
+        nameless: Vec::new(),
+    };
+    for (index, delivery) in deliveries.iter().enumerate() {
+        // An intake's clock may be ahead of ours; nothing is accepted in the future.
+        let accepted_at = delivery.accepted_at().unwrap_or(now).min(now);
+        match read(delivery, accepted_at) {
+            Ok(item) => {
+                decoded.items.push(item);
+                decoded.origins.push(Origin { delivery: index, intake: delivery.intake() });
+            }
+            Err(detail) => decoded.nameless.push((index, detail)),
+        }
+    }
+    decoded
+}
+
+fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String> {
+    match envelope::parse(delivery.body()) {
+        Ok(command) => {
+            let expected = slot::routing_key(slot::of(command.subject));
+            let item = Item::command(command, accepted_at);
+            if delivery.routing_key() == expected {
+                return Ok(item);
+            }
+            let detail = format!(
+                "published with routing key {:?}, the subject's slot is {expected:?}: it would overtake or be overtaken",
+                delivery.routing_key()
+            );
+            Ok(item.into_dead("wrong_slot", detail))
+        }
+        Err(malformed) => {
+            let detail = malformed.summary();
+            let Some(id) = malformed.id else { return Err(detail) };
+            let dead = Dead { reason: "malformed", detail, kind: None, subject: None, actor: None };
+            Ok(Item { id, fingerprint: digest(delivery.body()), accepted_at, content: Content::Dead(dead) })
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What is measured from time to time rather than as it happens: queues, dead letters, the outbox, the stores.
+
+use std::time::Duration;
+
+use taskflow_core::metric;
+use taskflow_stores::postgres::{self, outbox};
+use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
+use taskflow_stores::{StoreError, mongo, observe};
+use tokio_util::sync::CancellationToken;
+
+use crate::Stores;
+
+const EVERY: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
+    loop {
+        observe::store_up("postgres", postgres::probe(&stores.postgres).await.is_ok());
+        observe::store_up("mongodb", mongo::probe(&stores.mongo).await.is_ok());
+        observe::store_up("redis", stores.redis.probe().await.is_ok());
+        let queues = measure_queues(stores).await;
+        observe::store_up("rabbitmq", queues.is_ok());
+        if let Err(error) = queues {
+            tracing::debug!(%error, "The queues could not be measured.");
+        }
+        match outbox::backlog(&stores.postgres).await {
+            Ok((rows, oldest_s)) => {
+                observe::gauge(&metric::OUTBOX_PENDING, &[]).set(rows as f64);
+                observe::gauge(&metric::OUTBOX_OLDEST, &[]).set(oldest_s);
+            }
+            Err(error) => tracing::debug!(%error, "The outbox could not be measured."),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+async fn measure_queues(stores: &Stores) -> Result<(), StoreError> {
+    let link = &stores.consume;
+    let mut queues: Vec<String> = Partition::all(&stores.rabbit).iter().map(|p| p.queue()).collect();
+    queues.push(DEAD_LETTERS.to_owned());
+    for (queue, depth) in link.depths(&queues).await? {
+        let ready = f64::from(depth.ready);
+        observe::gauge(&metric::QUEUE_MESSAGES, &[("queue", &queue), ("state", "ready")]).set(ready);
+        if queue == DEAD_LETTERS {
+            observe::gauge(&metric::DEAD_LETTERS, &[]).set(ready);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taskflow_core::batch::{Content, Verdict};
+use taskflow_core::{Item, metric};
+use taskflow_stores::postgres::leases::{self, Lease};
+use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::postgres::batch as transaction;
+use taskflow_stores::rabbit::consume::{Delivery, Subscription};
+use taskflow_stores::rabbit::dead_letters;
+use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::{Kind, StoreError, clock, observe};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::announce::Announcement;
+use crate::apply::{Applied, Fence, observe_step};
+use crate::backoff::Backoff;
+use crate::bisect::{DeadLetters, End, apply_all};
+use crate::collect::{Collected, Collector};
+use crate::decode::{Origin, decode};
+use crate::relay::Relay;
+use crate::sink::Batch;
+use crate::{Context, crash};
+
+/// A quiet partition tidies its outbox after this long.
+const QUIET: Duration = Duration::from_millis(100);
+/// A quiet partition that has nothing to tidy looks up this seldom.
+const QUIET_LONG: Duration = Duration::from_secs(5);
+
+/// Why a pipeline ended.
+enum Left {
+    /// It was told to.
+    Stopped,
+    /// The lease is gone: somebody else has the partition.
+    Fenced,
+}
+
+/// What a partition's pipeline knows between two batches.
+struct Pipeline<'c> {
+    context: &'c Context,
+    partition: Partition,
+    name: String,
+    epoch: i64,
+    /// The number of the newest batch.
+    newest: i64,
+    relay: Relay,
+    lease_until: watch::Receiver<Instant>,
+}
+
+/// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    partition: Partition,
+    lease: Lease,
+    lease_until: watch::Receiver<Instant>,
+    stop: CancellationToken,
+) {
+    let name = partition.to_string();
+    let relay = Relay::start(&context, &name, lease.batch);
+    let mut pipeline = Pipeline {
+        context: &context,
+        partition,
+        epoch: lease.epoch,
+        newest: lease.batch,
+        relay,
+        lease_until,
+        name,
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let started = Instant::now();
+        match pipeline.consume(&stop).await {
+            Ok(Left::Stopped) => break,
+            Ok(Left::Fenced) => {
+                observe::counter(&metric::FENCED, &[]).increment(1);
+                tracing::warn!(partition = pipeline.name, "The lease is gone; the batch in hand was not applied here.");
+                break;
+            }
+            Err(error) => {
+                observe::store_up(error.store, false);
+                if started.elapsed() > Duration::from_secs(60) {
+                    backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                }
+                match error.kind {
+                    Kind::Unavailable => tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back."),
+                    _ => tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept."),
+                }
+            }
+        }
+        if !pipeline.wait_for_stores(&mut backoff, &stop).await {
+            break;
+        }
+    }
+    let Pipeline { relay, name, .. } = pipeline;
+    let relayed = relay.drain(Duration::from_millis(context.settings.drain_ms)).await;
+    if !relayed.is_empty()
+        && let Err(error) = transaction::tidy(&context.stores.postgres, &name, &relayed).await
+    {
+        tracing::debug!(partition = name, %error, "The outbox was not tidied; the next holder relays it once more.");
+    }
+}
+
+impl Pipeline<'_> {
+    /// Subscribes, and applies batch after batch.
+    async fn consume(&mut self, stop: &CancellationToken) -> Result<Left, StoreError> {
+        let context = self.context;
+        let settings = &context.settings;
+        let prefetch = (settings.max_batch * 2).min(usize::from(u16::MAX)) as u16;
+        let link = &context.stores.consume;
+        // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
+        let subscribed = Subscription::open(link, self.partition, prefetch, stop).await?;
+        let Some(mut subscription) = subscribed else { return Ok(Left::Stopped) };
+        observe::store_up("rabbitmq", true);
+        let left = self.pipeline(&mut subscription, stop).await;
+        match &left {
+            Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => subscription.release().await,
+            // The channel itself is the trouble: it goes with its messages.
+            Err(_) => subscription.abandon(),
+        }
+        left
+    }
+
+    async fn pipeline(
+        &mut self,
+        subscription: &mut Subscription,
+        stop: &CancellationToken,
+    ) -> Result<Left, StoreError> {
+        let settings = &self.context.settings;
+        let mut collector = Collector::new(settings.max_batch, Duration::from_millis(settings.linger_ms));
+        let mut patience = QUIET;
+        loop {
+            let deliveries = match collector.collect(subscription, patience, stop).await? {
+                Collected::Batch(deliveries) => deliveries,
+                Collected::Quiet => {
+                    patience = if self.tidy().await { QUIET_LONG } else { QUIET };
+                    continue;
+                }
+                Collected::Stopped => return Ok(Left::Stopped),
+            };
+            patience = QUIET;
+            crash::point("collected");
+            if *self.lease_until.borrow() <= Instant::now() {
+                return Ok(Left::Fenced);
+            }
+            if let Some(left) = self.batch(&deliveries, stop).await? {
+                return Ok(left);
+            }
+            let start = Instant::now();
+            if let Some(last) = deliveries.last() {
+                last.ack_through().await?;
+            }
+            observe_step("ack", start);
+            crash::point("acknowledged");
+        }
+    }
+
+    /// Decode, apply, hand over. The caller acknowledges.
+    async fn batch(
+        &mut self,
+        deliveries: &[Delivery],
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        let context = self.context;
+        let start = Instant::now();
+        let mut decoded = decode(deliveries, clock::now());
+        let letters = Letters { context, partition: self.partition, deliveries, origins: &decoded.origins };
+        for (delivery, detail) in &decoded.nameless {
+            letters.send(*delivery, "malformed", detail).await?;
+        }
+        // The letter comes before the receipt that speaks of it; a crash in between sends it again.
+        for (index, item) in decoded.items.iter().enumerate() {
+            if let Content::Dead(dead) = &item.content {
+                letters.bury(index, dead.reason, &dead.detail).await?;
+            }
+        }
+        observe_step("decode", start);
+        if decoded.items.is_empty() {
+            return Ok(None);
+        }
+        observe::histogram(&metric::BATCH_SIZE, &[]).record(decoded.items.len() as f64);
+        let relayed = self.relay.take_relayed();
+        let fence = Fence { partition: &self.name, epoch: self.epoch };
+        let end = apply_all(context, fence, &mut decoded.items, &relayed, &letters, stop).await;
+        let batches = match end {
+            Ok(End::Applied(batches)) => batches,
+            Ok(End::Fenced) => return Ok(Some(Left::Fenced)),
+            Err(error) => {
+                self.relay.put_back(relayed);
+                return Err(error);
+            }
+        };
+        for (first, applied) in batches {
+            self.finish(first, applied, &decoded.items, &letters).await?;
+        }
+        Ok(None)
+    }
+
+    /// After the commit: tell who waits, bury what bears a foreign id, count, and hand over to the sinks.
+    async fn finish(
+        &mut self,
+        first: usize,
+        applied: Applied,
+        items: &[Item],
+        letters: &Letters<'_>,
+    ) -> Result<(), StoreError> {
+        let Applied { number, folded, payload, refresh } = applied;
+        let mut announcements = Vec::new();
+        for (index, verdict) in folded.verdicts.iter().enumerate() {
+            let index = first + index;
+            match verdict {
+                Verdict::Finished(receipt) => {
+                    if let Some(intake) = letters.origins[index].intake {
+                        let receipt = View::of(&folded.receipts[*receipt]);
+                        announcements.push(Announcement { intake, receipt });
+                    }
+                }
+                Verdict::Duplicate => {
+                    observe::counter(&metric::COMMAND_DUPLICATES, &[("type", "same")]).increment(1);
+                }
+                Verdict::Mismatch => {
+                    observe::counter(&metric::COMMAND_DUPLICATES, &[("type", "mismatch")]).increment(1);
+                    let detail = format!("another command with the id {} was there first", items[index].id);
+                    letters.bury(index, "idempotency_mismatch", &detail).await?;
+                }
+            }
+        }
+        self.context.announcer.announce(announcements);
+        observe_receipts(&self.name, number, &folded.receipts);
+        self.newest = number;
+        self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) });
+        Ok(())
+    }
+
+    /// Removes what is relayed from the outbox. Returns whether everything is relayed.
+    async fn tidy(&self) -> bool {
+        self.relay.nudge(self.newest);
+        let relayed = self.relay.take_relayed();
+        if relayed.is_empty() {
+            return self.relay.is_idle();
+        }
+        if let Err(error) = transaction::tidy(&self.context.stores.postgres, &self.name, &relayed).await {
+            tracing::debug!(partition = self.name, %error, "The outbox will be tidied later.");
+            self.relay.put_back(relayed);
+        }
+        false
+    }
+
+    /// Waits until Postgres and the broker answer; `false` if it is time to stop.
+    async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
+        loop {
+            if !backoff.wait(stop).await {
+                return false;
+            }
+            // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
+            match leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch).await {
+                Ok(newest) => {
+                    observe::store_up("postgres", true);
+                    self.newest = newest.unwrap_or(self.newest);
+                    return true;
+                }
+                Err(error) => {
+                    observe::store_up("postgres", false);
+                    tracing::debug!(partition = self.name, %error, "Still waiting.");
+                }
+            }
+        }
+    }
+}
+
+fn observe_receipts(partition: &str, batch: i64, receipts: &[taskflow_core::Receipt]) {
+    for receipt in receipts {
+        let kind = receipt.kind.unwrap_or("unknown");
+        let labels = [("type", kind), ("outcome", receipt.outcome.as_str())];
+        observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(1);
+        let waited = (receipt.finished_at - receipt.accepted_at).as_seconds_f64();
+        observe::histogram(&metric::COMMAND_LATENCY, &[("type", kind)]).record(waited);
+        tracing::debug!(
+            command = %receipt.id, partition, batch, kind, outcome = receipt.outcome.as_str(), code = receipt.code,
+            "The command has its receipt."
+        );
+    }
+}
+
+/// Sends messages of a batch to the dead letters.
+struct Letters<'b> {
+    context: &'b Context,
+    partition: Partition,
+    deliveries: &'b [Delivery],
+    origins: &'b [Origin],
+}
+
+impl Letters<'_> {
+    async fn send(&self, delivery: usize, reason: &'static str, detail: &str) -> Result<(), StoreError> {
+        let delivery = &self.deliveries[delivery];
+        dead_letters::send(&self.context.stores.publisher, self.partition, delivery, reason, detail).await?;
+        observe::counter(&metric::DEAD_LETTERED, &[("reason", reason)]).increment(1);
+        Ok(())
+    }
+}
+
+impl DeadLetters for Letters<'_> {
+    async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError> {
+        self.send(self.origins[index].delivery, reason, detail).await
+    }
+}

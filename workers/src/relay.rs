@@ -1,0 +1,240 @@
+//! Carries what a partition's batches have to tell to the three sinks, off the critical path and in order.
+//!
+//! Each sink follows at its own pace: while MongoDB is away, the caches stay fresh. A sink takes batches from memory
+//! while it keeps up, and from the outbox when it does not, after a crash, or for the former holder of the lease. It
+//! knows by the numbers: a partition's batches are numbered without gaps by the fence.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use taskflow_stores::postgres::batch::Relayed;
+use taskflow_stores::postgres::outbox;
+use taskflow_stores::{StoreError, observe};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Context;
+use crate::apply::observe_step;
+use crate::backoff::Backoff;
+use crate::crash;
+use crate::sink::{Batch, Sink, deliver};
+
+/// Outbox rows that are read at once.
+const READ_MAX: i64 = 8;
+
+/// The relay of one partition.
+pub(crate) struct Relay {
+    queues: Vec<mpsc::Sender<Handover>>,
+    progress: Arc<Progress>,
+    tasks: JoinSet<()>,
+    /// Ends the sinks, wherever they are.
+    abandon: CancellationToken,
+}
+
+/// A batch, or the news that there are batches up to this number in the outbox.
+#[derive(Clone)]
+struct Handover {
+    number: i64,
+    batch: Option<Arc<Batch>>,
+}
+
+/// Which sinks have which batches.
+#[derive(Default)]
+struct Progress(Mutex<BTreeMap<i64, [Option<DateTime<Utc>>; 3]>>);
+
+impl Progress {
+    fn note(&self, number: i64, sink: Sink, at: DateTime<Utc>) {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        batches.entry(number).or_default()[sink as usize] = Some(at);
+    }
+
+    /// Takes out the batches that all sinks have.
+    fn take_relayed(&self) -> Vec<Relayed> {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let relayed: Vec<Relayed> = batches
+            .iter()
+            .filter_map(|(number, at)| match *at {
+                [Some(audited_at), Some(cached_at), Some(published_at)] => {
+                    Some(Relayed { number: *number, audited_at, cached_at, published_at })
+                }
+                _ => None,
+            })
+            .collect();
+        for batch in &relayed {
+            batches.remove(&batch.number);
+        }
+        relayed
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn put_back(&self, relayed: Vec<Relayed>) {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for batch in relayed {
+            let at = [batch.audited_at, batch.cached_at, batch.published_at].map(Some);
+            batches.insert(batch.number, at);
+        }
+    }
+}
+
+impl Relay {
+    /// Starts the sinks. What is in the outbox up to batch `newest` goes first: former holders left it.
+    pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64) -> Self {
+        let progress = Arc::new(Progress::default());
+        let abandon = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let mut queues = Vec::new();
+        for sink in Sink::ALL {
+            let (sender, receiver) = mpsc::channel(context.settings.relay_queue);
+            let follower = Follower {
+                context: Arc::clone(context),
+                partition: partition.to_owned(),
+                sink,
+                last: -1,
+                progress: Arc::clone(&progress),
+                abandon: abandon.clone(),
+            };
+            tasks.spawn(follower.run(newest, receiver));
+            queues.push(sender);
+        }
+        Self { queues, progress, tasks, abandon }
+    }
+
+    /// Hands a batch over. A sink that is too far behind will find it in the outbox.
+    pub(crate) fn hand_over(&self, batch: Batch) {
+        let handover = Handover { number: batch.number, batch: Some(Arc::new(batch)) };
+        for queue in &self.queues {
+            let _ = queue.try_send(handover.clone());
+        }
+    }
+
+    /// Tells sinks that have fallen behind how far they have to go. For quiet times, when no batch tells it.
+    pub(crate) fn nudge(&self, newest: i64) {
+        for queue in &self.queues {
+            if queue.capacity() == queue.max_capacity() {
+                let _ = queue.try_send(Handover { number: newest, batch: None });
+            }
+        }
+    }
+
+    /// Whether nothing waits: no batch in a queue, none that only some sinks have.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queues.iter().all(|queue| queue.capacity() == queue.max_capacity()) && self.progress.is_empty()
+    }
+
+    /// What can be tidied away. Give it back with [`Relay::put_back`] if that fails.
+    pub(crate) fn take_relayed(&self) -> Vec<Relayed> {
+        self.progress.take_relayed()
+    }
+
+    pub(crate) fn put_back(&self, relayed: Vec<Relayed>) {
+        self.progress.put_back(relayed);
+    }
+
+    /// Lets the sinks finish what they were handed, for at most `patience`. Returns what they finished.
+    pub(crate) async fn drain(mut self, patience: Duration) -> Vec<Relayed> {
+        self.queues.clear();
+        let finished = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(patience, finished).await.is_err() {
+            tracing::info!("A sink has not caught up; the outbox keeps what it lacks.");
+            self.abandon.cancel();
+            while self.tasks.join_next().await.is_some() {}
+        }
+        self.progress.take_relayed()
+    }
+}
+
+/// One sink on its way through a partition's batches.
+struct Follower {
+    context: Arc<Context>,
+    partition: String,
+    sink: Sink,
+    /// The newest batch that the sink has.
+    last: i64,
+    progress: Arc<Progress>,
+    abandon: CancellationToken,
+}
+
+impl Follower {
+    async fn run(mut self, newest: i64, mut queue: mpsc::Receiver<Handover>) {
+        self.catch_up(newest).await;
+        while let Some(handover) = tokio::select! {
+            handover = queue.recv() => handover,
+            () = self.abandon.cancelled() => None,
+        } {
+            match handover.batch {
+                Some(batch) => {
+                    self.catch_up(handover.number - 1).await;
+                    self.take(&batch).await;
+                }
+                None => self.catch_up(handover.number).await,
+            }
+        }
+    }
+
+    /// Takes from the outbox what is there up to batch `newest`.
+    async fn catch_up(&mut self, newest: i64) {
+        while self.last < newest && !self.abandon.is_cancelled() {
+            let (postgres, last) = (&self.context.stores.postgres, self.last);
+            let read = || outbox::read(postgres, &self.partition, last, newest + 1, READ_MAX);
+            let Some(rows) = self.persist("read the outbox", read).await else { return };
+            let complete = (rows.len() as i64) < READ_MAX;
+            for (number, payload) in rows {
+                self.take(&Batch { number, payload, refresh: None }).await;
+            }
+            if complete && !self.abandon.is_cancelled() {
+                self.last = newest;
+            }
+        }
+    }
+
+    async fn take(&mut self, batch: &Batch) {
+        if !batch.payload.is_empty() {
+            let start = std::time::Instant::now();
+            let give = || deliver(&self.context, &self.partition, self.sink, batch);
+            let Some(at) = self.persist("deliver a batch", give).await else { return };
+            observe_step("relay", start);
+            crash::point("relayed");
+            self.progress.note(batch.number, self.sink, at);
+        }
+        self.last = self.last.max(batch.number);
+    }
+
+    /// Tries until it succeeds: what is in the outbox must arrive. `None` if the relay was abandoned.
+    async fn persist<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        what: &'static str,
+        work: impl Fn() -> F,
+    ) -> Option<T> {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        loop {
+            let result = tokio::select! {
+                result = work() => result,
+                () = self.abandon.cancelled() => return None,
+            };
+            match result {
+                Ok(value) => {
+                    if backoff.tries() > 0 {
+                        observe::store_up(self.sink.store(), true);
+                        tracing::info!(partition = self.partition, sink = self.sink.as_str(), "The sink follows again.");
+                    }
+                    return Some(value);
+                }
+                Err(error) => {
+                    if backoff.tries() == 0 {
+                        observe::store_up(error.store, false);
+                        tracing::warn!(partition = self.partition, sink = self.sink.as_str(), what, %error, "A sink can't follow; the outbox keeps its batches until it can.");
+                    }
+                    if !backoff.wait(&self.abandon).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
