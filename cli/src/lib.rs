@@ -1,0 +1,109 @@
+//! The program `taskflow`: one enum of subcommands and one match.
+
+mod commands;
+mod connect;
+mod exit;
+mod lifecycle;
+mod monitor;
+mod settings;
+mod telemetry;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Exit;
+
+/// Message-driven workers: commands in by HTTP or AMQP, applied once and in order to Postgres, audited in MongoDB.
+///
+/// Settings come from defaults, then a file (taskflow.toml, or --config), then TASKFLOW_… variables with nested keys
+/// joined by two underscores, such as TASKFLOW_POSTGRES__URL. A secret may also lie in a file: TASKFLOW_POSTGRES__URL_FILE.
+#[derive(Parser)]
+#[command(name = "taskflow", version, propagate_version = true, max_term_width = 110)]
+struct Program {
+    /// Settings file [default: taskflow.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start everything on this machine: four stores on ports of their own, schemas, sample data, all roles
+    Dev(commands::dev::Options),
+    /// Run the HTTP intake until SIGTERM
+    Api,
+    /// Run a worker until SIGTERM
+    Worker,
+    /// Run the scheduler until SIGTERM
+    Scheduler,
+    /// Run all roles in one process until SIGTERM
+    All,
+    /// Bring the schemas of Postgres and MongoDB up or down, or show their versions
+    #[command(subcommand)]
+    Migrate(commands::migrate::Command),
+    /// Insert the sample users and tasks (development only)
+    Seed(commands::seed::Options),
+    /// Publish commands from a file of JSON lines, with confirms
+    Send(commands::send::Options),
+    /// Show how a command ended
+    Receipt(commands::receipt::Options),
+    /// Check each store: reachable, version, schema, settings that endanger data
+    Doctor,
+    /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
+    Bench(commands::bench::Options),
+    /// Print a completion script for a shell
+    Completions(commands::completions::Options),
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let program = Program::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Exit::failed(format!("the runtime can't start: {error}")).report(program.json),
+    };
+    let json = program.json;
+    let exit = runtime.block_on(dispatch(program));
+    // Tasks that wait for a store must not hold the end up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match exit {
+        Ok(code) => code,
+        Err(exit) => exit.report(json),
+    }
+}
+
+async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
+    let Program { config, json, command } = program;
+    let load = || settings::load(config.as_deref());
+    match command {
+        Command::Dev(options) => Box::pin(commands::dev::run(options, load()?)).await,
+        Command::Api => Box::pin(commands::role::run(load()?, &[commands::role::Role::Api])).await,
+        Command::Worker => Box::pin(commands::role::run(load()?, &[commands::role::Role::Worker])).await,
+        Command::Scheduler => Box::pin(commands::role::run(load()?, &[commands::role::Role::Scheduler])).await,
+        Command::All => Box::pin(commands::role::run(load()?, &commands::role::Role::ALL)).await,
+        Command::Migrate(command) => Box::pin(commands::migrate::run(command, &load()?, json)).await,
+        Command::Seed(options) => Box::pin(commands::seed::run(options, &load()?, json)).await,
+        Command::Send(options) => Box::pin(commands::send::run(options, &load()?, json)).await,
+        Command::Receipt(options) => Box::pin(commands::receipt::run(options, &load()?, json)).await,
+        Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
+        Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
+        Command::Completions(options) => {
+            commands::completions::run(options, &mut <Program as clap::CommandFactory>::command());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::Program as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,229 @@
+//! Real servers as processes of this machine: Postgres, RabbitMQ, MongoDB and Redis, on ports of their own, with their
+//! data under one folder.
+//!
+//! `taskflow dev` and `taskflow bench` start them, and the tests start, kill, pause and restart them. As root each runs
+//! as its own user, as Debian's packages set it up; otherwise all run as who started them. Nothing here touches the
+//! standard ports, and nothing is ever stopped by name: only what was started here, known by its process id and the
+//! moment of its start.
+
+mod mongodb;
+mod ports;
+mod postgres;
+mod process;
+mod rabbitmq;
+mod redis;
+mod secret;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+pub use ports::Ports;
+use process::Process;
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Postgres,
+    RabbitMq,
+    MongoDb,
+    Redis,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::RabbitMq, Self::MongoDb, Self::Redis];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::RabbitMq => "rabbitmq",
+            Self::MongoDb => "mongodb",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// What to start, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Data, logs, passwords and process ids. Each server's user must be able to reach it.
+    pub data_dir: PathBuf,
+    pub ports: Ports,
+    /// Virtual hosts of RabbitMQ beside `taskflow`.
+    pub vhosts: Vec<String>,
+}
+
+/// One server, running or not.
+pub struct Server {
+    kind: Kind,
+    options: Options,
+    url: String,
+    /// The server last; before it what it needs (Erlang's name server).
+    processes: Vec<Process>,
+}
+
+/// How long a server may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+impl Server {
+    /// Starts a server and waits until it answers. What a former run left behind is stopped first.
+    pub async fn start(kind: Kind, options: &Options) -> Result<Self> {
+        std::fs::create_dir_all(&options.data_dir)
+            .with_context(|| format!("make the folder {}", options.data_dir.display()))?;
+        let data_dir = options.data_dir.canonicalize()?;
+        let options = Options { data_dir, ..options.clone() };
+        let url = match kind {
+            Kind::Postgres => postgres::url(&options)?,
+            Kind::RabbitMq => rabbitmq::url(&options)?,
+            Kind::MongoDb => mongodb::url(&options),
+            Kind::Redis => redis::url(&options)?,
+        };
+        let mut server = Self { kind, options, url, processes: Vec::new() };
+        server.restart().await?;
+        Ok(server)
+    }
+
+    /// Starts the server again, after [`Server::stop`] or [`Server::kill`], with the data it had.
+    pub async fn restart(&mut self) -> Result<()> {
+        let name = self.kind.as_str();
+        self.processes = match self.kind {
+            Kind::Postgres => postgres::start(&self.options).await,
+            Kind::RabbitMq => rabbitmq::start(&self.options).await,
+            Kind::MongoDb => mongodb::start(&self.options).await,
+            Kind::Redis => redis::start(&self.options).await,
+        }
+        .with_context(|| format!("start {name}"))?;
+        self.wait_ready().await?;
+        if self.kind == Kind::Postgres {
+            postgres::create_database(&self.options).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + READY_WITHIN;
+        loop {
+            let ready = match self.kind {
+                Kind::Postgres => postgres::is_ready(&self.options).await,
+                Kind::RabbitMq => rabbitmq::is_ready(&self.options).await,
+                Kind::MongoDb => mongodb::is_ready(&self.options).await,
+                Kind::Redis => redis::is_ready(&self.options).await,
+            };
+            if ready {
+                return Ok(());
+            }
+            let name = self.kind.as_str();
+            let ended = self.processes.last_mut().is_none_or(|process| !process.is_running());
+            if ended || tokio::time::Instant::now() > deadline {
+                let log = self.options.log(name);
+                let what = if ended { "ended at its start" } else { "did not get ready in a minute" };
+                bail!("{name} {what}; the end of {}:\n{}", log.display(), process::tail(&log));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// How clients reach it, password included.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.processes.last().map(Process::pid)
+    }
+
+    /// Asks the server to stop, in its own way, and waits until it has.
+    pub async fn stop(&mut self) {
+        while let Some(process) = self.processes.pop() {
+            process.stop().await;
+        }
+    }
+
+    /// Kills the server at once (SIGKILL), as a machine that loses its power would, but for the disks.
+    pub async fn kill(&mut self) {
+        while let Some(process) = self.processes.pop() {
+            process.kill().await;
+        }
+    }
+
+    /// Stops the server's clock (SIGSTOP): its connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.processes.last().inspect(|process| process.signal(nix::sys::signal::Signal::SIGSTOP));
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        self.processes.last().inspect(|process| process.signal(nix::sys::signal::Signal::SIGCONT));
+    }
+}
+
+/// All four.
+pub struct Servers {
+    pub postgres: Server,
+    pub rabbitmq: Server,
+    pub mongodb: Server,
+    pub redis: Server,
+}
+
+impl Servers {
+    /// Starts all four side by side.
+    pub async fn start(options: &Options) -> Result<Self> {
+        let (postgres, rabbitmq, mongodb, redis) = tokio::try_join!(
+            Server::start(Kind::Postgres, options),
+            Server::start(Kind::RabbitMq, options),
+            Server::start(Kind::MongoDb, options),
+            Server::start(Kind::Redis, options),
+        )?;
+        Ok(Self { postgres, rabbitmq, mongodb, redis })
+    }
+
+    /// Stops all four side by side.
+    pub async fn stop(&mut self) {
+        tokio::join!(self.postgres.stop(), self.rabbitmq.stop(), self.mongodb.stop(), self.redis.stop());
+    }
+
+    pub fn all(&mut self) -> [&mut Server; 4] {
+        [&mut self.postgres, &mut self.rabbitmq, &mut self.mongodb, &mut self.redis]
+    }
+}
+
+impl Options {
+    /// The folder of one server's data.
+    fn dir(&self, name: &str) -> PathBuf {
+        self.data_dir.join(name)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.data_dir.join("log").join(format!("{name}.log"))
+    }
+
+    fn pid_file(&self, name: &str) -> PathBuf {
+        self.data_dir.join("run").join(format!("{name}.pid"))
+    }
+
+    /// A password, made at the first use and kept.
+    fn password(&self, name: &str) -> Result<String> {
+        secret::password(&self.data_dir.join("secret").join(name))
+    }
+}
+
+/// The first of these programs that exists.
+fn find_program(candidates: &[PathBuf], name: &str, way_out: &str) -> Result<PathBuf> {
+    candidates
+        .iter()
+        .find(|path| path.is_file())
+        .cloned()
+        .with_context(|| format!("there is no {name} on this machine; {way_out}"))
+}
+
+/// Where a program lies on the PATH.
+fn on_path(name: &str) -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "where programs lie is no setting of ours")]
+    let path = std::env::var("PATH").ok()?;
+    path.split(':').map(|folder| Path::new(folder).join(name)).find(|program| program.is_file())
+}

@@ -94,3 +94,9 @@ fn kind(error: &mongodb::error::Error) -> Kind {
         _ => Kind::Unavailable,
     }
 }
+
+/// The replica set that the server belongs to; `None` for a single server.
+pub async fn replica_set(database: &Database) -> Result<Option<String>, StoreError> {
+    let hello = database.run_command(doc! { "hello": 1 }).await.map_err(failed("ask for the replica set"))?;
+    Ok(hello.get_str("setName").ok().map(str::to_owned))
+}

@@ -3,10 +3,12 @@
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 
 pub mod batch;
+pub mod health;
 pub mod leases;
 pub mod migrate;
 pub mod outbox;
 pub mod receipts;
+pub mod seed;
 pub mod tasks;
 pub mod users;
 

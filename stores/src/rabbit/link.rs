@@ -119,12 +119,6 @@ impl Link {
         }
         Ok(depths)
     }
-
-    /// The broker's version, such as `3.10.8`.
-    pub async fn version(&self) -> Result<String, StoreError> {
-        drop(self.channel().await?);
-        Ok("reachable".to_owned())
-    }
 }
 
 async fn supervise(

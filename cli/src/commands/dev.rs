@@ -1,0 +1,144 @@
+//! `taskflow dev`: everything on this machine, from nothing.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use taskflow_servers::{Ports, Servers};
+use taskflow_stores::{mongo, postgres};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::role::{self, Role};
+use super::seed;
+use crate::exit::Exit;
+use crate::settings::{Environment, Settings};
+use crate::{lifecycle, telemetry};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Folder for data, logs, passwords and dev.env
+    #[arg(long, default_value = ".taskflow", value_name = "FOLDER")]
+    data: PathBuf,
+    /// First of the six ports of the stores
+    #[arg(long, default_value_t = 17_400, value_name = "PORT")]
+    first_port: u16,
+    /// Start the stores alone, for roles that you start yourself
+    #[arg(long)]
+    only_stores: bool,
+}
+
+pub(crate) async fn run(options: Options, mut settings: Settings) -> Result<ExitCode, Exit> {
+    telemetry::start_logs(&settings)?;
+    let metrics = telemetry::start_metrics()?;
+    // Before anything slow: a port in use should be told at once.
+    let start = Instant::now();
+    let unheard = |error: std::io::Error| Exit::failed(format!("signals can't be heard: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unheard)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(unheard)?;
+    println!("Starting Postgres, RabbitMQ, MongoDB and Redis under {} …", options.data.display());
+    let servers = taskflow_servers::Options {
+        data_dir: options.data.clone(),
+        ports: Ports::from(options.first_port),
+        vhosts: Vec::new(),
+    };
+    // Dropped half-way, what has started is stopped.
+    let mut servers = tokio::select! {
+        servers = Servers::start(&servers) => servers?,
+        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
+        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
+    };
+    let result = work(&options, &mut settings, &servers, metrics, start).await;
+    println!("Stopping the stores …");
+    servers.stop().await;
+    result
+}
+
+async fn work(
+    options: &Options,
+    settings: &mut Settings,
+    servers: &Servers,
+    metrics: taskflow_api::Metrics,
+    start: Instant,
+) -> Result<ExitCode, Exit> {
+    servers.postgres.url().clone_into(&mut settings.postgres.url);
+    servers.rabbitmq.url().clone_into(&mut settings.amqp.url);
+    servers.mongodb.url().clone_into(&mut settings.mongodb.url);
+    servers.redis.url().clone_into(&mut settings.redis.url);
+    settings.environment = Environment::Development;
+
+    let pool = postgres::connect(&settings.postgres, "taskflow dev")?;
+    let database = mongo::connect(&settings.mongodb, "taskflow dev").await?;
+    let applied = postgres::migrate::up(&pool, None).await?.len() + mongo::migrate::up(&database, None).await?.len();
+    let (users, tasks) = seed::insert(&pool).await?;
+    println!("Schemas: {applied} versions applied; sample data: {users} users and {tasks} tasks are new.");
+    pool.close().await;
+
+    let env_file = options.data.join("dev.env");
+    write_env(&env_file, settings)?;
+    let stop = CancellationToken::new();
+    let roles: &[Role] = if options.only_stores { &[] } else { &Role::ALL };
+    let mut parts = if roles.is_empty() {
+        tokio::task::JoinSet::new()
+    } else {
+        role::start(settings, roles, metrics, &stop).await?
+    };
+    println!("{}", welcome(settings, &env_file, options.only_stores, start));
+    if options.only_stores {
+        let stop = stop.clone();
+        parts.spawn(async move {
+            stop.cancelled().await;
+            "stores"
+        });
+    }
+    lifecycle::run(parts, stop).await
+}
+
+/// Addresses with passwords: readable by their owner alone.
+fn write_env(file: &Path, settings: &Settings) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for (name, value) in [
+        ("POSTGRES__URL", settings.postgres.url.as_str()),
+        ("AMQP__URL", &settings.amqp.url),
+        ("MONGODB__URL", &settings.mongodb.url),
+        ("REDIS__URL", &settings.redis.url),
+        ("HTTP__LISTEN", &settings.http.listen.to_string()),
+        ("ENVIRONMENT", "development"),
+    ] {
+        let _ = writeln!(text, "TASKFLOW_{name}={value}");
+    }
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).create(true).truncate(true).mode(0o600);
+    open.open(file)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", file.display()))
+}
+
+fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Instant) -> String {
+    // Addresses without passwords: a screen may be shared.
+    let bare = |url: &str| match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        _ => url.to_owned(),
+    };
+    let mut text = format!("\nTaskFlow is up after {:.1} s.\n\n", start.elapsed().as_secs_f64());
+    if !only_stores {
+        let _ = writeln!(text, "  HTTP       http://{}", settings.http.listen);
+        let logins = seed::LOGINS.map(|(email, password)| format!("{email} / {password}")).join("   ");
+        let _ = writeln!(text, "  Log in as  {logins}");
+    }
+    for (name, url) in [
+        ("Postgres", &settings.postgres.url),
+        ("RabbitMQ", &settings.amqp.url),
+        ("MongoDB", &settings.mongodb.url),
+        ("Redis", &settings.redis.url),
+    ] {
+        let _ = writeln!(text, "  {name:<9}  {}", bare(url));
+    }
+    let env = env_file.display();
+    let _ = write!(text, "\n  For other programs: set -a; . {env}; set +a   (it holds the passwords)\n  Ctrl-C stops all of it and keeps the data.\n");
+    text
+}

@@ -1,0 +1,177 @@
+//! `taskflow doctor`: each store, whether it is reachable, fits, and is set up so that it keeps what it is given.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+use taskflow_stores::postgres::health as postgres_health;
+use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
+use taskflow_stores::{StoreError, mongo, postgres};
+use tokio_util::sync::CancellationToken;
+
+use crate::connect;
+use crate::exit::{Exit, FAILED};
+use crate::settings::Settings;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warning,
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    store: &'static str,
+    level: Level,
+    detail: String,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, store: &'static str, level: Level, detail: impl Into<String>) {
+        self.0.push(Finding { store, level, detail: detail.into() });
+    }
+
+    fn broken(&mut self, store: &'static str, error: &StoreError) {
+        self.add(store, Level::Error, format!("{}: {}", error.call, error.detail));
+    }
+}
+
+pub(crate) async fn run(settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
+    let stop = CancellationToken::new();
+    let stores = connect::stores(settings, "taskflow doctor", &stop).await?;
+    let mut findings = Findings::default();
+    look_at_postgres(&stores, &mut findings).await;
+    look_at_rabbitmq(&stores, &mut findings).await;
+    look_at_mongodb(&stores, &mut findings).await;
+    look_at_redis(&stores, &mut findings).await;
+    stop.cancel();
+    let worst = findings.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+    if json {
+        let text = serde_json::to_string(&findings.0).map_err(|error| Exit::failed(error.to_string()))?;
+        println!("{text}");
+    } else {
+        for Finding { store, level, detail } in &findings.0 {
+            let mark = match level {
+                Level::Ok => "ok     ",
+                Level::Warning => "warning",
+                Level::Error => "ERROR  ",
+            };
+            println!("{mark}  {store:<9} {detail}");
+        }
+    }
+    Ok(if worst == Level::Error { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
+    const STORE: &str = "postgres";
+    match postgres::version(&stores.postgres).await {
+        Ok(version) => {
+            let major: u32 = version.split(['.', ' ']).next().and_then(|major| major.parse().ok()).unwrap_or(0);
+            let level = if major >= 15 { Level::Ok } else { Level::Warning };
+            findings.add(STORE, level, format!("reachable, version {version} (15 or newer is wanted)"));
+        }
+        Err(error) => return findings.broken(STORE, &error),
+    }
+    match postgres::migrate::status(&stores.postgres).await {
+        Ok(versions) => {
+            let pending = versions.iter().filter(|version| !version.applied).count();
+            match pending {
+                0 => findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len())),
+                _ => findings.add(STORE, Level::Error, format!("{pending} versions of the schema are missing: `taskflow migrate up`")),
+            }
+        }
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match postgres_health::settings(&stores.postgres).await {
+        Ok(settings) => {
+            for (name, value, wanted, why) in settings {
+                let level = if value == wanted { Level::Ok } else { Level::Error };
+                let detail = if value == wanted { format!("{name} = {value}") } else { format!("{name} = {value}, must be {wanted}: {why}") };
+                findings.add(STORE, level, detail);
+            }
+        }
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match postgres_health::invalid_indexes(&stores.postgres).await {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => findings.add(STORE, Level::Warning, format!("indexes that were not built to their end: {}; `taskflow migrate up` builds them anew", names.join(", "))),
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match postgres_health::missing_privileges(&stores.postgres).await {
+        Ok(missing) if missing.is_empty() => findings.add(STORE, Level::Ok, "privileges on all tables"),
+        Ok(missing) => findings.add(STORE, Level::Error, format!("this role lacks privileges on: {}", missing.join(", "))),
+        Err(error) => findings.broken(STORE, &error),
+    }
+}
+
+async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
+    const STORE: &str = "rabbitmq";
+    if let Err(error) = stores.publish.channel().await {
+        return findings.broken(STORE, &error);
+    }
+    findings.add(STORE, Level::Ok, "reachable");
+    if stores.publish.is_blocked() {
+        findings.add(STORE, Level::Error, "it blocks publishers: a memory or disk alarm is on");
+    }
+    let mut ready = 0;
+    for partition in Partition::all(&stores.rabbit) {
+        match stores.consume.depth(&partition.queue()).await {
+            Ok(depth) => {
+                ready += depth.ready;
+                if depth.consumers == 0 && depth.ready > 0 {
+                    findings.add(STORE, Level::Warning, format!("{} has {} messages and no worker", partition.queue(), depth.ready));
+                }
+            }
+            Err(error) => findings.add(STORE, Level::Error, format!("{}: {}; a worker or the API declares it at its start", partition.queue(), error.detail)),
+        }
+    }
+    findings.add(STORE, Level::Ok, format!("{ready} messages wait in the partition queues"));
+    match stores.consume.depth(DEAD_LETTERS).await {
+        Ok(depth) if depth.ready > 0 => findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready)),
+        Ok(_) => findings.add(STORE, Level::Ok, "no dead letters"),
+        Err(error) => findings.broken(STORE, &error),
+    }
+}
+
+async fn look_at_mongodb(stores: &connect::Stores, findings: &mut Findings) {
+    const STORE: &str = "mongodb";
+    match mongo::version(&stores.mongo).await {
+        Ok(version) => findings.add(STORE, Level::Ok, format!("reachable, version {version}")),
+        Err(error) => return findings.broken(STORE, &error),
+    }
+    match mongo::replica_set(&stores.mongo).await {
+        Ok(Some(name)) => findings.add(STORE, Level::Ok, format!("member of the replica set {name}")),
+        Ok(None) => findings.add(STORE, Level::Warning, "a single server: the audit trail is on one disk; production runs a replica set"),
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match mongo::migrate::status(&stores.mongo).await {
+        Ok(versions) => match versions.iter().filter(|version| !version.applied).count() {
+            0 => findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len())),
+            pending => findings.add(STORE, Level::Error, format!("{pending} versions of the schema are missing: `taskflow migrate up`")),
+        },
+        Err(error) => findings.broken(STORE, &error),
+    }
+}
+
+async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings) {
+    const STORE: &str = "redis";
+    match stores.redis.version().await {
+        Ok(version) => findings.add(STORE, Level::Ok, format!("reachable, version {version}")),
+        Err(error) => return findings.broken(STORE, &error),
+    }
+    match stores.redis.info("memory", "maxmemory_policy").await {
+        Ok(Some(policy)) if policy.starts_with("allkeys") => findings.add(STORE, Level::Warning, format!("maxmemory-policy {policy} may evict sessions: use noeviction or volatile-lru")),
+        Ok(policy) => findings.add(STORE, Level::Ok, format!("maxmemory-policy {}", policy.unwrap_or_default())),
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match stores.redis.info("persistence", "aof_enabled").await {
+        Ok(Some(on)) if on == "1" => findings.add(STORE, Level::Ok, "append-only file is on: sessions survive a restart"),
+        Ok(_) => findings.add(STORE, Level::Warning, "append-only file is off: a restart logs everybody out"),
+        Err(error) => findings.broken(STORE, &error),
+    }
+}

@@ -1,0 +1,11 @@
+//! One file a subcommand.
+
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod dev;
+pub(crate) mod doctor;
+pub(crate) mod migrate;
+pub(crate) mod receipt;
+pub(crate) mod role;
+pub(crate) mod seed;
+pub(crate) mod send;

@@ -1,0 +1,124 @@
+//! The roles: api, worker, scheduler, or all of them in one process.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use taskflow_api::Metrics;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::connect::{self, Stores};
+use crate::exit::Exit;
+use crate::settings::Settings;
+use crate::{lifecycle, monitor, telemetry};
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Api,
+    Worker,
+    Scheduler,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 3] = [Self::Api, Self::Worker, Self::Scheduler];
+}
+
+/// Runs roles until the process is told to stop.
+pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<ExitCode, Exit> {
+    telemetry::start_logs(&settings)?;
+    let metrics = telemetry::start_metrics()?;
+    let stop = CancellationToken::new();
+    let parts = start(&settings, roles, metrics, &stop).await?;
+    lifecycle::run(parts, stop).await
+}
+
+/// Starts roles as parts of this process.
+pub(crate) async fn start(
+    settings: &Settings,
+    roles: &[Role],
+    metrics: Metrics,
+    stop: &CancellationToken,
+) -> Result<JoinSet<&'static str>, Exit> {
+    let mut parts = JoinSet::new();
+    // The connections outlive the roles: what a role holds at its end is acknowledged over them.
+    let stores = connect::stores(settings, "taskflow", &CancellationToken::new()).await?;
+    if roles.contains(&Role::Api) {
+        let listener = taskflow_api::bind(&settings.http).await.map_err(Exit::failed)?;
+        tracing::info!("Listening on http://{}", settings.http.listen);
+        parts.spawn(api(settings.clone(), &stores, metrics, listener, stop.clone()));
+    } else {
+        let port = if roles.contains(&Role::Worker) { 9101 } else { 9102 };
+        let address = settings.metrics.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
+        let listener = monitor::bind(address).await?;
+        tracing::info!("Metrics on http://{address}/metrics");
+        let (postgres, broker, stop) = (stores.postgres.clone(), stores.publish.clone(), stop.clone());
+        parts.spawn(async move {
+            monitor::run(listener, metrics, postgres, broker, stop).await;
+            "monitor"
+        });
+    }
+    if roles.contains(&Role::Worker) {
+        parts.spawn(worker(settings.clone(), &stores, stop.clone()));
+    }
+    if roles.contains(&Role::Scheduler) {
+        let (settings, stop) = (settings.scheduler.clone(), stop.clone());
+        parts.spawn(async move {
+            taskflow_scheduler::run(settings, stop).await;
+            "scheduler"
+        });
+    }
+    Ok(parts)
+}
+
+fn api(
+    settings: Settings,
+    stores: &Stores,
+    metrics: Metrics,
+    listener: tokio::net::TcpListener,
+    stop: CancellationToken,
+) -> impl Future<Output = &'static str> + Send + use<> {
+    let link = stores.publish.clone();
+    let stores = taskflow_api::Stores {
+        postgres: stores.postgres.clone(),
+        mongo: stores.mongo.clone(),
+        redis: stores.redis.clone(),
+        publisher: stores.publisher.clone(),
+    };
+    async move {
+        let declared = tokio::spawn({
+            let (rabbit, stop) = (settings.amqp.clone(), stop.clone());
+            async move { connect::declare(&link, &rabbit, &stop).await }
+        });
+        // It listens while the broker is away: health and receipts are there all the same.
+        taskflow_api::run(settings.http, stores, metrics, listener, stop).await;
+        if let Ok(Err(error)) = declared.await {
+            tracing::error!(%error, "The broker's objects do not fit.");
+        }
+        "api"
+    }
+}
+
+fn worker(
+    settings: Settings,
+    stores: &Stores,
+    stop: CancellationToken,
+) -> impl Future<Output = &'static str> + Send + use<> {
+    let stores = taskflow_workers::Stores {
+        postgres: stores.postgres.clone(),
+        mongo: stores.mongo.clone(),
+        redis: stores.redis.clone(),
+        consume: stores.consume.clone(),
+        publisher: stores.publisher.clone(),
+        rabbit: stores.rabbit.clone(),
+    };
+    let name = nix::unistd::gethostname().map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
+    async move {
+        match connect::declare(&stores.consume, &settings.amqp, &stop).await {
+            Ok(true) => taskflow_workers::run(settings.worker, settings.retention, stores, name, stop).await,
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "The worker can't start."),
+        }
+        "worker"
+    }
+}

@@ -1,0 +1,172 @@
+//! Settings: defaults, then a file, then the environment. The only place that reads the environment.
+//!
+//! What is unknown or of the wrong type stops the start, with its name, where the value came from, and what was
+//! expected.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::error::{Actual, Kind};
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use taskflow_core::event::Retention;
+use taskflow_stores::{mongo, postgres, rabbit, redis};
+
+use crate::exit::Exit;
+
+const PREFIX: &str = "TASKFLOW_";
+/// The file that is read if it is there.
+const FILE: &str = "taskflow.toml";
+/// Variables under our prefix that are no settings: a test's switches.
+const NOT_SETTINGS: [&str; 1] = ["crash_at"];
+
+/// Everything that can be set. Each part belongs to the crate that it is for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    pub postgres: postgres::Settings,
+    pub amqp: rabbit::Settings,
+    pub mongodb: mongo::Settings,
+    pub redis: redis::Settings,
+    pub http: taskflow_api::Settings,
+    pub worker: taskflow_workers::Settings,
+    pub scheduler: taskflow_scheduler::Settings,
+    pub metrics: Metrics,
+    pub retention: Retention,
+    pub environment: Environment,
+    /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
+    pub log: LogFilter,
+    pub log_format: LogFormat,
+}
+
+/// Where a worker or a scheduler shows its metrics and its health. The API shows its own on its own port.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// Default: port 9101 for a worker, 9102 for a scheduler, on the loopback interface.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Sample data and other conveniences are for development only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Environment {
+    #[default]
+    Production,
+    Development,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct LogFilter(pub String);
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        // lapin logs every broken connection at length; our own supervisor says it once.
+        Self("info,lapin=off".into())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Pretty,
+    Json,
+}
+
+/// Reads the settings.
+pub(crate) fn load(file: Option<&Path>) -> Result<Settings, Exit> {
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    figment = match file {
+        Some(file) if !file.is_file() => {
+            return Err(Exit::usage(format!("--config {}: there is no such file", file.display())));
+        }
+        Some(file) => figment.merge(Toml::file_exact(file)),
+        None => figment.merge(Toml::file_exact(FILE)),
+    };
+    // Values stay texts where a text is wanted: a password of digits is no number.
+    let variables = Env::prefixed(PREFIX)
+        .ignore(&NOT_SETTINGS)
+        .filter(|key| !key.as_str().to_ascii_lowercase().ends_with("_file"))
+        .split("__");
+    figment = figment.merge(variables);
+    for (key, value) in secrets_in_files()? {
+        figment = figment.merge(Serialized::default(&key, value));
+    }
+    figment.extract().map_err(|error| Exit::usage(explain(&error)))
+}
+
+/// `TASKFLOW_POSTGRES__URL_FILE=/run/secrets/url` is `TASKFLOW_POSTGRES__URL` with what is in the file.
+fn secrets_in_files() -> Result<Vec<(String, String)>, Exit> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    let variables = std::env::vars();
+    let mut secrets = Vec::new();
+    for (name, path) in variables {
+        let Some(key) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix("_FILE")) else { continue };
+        let text = std::fs::read_to_string(PathBuf::from(&path))
+            .map_err(|error| Exit::usage(format!("{name}={path}: {error}")))?;
+        secrets.push((key.to_ascii_lowercase().replace("__", "."), text.trim_end().to_owned()));
+    }
+    Ok(secrets)
+}
+
+/// All problems, one a line: what, from where, what was expected.
+fn explain(error: &figment::Error) -> String {
+    error.clone().into_iter().map(|error| explain_one(&error)).collect::<Vec<_>>().join("\n")
+}
+
+fn explain_one(error: &figment::Error) -> String {
+    let key = error.path.join(".");
+    let from = match error.metadata.as_ref() {
+        Some(metadata) if metadata.name.contains("environment") => {
+            format!("the environment, {PREFIX}{}", error.path.join("__").to_uppercase())
+        }
+        Some(metadata) => match &metadata.source {
+            Some(source) => source.to_string(),
+            None => metadata.name.to_string(),
+        },
+        None => "the settings".to_owned(),
+    };
+    match &error.kind {
+        Kind::UnknownField(name, known) => {
+            let path = error.path.iter().map(String::as_str).chain([name.as_str()]);
+            let key = dedup(path).join(".");
+            let closest = known
+                .iter()
+                .map(|known| (strsim::jaro_winkler(known, name), *known))
+                .max_by(|a, b| a.0.total_cmp(&b.0))
+                .filter(|(likeness, _)| *likeness > 0.75);
+            let hint = closest.map_or_else(
+                || format!("known here: {}", known.join(", ")),
+                |(_, known)| format!("did you mean `{known}`?"),
+            );
+            format!("{key}: unknown setting (from {from}); {hint}")
+        }
+        Kind::InvalidType(actual, expected) => {
+            format!("{key}: {} is not {expected} (from {from})", show(actual))
+        }
+        Kind::InvalidValue(actual, expected) => {
+            format!("{key}: {} is not {expected} (from {from})", show(actual))
+        }
+        Kind::UnknownVariant(variant, known) => {
+            format!("{key}: {variant:?} is not one of {} (from {from})", known.join(", "))
+        }
+        other => format!("{key}: {other} (from {from})"),
+    }
+}
+
+/// The path may end with the unknown name already.
+fn dedup<'p>(path: impl Iterator<Item = &'p str>) -> Vec<&'p str> {
+    let mut path: Vec<&str> = path.collect();
+    path.dedup();
+    path
+}
+
+fn show(actual: &Actual) -> String {
+    match actual {
+        Actual::Str(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}

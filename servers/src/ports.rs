@@ -1,0 +1,60 @@
+//! The ports of one set of servers.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Context, Result, bail};
+
+/// One port for each listener. All are on the loopback interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    pub postgres: u16,
+    pub rabbitmq: u16,
+    /// Erlang's distribution, which RabbitMQ can't do without.
+    pub erlang: u16,
+    /// Erlang's name server.
+    pub epmd: u16,
+    pub mongodb: u16,
+    pub redis: u16,
+}
+
+impl Ports {
+    /// Ports in a row from `first`.
+    pub fn from(first: u16) -> Self {
+        Self {
+            postgres: first,
+            rabbitmq: first + 1,
+            mongodb: first + 2,
+            redis: first + 3,
+            erlang: first + 4,
+            epmd: first + 5,
+        }
+    }
+
+    /// Ports that nobody uses at the moment, below those that the system gives to clients.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn free() -> Result<Self> {
+        let start = 10_000 + (std::process::id() % 1_000) as u16 * 16;
+        let mut free = (0..20_000_u16)
+            .map(|offset| 10_000 + (start - 10_000 + offset) % 20_000)
+            .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+        let mut next = || free.next().context("no free port between 10000 and 30000");
+        Ok(Self {
+            postgres: next()?,
+            rabbitmq: next()?,
+            erlang: next()?,
+            epmd: next()?,
+            mongodb: next()?,
+            redis: next()?,
+        })
+    }
+}
+
+/// Says who is in the way, before a server says it in its own words.
+pub(crate) fn must_be_free(port: u16, what: &str) -> Result<()> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("port {port}, wanted for {what}, is not free ({error}); `ss -ltnp 'sport = :{port}'` tells whose it is"),
+    }
+}

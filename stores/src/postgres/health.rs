@@ -1,0 +1,53 @@
+//! What a look at the server tells about it: settings that endanger data, unfinished indexes, privileges.
+
+use sqlx::PgPool;
+
+use super::failed;
+use crate::StoreError;
+
+/// Settings without which an acknowledged commit may be lost, with the value that they must have and why.
+const WANTED: [(&str, &str, &str); 3] = [
+    ("fsync", "on", "without it a power failure destroys the database"),
+    ("synchronous_commit", "on", "off loses the newest commits at a crash, whose messages are acknowledged"),
+    ("full_page_writes", "on", "without it a power failure may destroy pages"),
+];
+
+/// Name, value, wanted value, and why, of each setting that matters.
+pub async fn settings(
+    pool: &PgPool,
+) -> Result<Vec<(&'static str, String, &'static str, &'static str)>, StoreError> {
+    let mut settings = Vec::new();
+    for (name, wanted, why) in WANTED {
+        let value: String = sqlx::query_scalar("SELECT current_setting($1)")
+            .bind(name)
+            .fetch_one(pool)
+            .await
+            .map_err(failed("read a setting"))?;
+        // A standby that must confirm as well is more than `on`.
+        let value = if value == "remote_apply" { "on".to_owned() } else { value };
+        settings.push((name, value, wanted, why));
+    }
+    Ok(settings)
+}
+
+/// Indexes that were not built to their end.
+pub async fn invalid_indexes(pool: &PgPool) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
+        .fetch_all(pool)
+        .await
+        .map_err(failed("look for invalid indexes"))
+}
+
+/// Tables on which this role may not read, insert and update.
+pub async fn missing_privileges(pool: &PgPool) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = current_schema() AND c.relkind = 'r' AND c.relname <> '_sqlx_migrations'
+           AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+                    AND has_table_privilege(c.oid, 'UPDATE'))
+         ORDER BY 1",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(failed("look at the privileges"))
+}
