@@ -1,5 +1,6 @@
 //! The program `taskflow`: one enum of subcommands and one match.
 
+mod bench;
 mod commands;
 mod connect;
 mod exit;

@@ -84,7 +84,8 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Settings, Exit> {
             return Err(Exit::usage(format!("--config {}: there is no such file", file.display())));
         }
         Some(file) => figment.merge(Toml::file_exact(file)),
-        None => figment.merge(Toml::file_exact(FILE)),
+        None if Path::new(FILE).is_file() => figment.merge(Toml::file_exact(FILE)),
+        None => figment,
     };
     // Values stay texts where a text is wanted: a password of digits is no number.
     let variables = Env::prefixed(PREFIX)
@@ -153,6 +154,7 @@ fn explain_one(error: &figment::Error) -> String {
         Kind::UnknownVariant(variant, known) => {
             format!("{key}: {variant:?} is not one of {} (from {from})", known.join(", "))
         }
+        other if key.is_empty() => format!("{from}: {other}"),
         other => format!("{key}: {other} (from {from})"),
     }
 }

@@ -11,6 +11,7 @@ use anyhow::Context;
 use taskflow_servers::{Ports, Servers};
 use taskflow_stores::{mongo, postgres};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::role::{self, Role};
@@ -81,21 +82,19 @@ async fn work(
     let env_file = options.data.join("dev.env");
     write_env(&env_file, settings)?;
     let stop = CancellationToken::new();
-    let roles: &[Role] = if options.only_stores { &[] } else { &Role::ALL };
-    let mut parts = if roles.is_empty() {
-        tokio::task::JoinSet::new()
-    } else {
-        role::start(settings, roles, metrics, &stop).await?
-    };
-    println!("{}", welcome(settings, &env_file, options.only_stores, start));
     if options.only_stores {
-        let stop = stop.clone();
+        println!("{}", welcome(settings, &env_file, true, start));
+        let mut parts = JoinSet::new();
+        let stopped = stop.clone();
         parts.spawn(async move {
-            stop.cancelled().await;
+            stopped.cancelled().await;
             "stores"
         });
+        return lifecycle::run(parts, stop).await;
     }
-    lifecycle::run(parts, stop).await
+    let running = role::start(settings, &Role::ALL, metrics, &stop).await?;
+    println!("{}", welcome(settings, &env_file, false, start));
+    running.until_stopped(stop).await
 }
 
 /// Addresses with passwords: readable by their owner alone.

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use taskflow_api::Metrics;
+use taskflow_stores::postgres::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +31,33 @@ pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<ExitCode, 
     telemetry::start_logs(&settings)?;
     let metrics = telemetry::start_metrics()?;
     let stop = CancellationToken::new();
-    let parts = start(&settings, roles, metrics, &stop).await?;
-    lifecycle::run(parts, stop).await
+    let running = start(&settings, roles, metrics, &stop).await?;
+    running.until_stopped(stop).await
 }
+
+/// Roles at work in this process.
+pub(crate) struct Running {
+    parts: JoinSet<&'static str>,
+    /// The connections outlive the roles: what a role holds at its end is acknowledged over them.
+    links: CancellationToken,
+    postgres: PgPool,
+}
+
+impl Running {
+    /// Works until the process is told to stop, then says goodbye to the stores.
+    pub(crate) async fn until_stopped(self, stop: CancellationToken) -> Result<ExitCode, Exit> {
+        let code = lifecycle::run(self.parts, stop).await;
+        self.links.cancel();
+        let goodbye = async {
+            tokio::join!(self.postgres.close(), tokio::time::sleep(GOODBYE));
+        };
+        let _ = tokio::time::timeout(2 * GOODBYE, goodbye).await;
+        code
+    }
+}
+
+/// What the broker's connections have to say goodbye.
+const GOODBYE: Duration = Duration::from_millis(200);
 
 /// Starts roles as parts of this process.
 pub(crate) async fn start(
@@ -39,10 +65,10 @@ pub(crate) async fn start(
     roles: &[Role],
     metrics: Metrics,
     stop: &CancellationToken,
-) -> Result<JoinSet<&'static str>, Exit> {
+) -> Result<Running, Exit> {
     let mut parts = JoinSet::new();
-    // The connections outlive the roles: what a role holds at its end is acknowledged over them.
-    let stores = connect::stores(settings, "taskflow", &CancellationToken::new()).await?;
+    let links = CancellationToken::new();
+    let stores = connect::stores(settings, "taskflow", &links).await?;
     if roles.contains(&Role::Api) {
         let listener = taskflow_api::bind(&settings.http).await.map_err(Exit::failed)?;
         tracing::info!("Listening on http://{}", settings.http.listen);
@@ -68,7 +94,7 @@ pub(crate) async fn start(
             "scheduler"
         });
     }
-    Ok(parts)
+    Ok(Running { parts, links, postgres: stores.postgres.clone() })
 }
 
 fn api(

@@ -1,0 +1,178 @@
+//! Where the benchmark runs: four servers, and for each phase a database, a virtual host and a key prefix of its own.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sqlx::Connection;
+use taskflow_servers::{Options, Ports, Server, Servers};
+use taskflow_stores::rabbit::topology;
+use taskflow_stores::{mongo, postgres};
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+use super::Plan;
+use crate::connect::{self, Stores};
+use crate::settings::{Environment, Settings};
+
+/// Virtual hosts that are made in advance: one for each phase and round.
+const VHOSTS: usize = 24;
+
+pub(super) struct Place {
+    servers: Servers,
+    next: usize,
+    data: std::path::PathBuf,
+    base: Settings,
+}
+
+/// One phase's own corner of the servers.
+pub(super) struct Site {
+    pub settings: Settings,
+    pub stores: Stores,
+    stop: CancellationToken,
+}
+
+/// CPU seconds that a server or a process has used.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cpu {
+    pub postgres: f64,
+    pub rabbitmq: f64,
+    pub mongodb: f64,
+    pub redis: f64,
+}
+
+impl Place {
+    pub(super) async fn open(plan: &Plan) -> Result<Self> {
+        if plan.data.exists() {
+            std::fs::remove_dir_all(&plan.data).with_context(|| format!("empty {}", plan.data.display()))?;
+        }
+        let options = Options {
+            data_dir: plan.data.clone(),
+            ports: Ports::free()?,
+            vhosts: (0..VHOSTS).map(|number| format!("bench{number}")).collect(),
+        };
+        let servers = Servers::start(&options).await?;
+        Ok(Self { servers, next: 0, data: plan.data.clone(), base: plan.settings.clone() })
+    }
+
+    pub(super) async fn close(mut self) {
+        self.servers.stop().await;
+        let _ = std::fs::remove_dir_all(&self.data);
+    }
+
+    /// A fresh corner: migrated, declared, empty but for the sample users.
+    pub(super) async fn site(&mut self) -> Result<Site> {
+        let number = self.next;
+        self.next += 1;
+        if number >= VHOSTS {
+            bail!("more rounds than virtual hosts were made ({VHOSTS})");
+        }
+        let name = format!("bench{number}");
+        let mut settings = self.base.clone();
+        let with_name = |url: &str| url.rsplit_once('/').map_or_else(|| url.to_owned(), |(head, _)| format!("{head}/{name}"));
+        settings.postgres.url = with_name(self.servers.postgres.url());
+        settings.amqp.url = with_name(self.servers.rabbitmq.url());
+        settings.mongodb.url = with_name(self.servers.mongodb.url());
+        self.servers.redis.url().clone_into(&mut settings.redis.url);
+        settings.redis.key_prefix = format!("{name}:");
+        settings.environment = Environment::Development;
+        let mut admin = sqlx::PgConnection::connect(self.servers.postgres.url()).await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await?;
+        admin.close().await?;
+        let stop = CancellationToken::new();
+        let stores = connect::stores(&settings, "taskflow bench", &stop).await?;
+        postgres::migrate::up(&stores.postgres, None).await?;
+        mongo::migrate::up(&stores.mongo, None).await?;
+        crate::commands::seed::insert(&stores.postgres).await?;
+        topology::declare(&stores.publish, &stores.rabbit).await?;
+        Ok(Site { settings, stores, stop })
+    }
+
+    /// What the servers have used so far.
+    pub(super) fn cpu(&self) -> Cpu {
+        let of = |server: &Server| server.pid().map_or(0.0, group_cpu);
+        Cpu {
+            postgres: of(&self.servers.postgres),
+            rabbitmq: of(&self.servers.rabbitmq),
+            mongodb: of(&self.servers.mongodb),
+            redis: of(&self.servers.redis),
+        }
+    }
+}
+
+impl Cpu {
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            postgres: self.postgres - before.postgres,
+            rabbitmq: self.rabbitmq - before.rabbitmq,
+            mongodb: self.mongodb - before.mongodb,
+            redis: self.redis - before.redis,
+        }
+    }
+}
+
+impl Site {
+    /// Starts a role of this very program as a process of its own.
+    pub(super) fn spawn(&self, role: &str, listen: Option<&str>) -> Result<Child> {
+        let s = &self.settings;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg(role)
+            .env("TASKFLOW_POSTGRES__URL", &s.postgres.url)
+            .env("TASKFLOW_AMQP__URL", &s.amqp.url)
+            .env("TASKFLOW_MONGODB__URL", &s.mongodb.url)
+            .env("TASKFLOW_REDIS__URL", &s.redis.url)
+            .env("TASKFLOW_REDIS__KEY_PREFIX", &s.redis.key_prefix)
+            .env("TASKFLOW_METRICS__LISTEN", "127.0.0.1:0")
+            .env("TASKFLOW_LOG", "warn,lapin=off")
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        if let Some(listen) = listen {
+            command.env("TASKFLOW_HTTP__LISTEN", listen);
+        }
+        command.spawn().context("start a role")
+    }
+
+    pub(super) async fn close(self) {
+        self.stop.cancel();
+        self.stores.postgres.close().await;
+    }
+}
+
+/// Asks a role to stop, as an operator would.
+pub(super) async fn stop(mut child: Child) -> Result<()> {
+    if let Some(pid) = child.id() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGTERM)?;
+    }
+    tokio::time::timeout(Duration::from_secs(35), child.wait()).await.context("a role did not stop")??;
+    Ok(())
+}
+
+/// CPU seconds of one process.
+pub(super) fn process_cpu(pid: u32) -> f64 {
+    stat(&Path::new("/proc").join(pid.to_string())).map_or(0.0, |(_, seconds)| seconds)
+}
+
+/// The most memory that a process has had, in MiB.
+pub(super) fn peak_memory_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// CPU seconds of a process group: a server with everything it has started.
+fn group_cpu(leader: u32) -> f64 {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| stat(&entry.path())).filter(|(group, _)| *group == leader).map(|(_, s)| s).sum()
+}
+
+/// Process group and CPU seconds, from the kernel's table. Time of children that have ended counts as well.
+fn stat(process: &Path) -> Option<(u32, f64)> {
+    let text = std::fs::read_to_string(process.join("stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    // A hundred ticks a second on every Linux that matters.
+    Some((fields.get(2)?.parse().ok()?, (ticks(11) + ticks(12)) / 100.0))
+}
