@@ -79,6 +79,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A bcrypt hash in the form that users are stored with, for sample data of tests.
+///
+/// # Errors
+/// The password has more than 71 bytes, or there is no such cost.
+pub fn hash_password(password: &str, cost: u32) -> anyhow::Result<String> {
+    Ok(bcrypt::non_truncating_hash(password, cost)?)
+}
+
 async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
     let Program { config, json, command } = program;
     let load = || settings::load(config.as_deref());

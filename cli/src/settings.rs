@@ -63,8 +63,8 @@ pub(crate) struct LogFilter(pub String);
 
 impl Default for LogFilter {
     fn default() -> Self {
-        // lapin logs every broken connection at length; our own supervisor says it once.
-        Self("info,lapin=off".into())
+        // lapin logs every broken connection at length, sqlx every notice of the server; our own code says it once.
+        Self("info,lapin=off,sqlx=warn".into())
     }
 }
 

@@ -1,8 +1,13 @@
 //! The ports of one set of servers.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result, bail};
+
+/// Below those that the system gives to clients.
+const FIRST: u16 = 10_000;
+const COUNT: u16 = 20_000;
 
 /// One port for each listener. All are on the loopback interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +40,15 @@ impl Ports {
     /// # Errors
     /// There are none.
     pub fn free() -> Result<Self> {
-        let start = 10_000 + (std::process::id() % 1_000) as u16 * 16;
-        let mut free = (0..20_000_u16)
-            .map(|offset| 10_000 + (start - 10_000 + offset) % 20_000)
-            .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+        // Sets of one process go on where the last one ended; processes begin at different places.
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let first = (std::process::id() % 1_000) as u16 * 16;
+        let mut free = std::iter::repeat_with(|| {
+            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            FIRST + first.wrapping_add(step) % COUNT
+        })
+        .take(usize::from(COUNT))
+        .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
         let mut next = || free.next().context("no free port between 10000 and 30000");
         Ok(Self {
             postgres: next()?,

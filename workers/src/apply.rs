@@ -86,9 +86,9 @@ async fn work(
     crash::point("loaded");
 
     let start = Instant::now();
-    let folded = batch::fold(items, &known, state, now, &context.retention);
+    let mut folded = batch::fold(items, &known, state, now, &context.retention);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
-    let payload = payload(&folded);
+    let payload = payload(&mut folded);
     observe_step("decide", start);
 
     timed("write", async {
@@ -104,11 +104,12 @@ async fn work(
     Ok((folded, payload))
 }
 
-fn payload(folded: &Folded) -> Payload {
+fn payload(folded: &mut Folded) -> Payload {
+    let events = std::mem::take(&mut folded.events);
     let tasks = folded.new_tasks.iter().chain(&folded.changed_tasks);
     let users = folded.new_users.iter().chain(&folded.changed_users);
     Payload {
-        events: folded.events.clone(),
+        events,
         tasks: tasks.map(|task| task.id).collect(),
         users: users.map(|user| user.id).collect(),
         lists: folded.lists.iter().copied().collect(),

@@ -230,7 +230,7 @@ impl Pipeline<'_> {
         self.context.announcer.announce(announcements);
         observe_receipts(&self.name, number, &folded.receipts);
         self.newest = number;
-        self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) });
+        self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) }).await;
         Ok(())
     }
 

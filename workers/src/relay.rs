@@ -5,6 +5,7 @@
 //! knows by the numbers: a partition's batches are numbered without gaps by the fence.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,16 +23,25 @@ use crate::backoff::Backoff;
 use crate::crash;
 use crate::sink::{Batch, Sink, deliver};
 
+/// How long a batch waits for a sink that is busy. One that needs longer is left to the outbox.
+const BUSY: Duration = Duration::from_secs(1);
 /// Outbox rows that are read at once.
 const READ_MAX: i64 = 8;
 
 /// The relay of one partition.
 pub(crate) struct Relay {
-    queues: Vec<mpsc::Sender<Handover>>,
+    queues: Vec<Queue>,
     progress: Arc<Progress>,
     tasks: JoinSet<()>,
     /// Ends the sinks, wherever they are.
     abandon: CancellationToken,
+}
+
+/// The way to one sink.
+struct Queue {
+    sender: mpsc::Sender<Handover>,
+    /// It fails or hangs: nobody waits for it.
+    lagging: Arc<AtomicBool>,
 }
 
 /// A batch, or the news that there are batches up to this number in the outbox.
@@ -90,41 +100,46 @@ impl Relay {
         let mut tasks = JoinSet::new();
         let mut queues = Vec::new();
         for sink in Sink::ALL {
-            let (sender, receiver) = mpsc::channel(context.settings.relay_queue);
+            let (sender, receiver) = mpsc::channel(context.settings.relay_queue.max(1));
+            let lagging = Arc::new(AtomicBool::new(false));
             let follower = Follower {
                 context: Arc::clone(context),
                 partition: partition.to_owned(),
                 sink,
                 last: -1,
+                lagging: Arc::clone(&lagging),
                 progress: Arc::clone(&progress),
                 abandon: abandon.clone(),
             };
             tasks.spawn(follower.run(newest, receiver));
-            queues.push(sender);
+            queues.push(Queue { sender, lagging });
         }
         Self { queues, progress, tasks, abandon }
     }
 
-    /// Hands a batch over. A sink that is too far behind will find it in the outbox.
-    pub(crate) fn hand_over(&self, batch: Batch) {
+    /// Hands a batch over. A sink that is busy is waited for, so that it works from memory; one that fails or hangs
+    /// will find the batch in the outbox.
+    pub(crate) async fn hand_over(&self, batch: Batch) {
         let handover = Handover { number: batch.number, batch: Some(Arc::new(batch)) };
-        for queue in &self.queues {
-            let _ = queue.try_send(handover.clone());
+        for Queue { sender, lagging } in &self.queues {
+            if lagging.load(Ordering::Relaxed) {
+                let _ = sender.try_send(handover.clone());
+            } else if sender.send_timeout(handover.clone(), BUSY).await.is_err() {
+                lagging.store(true, Ordering::Relaxed);
+            }
         }
     }
 
     /// Tells sinks that have fallen behind how far they have to go. For quiet times, when no batch tells it.
     pub(crate) fn nudge(&self, newest: i64) {
-        for queue in &self.queues {
-            if queue.capacity() == queue.max_capacity() {
-                let _ = queue.try_send(Handover { number: newest, batch: None });
-            }
+        for Queue { sender, .. } in self.queues.iter().filter(|queue| queue.is_empty()) {
+            let _ = sender.try_send(Handover { number: newest, batch: None });
         }
     }
 
     /// Whether nothing waits: no batch in a queue, none that only some sinks have.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queues.iter().all(|queue| queue.capacity() == queue.max_capacity()) && self.progress.is_empty()
+        self.queues.iter().all(Queue::is_empty) && self.progress.is_empty()
     }
 
     /// What can be tidied away. Give it back with [`Relay::put_back`] if that fails.
@@ -149,6 +164,12 @@ impl Relay {
     }
 }
 
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.sender.capacity() == self.sender.max_capacity()
+    }
+}
+
 /// One sink on its way through a partition's batches.
 struct Follower {
     context: Arc<Context>,
@@ -156,6 +177,7 @@ struct Follower {
     sink: Sink,
     /// The newest batch that the sink has.
     last: i64,
+    lagging: Arc<AtomicBool>,
     progress: Arc<Progress>,
     abandon: CancellationToken,
 }
@@ -219,6 +241,7 @@ impl Follower {
             };
             match result {
                 Ok(value) => {
+                    self.lagging.store(false, Ordering::Relaxed);
                     if backoff.tries() > 0 {
                         observe::store_up(self.sink.store(), true);
                         tracing::info!(partition = self.partition, sink = self.sink.as_str(), "The sink follows again.");
@@ -226,6 +249,7 @@ impl Follower {
                     return Some(value);
                 }
                 Err(error) => {
+                    self.lagging.store(true, Ordering::Relaxed);
                     if backoff.tries() == 0 {
                         observe::store_up(error.store, false);
                         tracing::warn!(partition = self.partition, sink = self.sink.as_str(), what, %error, "A sink can't follow; the outbox keeps its batches until it can.");

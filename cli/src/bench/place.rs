@@ -91,7 +91,7 @@ impl Place {
 
     /// What the servers have used so far.
     pub(super) fn cpu(&self) -> Cpu {
-        let of = |server: &Server| server.pid().map_or(0.0, group_cpu);
+        let of = |server: &Server| server.pid().map_or(0.0, server_cpu);
         Cpu {
             postgres: of(&self.servers.postgres),
             rabbitmq: of(&self.servers.rabbitmq),
@@ -162,17 +162,20 @@ pub(super) fn peak_memory_mib(pid: u32) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
-/// CPU seconds of a process group: a server with everything it has started.
-fn group_cpu(leader: u32) -> f64 {
+/// CPU seconds of a server with everything it has started. Postgres gives each session a process group of its own, so
+/// children count by their parent as well.
+fn server_cpu(leader: u32) -> f64 {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes.filter_map(|entry| stat(&entry.path())).filter(|(group, _)| *group == leader).map(|(_, s)| s).sum()
+    let stats = processes.filter_map(|entry| stat(&entry.path()));
+    stats.filter(|((parent, group), _)| *group == leader || *parent == leader).map(|(_, seconds)| seconds).sum()
 }
 
-/// Process group and CPU seconds, from the kernel's table. Time of children that have ended counts as well.
-fn stat(process: &Path) -> Option<(u32, f64)> {
+/// Parent, process group, and CPU seconds, from the kernel's table.
+fn stat(process: &Path) -> Option<((u32, u32), f64)> {
     let text = std::fs::read_to_string(process.join("stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     // A hundred ticks a second on every Linux that matters.
-    Some((fields.get(2)?.parse().ok()?, (ticks(11) + ticks(12)) / 100.0))
+    let seconds = (ticks(11) + ticks(12)) / 100.0;
+    Some(((fields.get(1)?.parse().ok()?, fields.get(2)?.parse().ok()?), seconds))
 }

@@ -1,0 +1,147 @@
+//! Publishers and subscribers over AMQP: the same service without HTTP.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use futures_util::StreamExt;
+use lapin::BasicProperties;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use taskflow_core::slot;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::rabbit::topology::{COMMANDS, COMMANDS_LOW, DEAD_LETTERS, EVENTS};
+use taskflow_tests::commands::{command, id, subject_in_slot};
+use taskflow_tests::{Result, Site, wait};
+use uuid::Uuid;
+
+use crate::{cluster, with_site};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        with_site("commands published over AMQP are applied", applied),
+        with_site("what is no command goes to the dead letters, untouched", dead_letters),
+        with_site("a poisonous row is isolated, its neighbours apply", poisonous_row),
+        with_site("events reach whoever has bound a queue", events),
+    ]
+}
+
+async fn publish(site: &Site, exchange: &str, key: &str, body: Vec<u8>) -> Result {
+    let message = Message {
+        exchange: exchange.into(),
+        routing_key: key.into(),
+        body,
+        properties: BasicProperties::default().with_delivery_mode(2).with_content_type("application/cloudevents+json".into()),
+        mandatory: true,
+        lane: 0,
+    };
+    Ok(site.publisher.publish(message).await?)
+}
+
+fn key(subject: Uuid) -> &'static str {
+    slot::routing_key(slot::of(subject))
+}
+
+async fn applied(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    for (exchange, priority) in [(COMMANDS, "normal"), (COMMANDS_LOW, "low")] {
+        let subject = id();
+        let mut create = command("task.create", subject, json!({ "title": priority }));
+        create["priority"] = json!(priority);
+        publish(&site, exchange, key(subject), create.to_string().into_bytes()).await?;
+    }
+    wait::until("both are applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 2)).await?;
+    worker.stop().await
+}
+
+async fn dead_letters(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let subject = subject_in_slot(0x10);
+    let neighbour = command("task.create", subject_in_slot(0x10), json!({ "title": "a good neighbour" }));
+    let mut invalid = command("task.create", subject, json!({ "title": "" }));
+    let wrong_slot = command("task.create", subject, json!({ "title": "in the wrong queue" }));
+    invalid["surprise"] = json!(1);
+    let bodies: [(&str, Vec<u8>, &str); 4] = [
+        ("10", b"\xff\xfe no text at all".to_vec(), "malformed"),
+        ("10", br#"{"title": "\ud800"}"#.to_vec(), "malformed"),
+        ("10", invalid.to_string().into_bytes(), "malformed"),
+        ("14", wrong_slot.to_string().into_bytes(), "wrong_slot"),
+    ];
+    for (key, body, _) in &bodies {
+        publish(&site, COMMANDS, key, body.clone()).await?;
+    }
+    publish(&site, COMMANDS, "10", neighbour.to_string().into_bytes()).await?;
+    wait::until("the neighbour is applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1)).await?;
+    wait::until("four dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 4)).await?;
+    let channel = site.link.channel().await?;
+    let mut letters = Vec::new();
+    while letters.len() < 4 {
+        let letter = channel.basic_get(DEAD_LETTERS.into(), BasicGetOptions::default()).await?.context("a dead letter")?;
+        letter.acker.ack(BasicAckOptions::default()).await?;
+        letters.push((text_header(&letter.properties, "taskflow-reason"), letter.data.clone()));
+    }
+    for (_, body, reason) in bodies {
+        ensure!(letters.iter().any(|(why, bytes)| why == reason && *bytes == body), "{reason} is missing: {letters:?}");
+    }
+    // Those that have an id can be looked up.
+    let dead = site.count("SELECT count(*) FROM receipts WHERE outcome = 'dead'").await?;
+    ensure!(dead == 2, "{dead} receipts say dead");
+    // No slot at all: the alternate exchange takes it.
+    publish(&site, COMMANDS, "no slot", wrong_slot.to_string().into_bytes()).await?;
+    wait::until("the misrouted one is there", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1)).await?;
+    worker.stop().await
+}
+
+fn text_header(properties: &BasicProperties, name: &str) -> String {
+    match properties.headers().as_ref().and_then(|headers| headers.inner().get(name)) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The table refuses a row that the decisions let through, as a bug of ours would.
+async fn poisonous_row(site: Arc<Site>) -> Result {
+    site.sql("ALTER TABLE tasks ADD CONSTRAINT no_poison CHECK (title <> 'poison')").await?;
+    let cluster = cluster(&site)?;
+    for number in 0..40 {
+        let subject = subject_in_slot(0x20);
+        let title = if number == 23 { "poison".to_owned() } else { format!("task {number}") };
+        let create = command("task.create", subject, json!({ "title": title }));
+        publish(&site, COMMANDS, "20", create.to_string().into_bytes()).await?;
+    }
+    let worker = cluster.worker()?;
+    wait::until("all have receipts", async || Ok(site.count("SELECT count(*) FROM receipts").await? == 40)).await?;
+    ensure!(site.count("SELECT count(*) FROM tasks").await? == 39, "a neighbour was harmed");
+    let (code, detail): (String, String) =
+        sqlx::query_as("SELECT code, detail FROM receipts WHERE outcome = 'dead'").fetch_one(&site.postgres).await?;
+    ensure!(code == "failing" && detail.contains("no_poison"), "{code}: {detail}");
+    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready >= 1)).await?;
+    worker.stop().await
+}
+
+async fn events(site: Arc<Site>) -> Result {
+    let channel = site.link.channel().await?;
+    let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+    channel.queue_bind(queue.name().clone(), EVENTS.into(), "task.*".into(), QueueBindOptions::default(), FieldTable::default()).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await?;
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let subject = id();
+    let mut create = command("task.create", subject, json!({ "title": "to be told" }));
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    create["traceparent"] = json!(format!("00-{trace}-b7ad6b7169203331-01"));
+    create["correlationid"] = json!(id());
+    publish(&site, COMMANDS, key(subject), create.to_string().into_bytes()).await?;
+    let delivery = tokio::time::timeout(std::time::Duration::from_secs(60), consumer.next()).await?.context("an event")??;
+    let event: Value = serde_json::from_slice(&delivery.data)?;
+    ensure!(delivery.routing_key.as_str() == "task.created" && event["type"] == "task.created", "{event}");
+    ensure!(event["specversion"] == "1.0" && event["subject"] == json!(subject) && event["commandid"] == create["id"], "{event}");
+    ensure!(event["correlationid"] == create["correlationid"] && event["data"]["title"] == "to be told", "{event}");
+    ensure!(event["traceparent"].as_str().is_some_and(|parent| parent.contains(trace)), "{event}");
+    worker.stop().await
+}

@@ -1,0 +1,28 @@
+//! The way of a command, end to end.
+
+mod amqp;
+mod bad_input;
+mod cli;
+mod commands;
+mod duplicates;
+mod order;
+mod sessions;
+mod stream;
+
+use libtest_mimic::Trial;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    [
+        commands::tests(),
+        duplicates::tests(),
+        order::tests(),
+        amqp::tests(),
+        bad_input::tests(),
+        stream::tests(),
+        sessions::tests(),
+        cli::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

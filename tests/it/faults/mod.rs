@@ -1,0 +1,11 @@
+//! What breaks, and what must hold all the same.
+
+mod crashes;
+mod shutdown;
+mod stores;
+
+use libtest_mimic::Trial;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    [crashes::tests(), shutdown::tests(), stores::tests()].into_iter().flatten().collect()
+}

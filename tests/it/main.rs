@@ -1,0 +1,84 @@
+//! The single test binary. It starts the servers once, runs the tests side by side, and stops the servers.
+//!
+//! A test is an async function that gets a corner of the servers of its own. Those that stop servers start a set of
+//! their own.
+
+mod contract;
+mod e2e;
+mod faults;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use taskflow_tests::{Cluster, Result, Site, World};
+
+/// Tests at a time: they wait more than they work.
+const AT_ONCE: usize = 4;
+const PROGRAM: &str = env!("CARGO_BIN_EXE_taskflow-under-test");
+
+/// The shared servers, started by the first test that needs them.
+struct Shared {
+    runtime: tokio::runtime::Runtime,
+    world: tokio::sync::OnceCell<World>,
+}
+
+static SHARED: OnceLock<Shared> = OnceLock::new();
+
+fn shared() -> &'static Shared {
+    SHARED.get_or_init(|| Shared {
+        runtime: tokio::runtime::Runtime::new().expect("a runtime"),
+        world: tokio::sync::OnceCell::new(),
+    })
+}
+
+/// A test with a corner of the shared servers.
+fn with_site(name: &str, test: impl AsyncFnOnce(Arc<Site>) -> Result + Send + 'static) -> Trial {
+    trial(name, async move || {
+        let world = shared().world.get_or_try_init(|| World::start(100)).await?;
+        test(Arc::new(Site::new(world).await?)).await
+    })
+}
+
+/// A test with servers of its own, which it may stop.
+fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'static) -> Trial {
+    trial(name, async move || {
+        let world = World::start(2).await?;
+        let result = test(&world).await;
+        world.stop().await;
+        result
+    })
+}
+
+/// A test without servers.
+fn plain(name: &str, test: impl FnOnce() -> Result + Send + 'static) -> Trial {
+    Trial::test(name, move || test().map_err(|error| format!("{error:#}").into()))
+}
+
+fn trial(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        shared().runtime.block_on(test()).map_err(|error| format!("{error:#}").into())
+    })
+}
+
+fn cluster(site: &Site) -> Result<Cluster<'_>> {
+    Cluster::new(site, PROGRAM)
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let tests = [e2e::tests(), faults::tests(), contract::tests()].into_iter().flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    if let Some(shared) = SHARED.get()
+        && shared.world.initialized()
+    {
+        // The servers end with their folder; a polite stop would only take time.
+        shared.runtime.block_on(async {
+            if let Some(world) = shared.world.get() {
+                world.discard().await;
+            }
+        });
+    }
+    if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,117 @@
+//! The program under test, as processes.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::{Client, Site, wait};
+
+/// Starts processes for one site.
+pub struct Cluster<'s> {
+    site: &'s Site,
+    program: PathBuf,
+    logs: tempfile::TempDir,
+    started: std::sync::atomic::AtomicUsize,
+}
+
+/// A role that runs.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl<'s> Cluster<'s> {
+    pub fn new(site: &'s Site, program: &str) -> Result<Self> {
+        let logs = tempfile::Builder::new().prefix("taskflow-log-").tempdir()?;
+        Ok(Self { site, program: program.into(), logs, started: std::sync::atomic::AtomicUsize::new(0) })
+    }
+
+    /// Starts a worker.
+    pub fn worker(&self) -> Result<Process> {
+        self.spawn("worker", &[])
+    }
+
+    /// Starts a worker that ends itself (SIGKILL) at a step: `name:n` is the n-th time there.
+    pub fn crashing_worker(&self, at: &str) -> Result<Process> {
+        self.spawn("worker", &[("TASKFLOW_CRASH_AT", at)])
+    }
+
+    /// Starts an API and a client for it.
+    pub async fn api(&self) -> Result<(Process, Client)> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        drop(listener);
+        let process = self.spawn("api", &[("TASKFLOW_HTTP__LISTEN", &address)])?;
+        let client = Client::new(&format!("http://{address}"))?;
+        wait::until("the API is ready", async || Ok(client.get("/readyz").await?.status() == 200)).await?;
+        Ok((process, client))
+    }
+
+    pub fn spawn(&self, role: &str, env: &[(&str, &str)]) -> Result<Process> {
+        let number = self.started.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = self.logs.path().join(format!("{number}-{role}.log"));
+        let file = std::fs::File::create(&log)?;
+        let child = self.command(&[role], env).stdout(Stdio::null()).stderr(file).spawn()?;
+        Ok(Process { child, log })
+    }
+
+    /// Runs a subcommand to its end.
+    pub async fn run(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Output> {
+        Ok(self.command(args, env).stdin(Stdio::null()).output().await?)
+    }
+
+    /// A command of the program, with this site's settings.
+    pub fn command(&self, args: &[&str], env: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(args)
+            .current_dir(self.logs.path())
+            .env("TASKFLOW_LOG", "info,lapin=off")
+            .envs(self.site.env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().copied())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+impl Process {
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(self.child.id().context("the process has ended")?.cast_signed()))
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// Asks it to stop and waits until it has; it must say that all went well.
+    pub async fn stop(mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let status = self.ended().await?;
+        ensure!(status.success(), "it ended with {status}:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Kills it at once.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill().await?;
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(60), self.child.wait()).await;
+        Ok(ended.with_context(|| format!("it does not end:\n{}", self.log()))??)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}

@@ -1,0 +1,150 @@
+//! The promise, checked from outside: nothing lost, nothing doubled, nothing out of order, all stores agree.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use taskflow_core::envelope;
+use taskflow_stores::clock;
+use taskflow_stores::rabbit::publish::{Message, Publisher};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::commands::{command, subject_in_slot};
+use crate::{Site, wait};
+
+/// What was accepted: the commands of each subject, in order.
+#[derive(Debug, Default)]
+pub struct Accepted {
+    pub subjects: HashMap<Uuid, Vec<Uuid>>,
+}
+
+impl Accepted {
+    pub fn commands(&self) -> usize {
+        self.subjects.values().map(Vec::len).sum()
+    }
+}
+
+/// A stream of dependent updates: every command names the version that its predecessor leaves behind, so that one
+/// that is lost, doubled or out of order makes the rest fail.
+pub struct Stream {
+    tasks: JoinSet<Result<(Uuid, Vec<Uuid>)>>,
+    enough: Arc<AtomicBool>,
+}
+
+impl Stream {
+    /// Publishes to `subjects` subjects at once, until [`Stream::end`] and at least `least` commands each. A command
+    /// whose confirm does not come is published again under the same id before the next one.
+    pub fn start(site: &Site, subjects: usize, least: usize) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for number in 0..subjects {
+            let subject = subject_in_slot((number * 37 % 256) as u8);
+            tasks.spawn(publish(site.publisher.clone(), subject, least, Arc::clone(&enough)));
+        }
+        Self { tasks, enough }
+    }
+
+    /// Ends the stream; returns what was accepted.
+    pub async fn end(mut self) -> Result<Accepted> {
+        self.enough.store(true, Ordering::SeqCst);
+        let mut accepted = Accepted::default();
+        while let Some(ended) = self.tasks.join_next().await {
+            let (subject, ids) = ended??;
+            accepted.subjects.insert(subject, ids);
+        }
+        Ok(accepted)
+    }
+}
+
+async fn publish(
+    publisher: Publisher,
+    subject: Uuid,
+    least: usize,
+    enough: Arc<AtomicBool>,
+) -> Result<(Uuid, Vec<Uuid>)> {
+    let mut ids = Vec::new();
+    while ids.len() < least || !enough.load(Ordering::SeqCst) {
+        let version = ids.len();
+        let value = match version {
+            0 => command("task.create", subject, json!({ "title": "version 1" })),
+            _ => command("task.update", subject, json!({
+                "title": format!("version {}", version + 1), "expectedversion": version,
+            })),
+        };
+        let command = envelope::read(value)?;
+        let mut tries = 0;
+        while let Err(error) = publisher.publish(Message::command(&command, clock::now(), None)).await {
+            tries += 1;
+            ensure!(tries < 600, "the broker does not take commands: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ids.push(command.id);
+    }
+    Ok((subject, ids))
+}
+
+/// Waits until everything has settled, then checks every part of the promise.
+pub async fn check(site: &Site, accepted: &Accepted) -> Result<()> {
+    let expected = accepted.commands() as i64;
+    wait::until("every command has its receipt", async || {
+        let have = site.count("SELECT count(*) FROM receipts").await?;
+        ensure!(have >= expected, "{have} receipts of {expected}");
+        Ok(true)
+    })
+    .await?;
+    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0)).await?;
+
+    let rows: Vec<(Uuid, String, Option<i32>, i16)> =
+        sqlx::query_as("SELECT id, outcome::text, version, events FROM receipts").fetch_all(&site.postgres).await?;
+    let receipts: HashMap<Uuid, (String, Option<i32>, i16)> =
+        rows.into_iter().map(|(id, outcome, version, events)| (id, (outcome, version, events))).collect();
+    ensure!(receipts.len() as i64 == expected, "{} receipts for {expected} commands", receipts.len());
+    for (subject, ids) in &accepted.subjects {
+        for (index, id) in ids.iter().enumerate() {
+            let (outcome, version, _) = receipts.get(id).with_context(|| format!("{id} has no receipt"))?;
+            ensure!(outcome == "applied", "command {index} of {subject} is {outcome}");
+            ensure!(*version == Some(index as i32 + 1), "command {index} of {subject} left version {version:?}");
+        }
+        let (title, version): (String, i32) = sqlx::query_as("SELECT title, version FROM tasks WHERE id = $1")
+            .bind(subject)
+            .fetch_one(&site.postgres)
+            .await?;
+        ensure!(version as usize == ids.len(), "{subject} has version {version} after {} commands", ids.len());
+        ensure!(title == format!("version {version}"), "{subject} is called {title:?}");
+    }
+    check_events(site, accepted).await?;
+    check_caches(site, accepted).await
+}
+
+async fn check_events(site: &Site, accepted: &Accepted) -> Result<()> {
+    let events = site.events().await?;
+    ensure!(events.len() == accepted.commands(), "{} events for {} commands", events.len(), accepted.commands());
+    let mut versions: HashMap<String, Vec<i32>> = HashMap::new();
+    let mut commands = BTreeSet::new();
+    for event in &events {
+        versions.entry(event.get_str("entityId")?.to_owned()).or_default().push(event.get_i32("version")?);
+        commands.insert(event.get_str("commandId")?.to_owned());
+    }
+    ensure!(commands.len() == events.len(), "a command has two events");
+    for (subject, ids) in &accepted.subjects {
+        let seen = versions.get(&subject.to_string()).context("a subject without events")?;
+        let expected: Vec<i32> = (1..=ids.len() as i32).collect();
+        ensure!(*seen == expected, "the events of {subject} have the versions {seen:?}");
+    }
+    Ok(())
+}
+
+/// What is cached is the newest state; it may have expired, but it may not be old.
+async fn check_caches(site: &Site, accepted: &Accepted) -> Result<()> {
+    for (subject, ids) in &accepted.subjects {
+        if let Some(value) = site.cached(&format!("task:{subject}")).await? {
+            let value: serde_json::Value = serde_json::from_str(&value)?;
+            ensure!(value["version"] == ids.len(), "task:{subject} is cached with version {}", value["version"]);
+        }
+    }
+    Ok(())
+}

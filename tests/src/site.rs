@@ -1,0 +1,117 @@
+//! A test's own corner of the servers: database, virtual host, collection set, key prefix.
+
+use anyhow::Result;
+use mongodb::bson::{Document, doc};
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::rabbit::link::Link;
+use taskflow_stores::rabbit::publish::Publisher;
+use taskflow_stores::rabbit::topology;
+use taskflow_stores::redis::Redis;
+use taskflow_stores::{mongo, postgres, rabbit, redis};
+use tokio_util::sync::CancellationToken;
+
+use crate::World;
+use crate::world::with_name;
+
+pub struct Site {
+    pub postgres: PgPool,
+    pub mongo: mongo::Database,
+    pub redis: Redis,
+    pub link: Link,
+    pub publisher: Publisher,
+    pub rabbit: rabbit::Settings,
+    /// For the program under test.
+    pub env: Vec<(String, String)>,
+    pub redis_prefix: String,
+    pub redis_url: String,
+    stop: CancellationToken,
+}
+
+impl Site {
+    /// A fresh corner: migrated, seeded with two users, the broker's objects declared.
+    pub async fn new(world: &World) -> Result<Self> {
+        let number = world.next_corner()?;
+        let urls = world.urls();
+        let name = format!("t{number}");
+        world.copy_template(&name).await?;
+        let prefix = format!("{name}:");
+        let postgres_settings = postgres::Settings {
+            url: with_name(&urls.postgres, &name),
+            connections_max: 6,
+            ..postgres::Settings::default()
+        };
+        let rabbit_settings = rabbit::Settings {
+            url: with_name(&urls.amqp, &name),
+            partitions: 4,
+            low_partitions: 1,
+            ..rabbit::Settings::default()
+        };
+        let mongo_settings = mongo::Settings { url: with_name(&urls.mongodb, &name), ..Default::default() };
+        let redis_settings = redis::Settings { url: urls.redis.clone(), key_prefix: prefix.clone(), ..Default::default() };
+        let stop = CancellationToken::new();
+        let link = Link::start(&rabbit_settings, "taskflow test", stop.clone())?;
+        let publish = Link::start(&rabbit_settings, "taskflow test publish", stop.clone())?;
+        let mongo = mongo::connect(&mongo_settings, "taskflow test").await?;
+        mongo::migrate::up(&mongo, None).await?;
+        topology::declare(&link, &rabbit_settings).await?;
+        let env = [
+            ("POSTGRES__URL", postgres_settings.url.as_str()),
+            ("POSTGRES__CONNECTIONS_MAX", "12"),
+            ("AMQP__URL", &rabbit_settings.url),
+            ("AMQP__PARTITIONS", "4"),
+            ("AMQP__LOW_PARTITIONS", "1"),
+            ("MONGODB__URL", &mongo_settings.url),
+            ("REDIS__URL", &urls.redis),
+            ("REDIS__KEY_PREFIX", &prefix),
+            ("METRICS__LISTEN", "127.0.0.1:0"),
+            // A killed worker's partitions should not keep a test waiting.
+            ("WORKER__LEASE_MS", "2000"),
+            ("ENVIRONMENT", "development"),
+        ];
+        Ok(Self {
+            postgres: postgres::connect(&postgres_settings, "taskflow test")?,
+            redis: redis::connect(&redis_settings)?,
+            publisher: Publisher::new(publish, &rabbit_settings),
+            env: env.into_iter().map(|(name, value)| (format!("TASKFLOW_{name}"), value.to_owned())).collect(),
+            redis_prefix: prefix,
+            redis_url: urls.redis.clone(),
+            rabbit: rabbit_settings,
+            mongo,
+            link,
+            stop,
+        })
+    }
+
+    /// All events, in the order of their partitions' runs.
+    pub async fn events(&self) -> Result<Vec<Document>> {
+        use futures_util::TryStreamExt;
+        let collection = self.mongo.collection::<Document>(mongo::events::COLLECTION);
+        let sort = doc! { "run.p": 1, "run.n": 1, "run.i": 1 };
+        Ok(collection.find(doc! {}).sort(sort).await?.try_collect().await?)
+    }
+
+    /// One value of Redis, under this corner's prefix.
+    pub async fn cached(&self, key: &str) -> Result<Option<String>> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let key = format!("{}{key}", self.redis_prefix);
+        Ok(::redis::cmd("GET").arg(key).query_async(&mut connection).await?)
+    }
+
+    /// One number of Postgres.
+    pub async fn count(&self, sql: &str) -> Result<i64> {
+        Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&self.postgres).await?)
+    }
+
+    /// Runs a statement.
+    pub async fn sql(&self, sql: &str) -> Result<()> {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&self.postgres).await?;
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
