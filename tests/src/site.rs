@@ -98,9 +98,18 @@ impl Site {
         Ok(::redis::cmd("GET").arg(key).query_async(&mut connection).await?)
     }
 
-    /// One number of Postgres.
+    /// One number of Postgres. Connections that a killed server has left dead are used up here, one by one.
     pub async fn count(&self, sql: &str) -> Result<i64> {
-        Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&self.postgres).await?)
+        let mut tries = 0;
+        loop {
+            let asked = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&self.postgres).await;
+            tries += 1;
+            match asked {
+                Ok(count) => return Ok(count),
+                Err(_) if tries <= self.postgres.options().get_max_connections() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Runs a statement.

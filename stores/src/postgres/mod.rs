@@ -16,12 +16,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sqlx::Connection;
 pub use sqlx::postgres::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::{Kind, StoreError};
 
 const STORE: &str = "postgres";
+
+/// A connection that was not used for so long is asked for a sign of life first.
+const RESTED: Duration = Duration::from_secs(1);
 
 /// How to reach Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,8 +76,17 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
     Ok(PgPoolOptions::new()
         .max_connections(settings.connections_max)
         .acquire_timeout(Duration::from_millis(settings.acquire_timeout_ms))
-        // A ping before each use would be one more round trip; a dead connection shows in the first statement.
+        // A ping before each use would be one more round trip. Under load a dead connection shows in the next
+        // statement; one that has rested may have died unseen, with the server's restart say.
         .test_before_acquire(false)
+        .before_acquire(|connection, rested| {
+            Box::pin(async move {
+                if rested.idle_for > RESTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options))
 }
 

@@ -1,14 +1,24 @@
 //! The dead letters: messages that nobody can apply, with their bytes untouched and the reason beside them.
+//!
+//! Any message can be buried, whatever its publisher has put beside the bytes: what the broker would act upon once
+//! more (a user it checks, a time to live, addresses for copies) stays behind, or a message could block its partition
+//! for good, vanish again, or come back.
 
+use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::consume::Delivery;
-use super::publish::{Message, PublishError, Publisher};
+use super::publish::{Message, PERSISTENT, PublishError, Publisher};
 use super::topology::{DEAD_LETTERS, Partition};
 use crate::StoreError;
 
-/// Characters of the reason's text; headers have to fit into one frame.
-const DETAIL_MAX: usize = 1_000;
+/// Bytes of the reason's text.
+const DETAIL_MAX: usize = 1_024;
+/// Bytes of the publisher's own headers. All headers have to fit into one frame (128 KiB), else the broker closes the
+/// connection.
+const HEADERS_MAX: usize = 64 * 1_024;
+/// Headers that the broker takes for addresses.
+const COPIES: [&str; 2] = ["CC", "BCC"];
 
 /// Puts a message into the dead letters. Returns when the broker has it for good.
 pub async fn send(
@@ -18,17 +28,10 @@ pub async fn send(
     reason: &str,
     detail: &str,
 ) -> Result<(), StoreError> {
-    let mut headers = FieldTable::default();
-    if let Some(given) = delivery.properties().headers() {
-        // The broker's own notes on earlier deaths would look like a cycle.
-        for (name, value) in given.inner().iter().filter(|(name, _)| !name.as_str().starts_with("x-")) {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
+    let mut headers = theirs(delivery.properties());
     let text = |value: &str| AMQPValue::LongString(value.into());
-    let detail: String = detail.chars().take(DETAIL_MAX).collect();
     headers.insert("taskflow-reason".into(), text(reason));
-    headers.insert("taskflow-detail".into(), text(&detail));
+    headers.insert("taskflow-detail".into(), text(&detail[..detail.floor_char_boundary(DETAIL_MAX)]));
     headers.insert("taskflow-queue".into(), text(&partition.queue()));
     headers.insert("taskflow-routing-key".into(), text(delivery.routing_key()));
     headers.insert("taskflow-returns".into(), AMQPValue::LongLongInt(delivery.returns()));
@@ -36,7 +39,7 @@ pub async fn send(
         exchange: "".into(),
         routing_key: DEAD_LETTERS.into(),
         body: delivery.body().to_vec(),
-        properties: delivery.properties().clone().with_headers(headers).with_delivery_mode(2),
+        properties: properties(delivery.properties(), headers),
         mandatory: true,
         lane: 0,
     };
@@ -45,4 +48,57 @@ pub async fn send(
         Err(PublishError::Unavailable(error)) => Err(error),
         Err(error) => Err(StoreError::unavailable("rabbitmq", "send to the dead letters", error)),
     }
+}
+
+/// The publisher's own headers, those that fit.
+fn theirs(properties: &BasicProperties) -> FieldTable {
+    let mut headers = FieldTable::default();
+    let mut room = HEADERS_MAX;
+    let mut dropped = 0;
+    let given = properties.headers().as_ref().map(|headers| headers.inner().iter());
+    for (name, value) in given.into_iter().flatten() {
+        // The broker's own notes on earlier deaths would look like a cycle.
+        if name.as_str().starts_with("x-") || COPIES.contains(&name.as_str()) {
+            continue;
+        }
+        // What it prints is longer than what it sends.
+        let size = name.as_str().len() + format!("{value:?}").len();
+        if size > room {
+            dropped += 1;
+            continue;
+        }
+        room -= size;
+        headers.insert(name.clone(), value.clone());
+    }
+    if dropped > 0 {
+        headers.insert("taskflow-headers-dropped".into(), AMQPValue::LongInt(dropped));
+    }
+    headers
+}
+
+/// What tells about the message goes along; what tells the broker what to do does not.
+fn properties(given: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+    if let Some(value) = given.content_type().clone() {
+        properties = properties.with_content_type(value);
+    }
+    if let Some(value) = given.content_encoding().clone() {
+        properties = properties.with_content_encoding(value);
+    }
+    if let Some(value) = given.correlation_id().clone() {
+        properties = properties.with_correlation_id(value);
+    }
+    if let Some(value) = given.message_id().clone() {
+        properties = properties.with_message_id(value);
+    }
+    if let Some(value) = *given.timestamp() {
+        properties = properties.with_timestamp(value);
+    }
+    if let Some(value) = given.kind().clone() {
+        properties = properties.with_type(value);
+    }
+    if let Some(value) = given.app_id().clone() {
+        properties = properties.with_app_id(value);
+    }
+    properties
 }

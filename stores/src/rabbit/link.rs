@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,6 +10,7 @@ use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{STORE, Settings, failed};
@@ -18,19 +18,30 @@ use crate::{Kind, StoreError};
 
 /// Longest pause between two tries to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// Tries that may hang at a time. The client library keeps a thread for each until the other side moves, also when
+/// nobody waits for it any more.
+const HANGING_MAX: usize = 3;
+/// With that many hanging, the pause between two tries.
+const PAUSE_HANGING: Duration = Duration::from_mins(1);
 
 /// A connection that is made anew for as long as it lives. Clones share it.
 #[derive(Clone)]
 pub struct Link {
-    live: watch::Receiver<Option<Arc<Live>>>,
+    state: watch::Receiver<State>,
     patience: Duration,
     /// For passive declarations, which close their channel when the queue does not exist.
     probes: Arc<Mutex<Option<Channel>>>,
 }
 
+#[derive(Clone, Default)]
+struct State {
+    live: Option<Arc<Live>>,
+    /// Why the last try to connect failed.
+    failure: Option<Arc<str>>,
+}
+
 struct Live {
     connection: Connection,
-    blocked: AtomicBool,
 }
 
 /// What the broker says of a queue.
@@ -57,39 +68,56 @@ impl Link {
         })?;
         uri.query.heartbeat = Some(settings.heartbeat_s);
         uri.query.connection_timeout = Some(settings.connect_timeout_ms);
-        let (sender, live) = watch::channel(None);
+        let (sender, state) = watch::channel(State::default());
         let timeout = Duration::from_millis(settings.connect_timeout_ms);
-        tokio::spawn(supervise(uri, name.to_owned(), timeout, sender, stop));
-        Ok(Self { live, patience: timeout, probes: Arc::default() })
+        let supervisor = Supervisor { uri, name: name.to_owned(), timeout, state: sender, stop };
+        tokio::spawn(supervisor.run());
+        Ok(Self { state, patience: timeout, probes: Arc::default() })
     }
 
     /// A new channel, as soon as there is a connection.
     ///
     /// # Errors
-    /// [`Kind::Unavailable`] when there is none in time.
+    /// [`Kind::Unavailable`] when there is none in time; the text says what the last try to connect met.
     pub async fn channel(&self) -> Result<Channel, StoreError> {
-        let mut live = self.live.clone();
+        let mut state = self.state.clone();
         let opened = async {
-            let live = live.wait_for(Option::is_some).await.ok().and_then(|live| live.clone());
-            let live = live.ok_or_else(|| StoreError::unavailable(STORE, "connect", "this process is stopping"))?;
-            live.connection.create_channel().await.map_err(failed("open a channel"))
+            loop {
+                let up = state.wait_for(|state| state.live.as_ref().is_some_and(|live| live.is_up()));
+                let live = up.await.ok().and_then(|state| state.live.clone());
+                let Some(live) = live else {
+                    return Err(StoreError::unavailable(STORE, "connect", "this process is stopping"));
+                };
+                match live.connection.create_channel().await {
+                    Ok(channel) => return Ok(channel),
+                    Err(error) if live.is_up() => return Err(failed("open a channel")(error)),
+                    // The connection broke just now: the next one will do.
+                    Err(_) => {}
+                }
+            }
         };
-        match tokio::time::timeout(self.patience, opened).await {
-            Ok(channel) => channel,
-            Err(_) => Err(StoreError::unavailable(STORE, "connect", "no connection to the broker")),
+        if let Ok(channel) = tokio::time::timeout(self.patience, opened).await {
+            return channel;
         }
+        let failure = self.state.borrow().failure.clone();
+        let detail = failure.as_deref().unwrap_or("no connection to the broker in time");
+        Err(StoreError::unavailable(STORE, "connect", detail))
     }
 
     /// Whether there is a connection now.
     pub fn is_up(&self) -> bool {
-        self.live.borrow().as_ref().is_some_and(|live| live.connection.status().connected())
+        self.state.borrow().live.as_ref().is_some_and(|live| live.is_up())
     }
 
     /// Whether the broker has stopped reading from this connection (memory or disk alarm).
     pub fn is_blocked(&self) -> bool {
-        self.live.borrow().as_ref().is_some_and(|live| {
-            live.blocked.load(Ordering::Relaxed) || live.connection.status().blocked()
-        })
+        self.state.borrow().live.as_ref().is_some_and(|live| live.connection.status().blocked())
+    }
+
+    /// Waits until the connection is closed for good, after `stop`. A process that ends before cuts it off.
+    pub async fn closed(&self) {
+        let mut state = self.state.clone();
+        while state.changed().await.is_ok() {}
     }
 
     /// What the broker says of a queue.
@@ -121,86 +149,118 @@ impl Link {
     }
 }
 
-async fn supervise(
-    uri: AMQPUri,
-    name: String,
-    timeout: Duration,
-    live: watch::Sender<Option<Arc<Live>>>,
-    stop: CancellationToken,
-) {
-    let mut failures = 0_u32;
-    while !stop.is_cancelled() {
-        let properties = ConnectionProperties::default().with_connection_name(name.clone().into());
-        let connected = Connection::connect_uri(uri.clone(), properties);
-        match tokio::time::timeout(timeout, connected).await {
-            Ok(Ok(connection)) => {
-                if failures > 0 {
-                    tracing::info!(connection = name, "Connected to the broker again.");
-                }
-                failures = 0;
-                serve(connection, &name, &live, &stop).await;
-                live.send_replace(None);
-            }
-            outcome => {
-                let error = match outcome {
-                    Ok(Err(error)) => failed("connect")(error).detail,
-                    _ => "no answer in time".to_owned(),
-                };
-                if failures == 0 {
-                    tracing::warn!(connection = name, error, "No connection to the broker; trying again.");
-                }
-                failures += 1;
-                let pause = Duration::from_millis(100) * 2_u32.pow(failures.min(6));
-                let pause = pause.min(PAUSE_MAX).mul_f64(rand::random_range(0.5..=1.0));
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-            }
-        }
+impl Live {
+    fn is_up(&self) -> bool {
+        self.connection.status().connected()
     }
 }
 
-/// Lends a connection out until it breaks or it is time to stop.
-async fn serve(
-    connection: Connection,
-    name: &str,
-    live: &watch::Sender<Option<Arc<Live>>>,
-    stop: &CancellationToken,
-) {
-    let mut events = Box::pin(connection.events_listener());
-    let this = Arc::new(Live { connection, blocked: AtomicBool::new(false) });
-    live.send_replace(Some(Arc::clone(&this)));
-    loop {
-        // The events tell of what happens; the look from time to time finds what no event told.
-        let event = tokio::select! {
-            () = stop.cancelled() => break,
-            event = events.next() => event,
-            () = tokio::time::sleep(Duration::from_secs(1)) => {
-                if this.connection.status().connected() { continue }
-                break;
+/// Keeps the connection.
+struct Supervisor {
+    uri: AMQPUri,
+    name: String,
+    timeout: Duration,
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    async fn run(self) {
+        let mut tries: JoinSet<lapin::Result<Connection>> = JoinSet::new();
+        let mut failures = 0_u32;
+        let mut late = None;
+        while !self.stop.is_cancelled() {
+            if let Some(connection) = late.take() {
+                tries = JoinSet::new();
+                self.serve(connection, std::mem::take(&mut failures)).await;
+                continue;
             }
-        };
-        match event {
-            Some(Event::ConnectionBlocked(reason)) => {
-                this.blocked.store(true, Ordering::Relaxed);
-                tracing::error!(connection = name, reason, "The broker blocks publishers.");
-            }
-            Some(Event::ConnectionUnblocked) => {
-                this.blocked.store(false, Ordering::Relaxed);
-                tracing::info!(connection = name, "The broker takes messages again.");
-            }
-            Some(Event::Error(error)) => {
-                if !this.connection.status().connected() {
-                    tracing::warn!(connection = name, %error, "The connection to the broker broke.");
-                    break;
+            let properties = ConnectionProperties::default().with_connection_name(self.name.clone().into());
+            tries.spawn(Connection::connect_uri(self.uri.clone(), properties));
+            // An earlier try that hung may be the one that gets through.
+            let connected = tokio::select! {
+                () = self.stop.cancelled() => return,
+                connected = tokio::time::timeout(self.timeout, tries.join_next()) => connected,
+            };
+            let error = match connected {
+                Ok(Some(Ok(Ok(connection)))) => {
+                    tries = JoinSet::new();
+                    self.serve(connection, std::mem::take(&mut failures)).await;
+                    continue;
                 }
+                Ok(Some(Ok(Err(error)))) => failed("connect")(error).detail,
+                Ok(Some(Err(panic))) => panic.to_string(),
+                Ok(None) | Err(_) => "the broker does not answer".to_owned(),
+            };
+            if failures == 0 {
+                tracing::warn!(connection = self.name, error, "No connection to the broker; trying again.");
             }
-            Some(_) => {}
-            None => break,
+            self.state.send_modify(|state| state.failure = Some(error.into()));
+            failures += 1;
+            late = self.pause(failures, &mut tries).await;
         }
     }
-    live.send_replace(None);
-    let closed = this.connection.close(200, "bye".into());
-    let _ = tokio::time::timeout(Duration::from_secs(2), closed).await;
+
+    /// Between two tries. With too many hanging, until one of them has ended.
+    async fn pause(
+        &self,
+        failures: u32,
+        tries: &mut JoinSet<lapin::Result<Connection>>,
+    ) -> Option<Connection> {
+        let pause = Duration::from_millis(100) * 2_u32.pow(failures.min(6));
+        let pause = pause.min(PAUSE_MAX).mul_f64(rand::random_range(0.5..=1.0));
+        let rest = async {
+            tokio::time::sleep(pause).await;
+            let start = tokio::time::Instant::now();
+            while tries.len() >= HANGING_MAX && start.elapsed() < PAUSE_HANGING {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                match tries.try_join_next() {
+                    // Got through at last.
+                    Some(Ok(Ok(connection))) => return Some(connection),
+                    Some(_) => break,
+                    None => {}
+                }
+            }
+            None
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            connection = rest => connection,
+        }
+    }
+
+    /// Lends a connection out until it breaks or it is time to stop.
+    async fn serve(&self, connection: Connection, failures: u32) {
+        if failures > 0 {
+            tracing::info!(connection = self.name, "Connected to the broker again.");
+        }
+        let mut events = Box::pin(connection.events_listener());
+        let live = Arc::new(Live { connection });
+        self.state.send_replace(State { live: Some(Arc::clone(&live)), failure: None });
+        while live.is_up() {
+            // The events tell of what happens; the look from time to time finds what no event told.
+            let event = tokio::select! {
+                () = self.stop.cancelled() => break,
+                event = events.next() => event,
+                () = tokio::time::sleep(Duration::from_secs(1)) => continue,
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    tracing::error!(connection = self.name, reason, "The broker blocks publishers.");
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    tracing::info!(connection = self.name, "The broker takes messages again.");
+                }
+                // Of a channel, too: whether the connection is meant, its state says.
+                Some(Event::Error(error)) if !live.is_up() => {
+                    tracing::warn!(connection = self.name, %error, "The connection to the broker broke.");
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        self.state.send_replace(State::default());
+        let closed = live.connection.close(200, "bye".into());
+        let _ = tokio::time::timeout(Duration::from_secs(2), closed).await;
+    }
 }

@@ -1,32 +1,30 @@
 //! Publishing with confirms, many on their way at once.
 //!
-//! A message counts only when the broker has confirmed it and did not return it. Messages of one subject go through
-//! one channel, in the order of the calls.
+//! A message counts only when the broker has confirmed it and did not return it. Messages of one lane go through one
+//! channel, in the order of the calls ([`super::lane`]).
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation};
 use taskflow_core::command::Priority;
 use taskflow_core::{Command, Event, envelope, metric, slot};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
+use super::lane::{self, Parcel};
 use super::link::Link;
 use super::topology::{EVENTS, SLOTS, SLOTS_LOW};
-use super::{STORE, Settings, failed};
+use super::{STORE, Settings};
 use crate::{StoreError, observe};
 
 /// Channels of one publisher.
 const LANES: usize = 4;
 /// Messages of one publisher that are on their way: the client's own queues have no bound.
 const IN_FLIGHT_MAX: usize = 8_192;
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 /// When a command was accepted, in microseconds since 1970.
 pub const ACCEPTED: &str = "taskflow-accepted";
 
@@ -109,25 +107,17 @@ pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     link: Link,
-    lanes: [Mutex<Option<Channel>>; LANES],
+    lanes: [mpsc::UnboundedSender<Parcel>; LANES],
     in_flight: Arc<Semaphore>,
     timeout: Duration,
     gauge: metrics::Gauge,
 }
 
-type Confirm = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
-
-/// A message that is on its way.
-pub struct Pending {
-    confirm: Confirm,
-    /// Known already at the first look.
-    early: Option<lapin::Result<Confirmation>>,
-    timeout: Duration,
-    _place: Place,
-}
+/// A message that is on its way. It arrives, or does not, whether or not anybody waits for its confirm.
+pub struct Pending(oneshot::Receiver<Result<(), PublishError>>);
 
 /// A place among the messages on their way.
-struct Place {
+pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
     gauge: metrics::Gauge,
 }
@@ -139,55 +129,42 @@ impl Drop for Place {
 }
 
 impl Publisher {
+    /// Starts the lanes; needs a runtime.
     pub fn new(link: Link, settings: &Settings) -> Self {
+        let timeout = Duration::from_millis(settings.confirm_timeout_ms);
         Self(Arc::new(Inner {
+            lanes: std::array::from_fn(|_| lane::start(link.clone(), timeout)),
             link,
-            lanes: Default::default(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            timeout: Duration::from_millis(settings.confirm_timeout_ms),
+            timeout,
             gauge: observe::gauge(&metric::PUBLISH_IN_FLIGHT, &[]),
         }))
     }
 
-    /// Writes a message to its channel, behind those sent before. The confirm is awaited apart.
+    /// Hands a message to its lane, behind those sent before. The confirm is awaited apart.
     ///
     /// # Errors
     /// At once when there is no connection, or the broker has blocked it.
     pub async fn send(&self, message: Message) -> Result<Pending, PublishError> {
         let inner = &*self.0;
         let unavailable = |why| PublishError::from(StoreError::unavailable(STORE, "publish", why));
-        if inner.link.is_blocked() {
-            return Err(unavailable("the broker takes no messages (memory or disk alarm)"));
-        }
-        if !inner.link.is_up() {
-            return Err(unavailable("no connection to the broker"));
-        }
-        let place = Arc::clone(&inner.in_flight).acquire_owned();
-        let permit = match tokio::time::timeout(inner.timeout, place).await {
-            Ok(Ok(permit)) => permit,
-            _ => return Err(unavailable("too many messages wait for their confirms")),
+        self.probe().await?;
+        let places = Arc::clone(&inner.in_flight);
+        let permit = match Arc::clone(&places).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => match tokio::time::timeout(inner.timeout, places.acquire_owned()).await {
+                Ok(Ok(permit)) => permit,
+                _ => return Err(unavailable("too many messages wait for their confirms")),
+            },
         };
         inner.gauge.increment(1.0);
         let place = Place { _permit: permit, gauge: inner.gauge.clone() };
-        let mut lane = inner.lanes[usize::from(message.lane) % LANES].lock().await;
-        let channel = match lane.take().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => self.open().await?,
-        };
-        *lane = Some(channel.clone());
-        let mut confirm: Confirm = Box::pin(async move {
-            let options = BasicPublishOptions { mandatory: message.mandatory, ..BasicPublishOptions::default() };
-            let Message { exchange, routing_key, body, properties, .. } = message;
-            channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
-        });
-        // The first look puts the message into the connection's queue: its place is fixed, without waiting until it
-        // is written.
-        let early = match futures_util::poll!(&mut confirm) {
-            Poll::Ready(result) => Some(result),
-            Poll::Pending => None,
-        };
-        drop(lane);
-        Ok(Pending { confirm, early, timeout: inner.timeout, _place: place })
+        let (answer, pending) = oneshot::channel();
+        let lane = &inner.lanes[usize::from(message.lane) % LANES];
+        if lane.send(Parcel { message, answer, place }).is_err() {
+            return Err(unavailable("the publisher has ended"));
+        }
+        Ok(Pending(pending))
     }
 
     /// Publishes a message and waits for its confirm.
@@ -196,41 +173,26 @@ impl Publisher {
     }
 
     /// Whether messages can be published now.
+    #[expect(clippy::unused_async, reason = "every store is probed alike")]
     pub async fn probe(&self) -> Result<(), StoreError> {
         if self.0.link.is_blocked() {
-            return Err(StoreError::unavailable(STORE, "probe", "the broker takes no messages (memory or disk alarm)"));
+            return Err(StoreError::unavailable(
+                STORE,
+                "probe",
+                "the broker takes no messages (memory or disk alarm)",
+            ));
         }
         if self.0.link.is_up() {
             return Ok(());
         }
         Err(StoreError::unavailable(STORE, "probe", "no connection to the broker"))
     }
-
-    async fn open(&self) -> Result<Channel, StoreError> {
-        let channel = self.0.link.channel().await?;
-        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
-        confirms.await.map_err(failed("ask for confirms"))?;
-        Ok(channel)
-    }
 }
 
 impl Pending {
-    /// Waits until the broker has the message for good.
+    /// Waits until the broker has the message for good. Comes to an end within the time for confirms.
     pub async fn confirmed(self) -> Result<(), PublishError> {
-        let unknown = |why: String| PublishError::from(StoreError::unavailable(STORE, "confirm", why));
-        let result = match self.early {
-            Some(result) => result,
-            None => match tokio::time::timeout(self.timeout, self.confirm).await {
-                Ok(result) => result,
-                Err(_) => return Err(unknown("no confirm in time".into())),
-            },
-        };
-        match result {
-            Ok(Confirmation::Ack(None)) => Ok(()),
-            Ok(Confirmation::Ack(Some(_))) => Err(PublishError::Unroutable),
-            Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
-            Ok(Confirmation::NotRequested) => Err(unknown("the channel gives no confirms".into())),
-            Err(error) => Err(failed("publish")(error).into()),
-        }
+        let ended = |_| Err(StoreError::unavailable(STORE, "confirm", "the publisher has ended").into());
+        self.0.await.unwrap_or_else(ended)
     }
 }

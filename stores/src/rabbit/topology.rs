@@ -11,9 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use futures_util::future::try_join_all;
-use lapin::options::{
-    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 use taskflow_core::slot;
@@ -73,7 +71,8 @@ impl FromStr for Partition {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (low, digits) = text.strip_prefix("low.").map_or((false, text), |digits| (true, digits));
-        let index = digits.parse().map_err(|_| format!("{text:?} is no partition; one looks like 03 or low.01"))?;
+        let index =
+            digits.parse().map_err(|_| format!("{text:?} is no partition; one looks like 03 or low.01"))?;
         Ok(Self { low, index })
     }
 }
@@ -89,7 +88,12 @@ pub async fn declare(link: &Link, settings: &Settings) -> Result<(), StoreError>
         let declared = channel.exchange_declare(name.into(), kind, durable, arguments).await;
         declared.map_err(|error| named(name, failed("declare an exchange")(error)))
     };
-    queue(&channel, DEAD_LETTERS, table(&[("x-queue-type", text("quorum")), ("x-delivery-limit", number(DELIVERY_LIMIT))])).await?;
+    queue(
+        &channel,
+        DEAD_LETTERS,
+        table(&[("x-queue-type", text("quorum")), ("x-delivery-limit", number(DELIVERY_LIMIT))]),
+    )
+    .await?;
     exchange(UNROUTED, ExchangeKind::Fanout, FieldTable::default()).await?;
     bind(&channel, UNROUTED, DEAD_LETTERS, "").await?;
     exchange(EVENTS, ExchangeKind::Topic, FieldTable::default()).await?;
@@ -118,18 +122,27 @@ fn partition_arguments(settings: &Settings) -> FieldTable {
 
 /// 256 slots for each priority, all at once rather than one round trip each.
 async fn bind_slots(channel: &Channel, settings: &Settings) -> Result<(), StoreError> {
-    let sides = [(false, COMMANDS, SLOTS, settings.partitions), (true, COMMANDS_LOW, SLOTS_LOW, settings.low_partitions)];
+    let sides = [
+        (false, COMMANDS, SLOTS, settings.partitions),
+        (true, COMMANDS_LOW, SLOTS_LOW, settings.low_partitions),
+    ];
     for (low, commands, slots, partitions) in sides {
         let partitions = partitions.max(1);
-        let queues = (0..slot::SLOTS).map(|slot| {
+        let queues = (0..slot::SLOTS).map(|slot| async move {
             let partition = Partition { low, index: slot % partitions };
-            bind_owned(channel, slots, partition.queue(), slot::routing_key(slot as u8))
+            bind(channel, slots, &partition.queue(), slot::routing_key(slot as u8)).await
         });
         try_join_all(queues).await?;
         let passages = (0..slot::SLOTS).map(|slot| async move {
             let key = slot::routing_key(slot as u8);
             let options = ExchangeBindOptions::default();
-            let bound = channel.exchange_bind(slots.into(), commands.into(), key.into(), options, FieldTable::default());
+            let bound = channel.exchange_bind(
+                slots.into(),
+                commands.into(),
+                key.into(),
+                options,
+                FieldTable::default(),
+            );
             bound.await.map_err(failed("bind an exchange"))
         });
         try_join_all(passages).await?;
@@ -143,18 +156,15 @@ async fn queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(
     declared.map(drop).map_err(|error| named(name, failed("declare a queue")(error)))
 }
 
-async fn bind_owned(channel: &Channel, exchange: &str, queue: String, key: &str) -> Result<(), StoreError> {
-    bind(channel, exchange, &queue, key).await
-}
-
 async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<(), StoreError> {
     let options = QueueBindOptions::default();
     let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
     bound.await.map_err(|error| named(queue, failed("bind a queue")(error)))
 }
 
-fn named(name: &str, error: StoreError) -> StoreError {
-    StoreError { detail: format!("{name}: {}", error.detail), ..error }
+fn named(name: &str, mut error: StoreError) -> StoreError {
+    error.detail = format!("{name}: {}", error.detail);
+    error
 }
 
 fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {

@@ -35,14 +35,17 @@ async fn readme() -> Result {
     let first_port = Ports::free()?.postgres;
 
     let mut dev = start(folder.path(), &address, first_port).await?;
-    for block in &blocks {
-        // As it stands, but for the program's place and the port.
-        let script = block.replace("127.0.0.1:8080", &address);
-        let run = Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(folder.path())
-            .env("PATH", path(folder.path())?).output().await?;
-        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-        ensure!(run.status.success(), "{script}\nended with {}:\n{said}", run.status);
-    }
+    // As they stand, one after the other, but for the port.
+    let script = blocks.join("\n").replace("127.0.0.1:8080", &address);
+    let run = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(folder.path())
+        .env("PATH", path(folder.path())?)
+        .output()
+        .await?;
+    let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    ensure!(run.status.success(), "{script}\nended with {}:\n{said}", run.status);
+    ensure!(said.contains("2 accepted, 0 refused") && said.contains("\"status\":\"applied\""), "{said}");
     // Killed, it leaves its servers behind; the next start deals with them and has kept the data.
     dev.kill().await?;
     let mut again = start(folder.path(), &address, first_port).await?;
