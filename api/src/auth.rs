@@ -53,8 +53,11 @@ impl FromRequestParts<Arc<App>> for Caller {
         let token = bearer(&parts.headers)?;
         let digest = token_digest(token);
         let session = app.stores.redis.session(&digest).await?;
-        let Some(session) = session.filter(|session| session.expires_at > taskflow_stores::clock::now()) else {
-            return Err(Problem::unauthorized("this token is not (or no longer) valid; log in with POST /v1/sessions"));
+        let Some(session) = session.filter(|session| session.expires_at > taskflow_stores::clock::now())
+        else {
+            return Err(Problem::unauthorized(
+                "this token is not (or no longer) valid; log in with POST /v1/sessions",
+            ));
         };
         Ok(Self {
             user: session.user_id,
@@ -80,7 +83,9 @@ pub(crate) fn user_agent(headers: &HeaderMap) -> Option<String> {
 fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some((scheme, token)) = value.and_then(|value| value.split_once(' ')) else {
-        return Err(Problem::unauthorized("send the header Authorization: Bearer <token>; POST /v1/sessions gives one"));
+        return Err(Problem::unauthorized(
+            "send the header Authorization: Bearer <token>; POST /v1/sessions gives one",
+        ));
     };
     if !scheme.eq_ignore_ascii_case("bearer") || token.len() > 256 {
         return Err(Problem::unauthorized("the header Authorization must have the form Bearer <token>"));

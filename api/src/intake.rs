@@ -83,7 +83,8 @@ impl App {
             }
         }
         let earlier = self.lookup.find(here.into_keys().collect()).await;
-        let mut sent = Sent { refused: Vec::new(), known: Vec::new(), pending: Vec::with_capacity(good.len()), at };
+        let mut sent =
+            Sent { refused: Vec::new(), known: Vec::new(), pending: Vec::with_capacity(good.len()), at };
         for (index, mut command, fingerprint) in good {
             match earlier.get(&command.id) {
                 Some(first) if *first != fingerprint => {

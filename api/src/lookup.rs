@@ -61,7 +61,10 @@ pub(crate) fn start(postgres: PgPool, stop: CancellationToken) -> Lookup {
                 HashMap::new()
             } else {
                 ask(&postgres, &ids).await.unwrap_or_else(|reason| {
-                    tracing::warn!(reason, "Earlier receipts can't be looked up; commands are taken all the same.");
+                    tracing::warn!(
+                        reason,
+                        "Earlier receipts can't be looked up; commands are taken all the same."
+                    );
                     silent_until = Instant::now() + PAUSE;
                     HashMap::new()
                 })

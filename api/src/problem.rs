@@ -52,7 +52,10 @@ impl Problem {
 
     pub(crate) fn invalid(faults: Vec<Fault>) -> Self {
         let errors = faults.into_iter().map(|f| ErrorAt { pointer: f.pointer, detail: f.detail }).collect();
-        Self { errors, ..Self::bad_request("validation_failed", "the input breaks the rules that errors names") }
+        Self {
+            errors,
+            ..Self::bad_request("validation_failed", "the input breaks the rules that errors names")
+        }
     }
 
     pub(crate) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
@@ -114,7 +117,10 @@ impl From<StoreError> for Problem {
         match error.kind {
             Kind::Unavailable | Kind::Conflict => {
                 tracing::warn!(%error, "A request failed since a store is away.");
-                Self::unavailable(format!("{} is not available at the moment; send the same again", error.store))
+                Self::unavailable(format!(
+                    "{} is not available at the moment; send the same again",
+                    error.store
+                ))
             }
             Kind::Data | Kind::Bug => {
                 tracing::error!(%error, "A request failed.");

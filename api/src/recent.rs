@@ -31,8 +31,7 @@ struct Accepted {
 impl Recent {
     pub(crate) fn note(&self, command: &Command, at: DateTime<Utc>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let accepted =
-            Accepted { kind: command.kind(), subject: command.subject, actor: command.actor, at };
+        let accepted = Accepted { kind: command.kind(), subject: command.subject, actor: command.actor, at };
         if inner.accepted.insert(command.id, accepted).is_none() {
             inner.order.push_back(command.id);
         }

@@ -94,7 +94,9 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Dev(options) => Box::pin(commands::dev::run(options, load()?)).await,
         Command::Api => Box::pin(commands::role::run(load()?, &[commands::role::Role::Api])).await,
         Command::Worker => Box::pin(commands::role::run(load()?, &[commands::role::Role::Worker])).await,
-        Command::Scheduler => Box::pin(commands::role::run(load()?, &[commands::role::Role::Scheduler])).await,
+        Command::Scheduler => {
+            Box::pin(commands::role::run(load()?, &[commands::role::Role::Scheduler])).await
+        }
         Command::All => Box::pin(commands::role::run(load()?, &commands::role::Role::ALL)).await,
         Command::Migrate(command) => Box::pin(commands::migrate::run(command, &load()?, json)).await,
         Command::Seed(options) => Box::pin(commands::seed::run(options, &load()?, json)).await,

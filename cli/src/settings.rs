@@ -105,7 +105,9 @@ fn secrets_in_files() -> Result<Vec<(String, String)>, Exit> {
     let variables = std::env::vars();
     let mut secrets = Vec::new();
     for (name, path) in variables {
-        let Some(key) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix("_FILE")) else { continue };
+        let Some(key) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix("_FILE")) else {
+            continue;
+        };
         let text = std::fs::read_to_string(PathBuf::from(&path))
             .map_err(|error| Exit::usage(format!("{name}={path}: {error}")))?;
         secrets.push((key.to_ascii_lowercase().replace("__", "."), text.trim_end().to_owned()));

@@ -19,7 +19,10 @@ use crate::settings::{LogFormat, Settings};
 /// Starts logging to standard error.
 pub(crate) fn start_logs(settings: &Settings) -> Result<(), Exit> {
     let filter = EnvFilter::try_new(&settings.log.0).map_err(|error| {
-        Exit::usage(format!("log: {:?}: {error}; it looks like info or taskflow_workers=debug,info", settings.log.0))
+        Exit::usage(format!(
+            "log: {:?}: {error}; it looks like info or taskflow_workers=debug,info",
+            settings.log.0
+        ))
     })?;
     let registry = tracing_subscriber::registry().with(filter);
     let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

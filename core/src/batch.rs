@@ -89,7 +89,11 @@ pub fn needs(items: &[Item]) -> Needs {
     let (mut roles, mut emails) = (BTreeSet::new(), BTreeSet::new());
     for item in items {
         let Content::Command(command) = &item.content else { continue };
-        if command.is_about_task() { tasks.insert(command.subject) } else { users.insert(command.subject) };
+        if command.is_about_task() {
+            tasks.insert(command.subject)
+        } else {
+            users.insert(command.subject)
+        };
         roles.insert(command.actor);
         match &command.body {
             Body::RegisterUser(body) => drop(emails.insert(email_key(&body.email))),

@@ -45,7 +45,10 @@ impl Malformed {
 /// Reads a command from the bytes of a message or a request body.
 pub fn parse(bytes: &[u8]) -> Result<Command, Malformed> {
     if bytes.len() > COMMAND_MAX {
-        return Err(Malformed::whole(format!("a command has at most {COMMAND_MAX} bytes, not {}", bytes.len())));
+        return Err(Malformed::whole(format!(
+            "a command has at most {COMMAND_MAX} bytes, not {}",
+            bytes.len()
+        )));
     }
     match serde_json::from_slice(bytes) {
         Ok(value) => read(value),
@@ -88,9 +91,8 @@ fn read_fields(fields: Map<String, Value>, faults: &mut Faults) -> (Option<Uuid>
             event.fault("dataschema", format!("must be {}", expected.unwrap_or_default()));
         }
     }
-    let priority = event
-        .word("priority", &[("normal", Priority::Normal), ("low", Priority::Low)])
-        .unwrap_or_default();
+    let priority =
+        event.word("priority", &[("normal", Priority::Normal), ("low", Priority::Low)]).unwrap_or_default();
     let not_before = event.time("notbefore");
     let expires_at = event.time("expirytime");
     let traceparent = event.text("traceparent", 1, 128);

@@ -164,11 +164,7 @@ fn live<'s>(state: &'s State, command: &Command) -> Result<&'s Task, Rejection> 
     })
 }
 
-fn changeable<'s>(
-    state: &'s State,
-    command: &Command,
-    expected: Option<i32>,
-) -> Result<&'s Task, Rejection> {
+fn changeable<'s>(state: &'s State, command: &Command, expected: Option<i32>) -> Result<&'s Task, Rejection> {
     let role = actor_role(state, command)?;
     let task = live(state, command)?;
     let involved = task.creator == command.actor || task.assignee == Some(command.actor);
@@ -200,7 +196,11 @@ fn must_be_after(due: Option<DateTime<Utc>>, accepted_at: DateTime<Utc>) -> Resu
     match due {
         Some(due) if due <= accepted_at => Err(Rejection::new(
             Code::DueDateInPast,
-            format!("duedate {} is not after {}, when the command was accepted", show(due), show(accepted_at)),
+            format!(
+                "duedate {} is not after {}, when the command was accepted",
+                show(due),
+                show(accepted_at)
+            ),
         )),
         _ => Ok(()),
     }

@@ -16,10 +16,7 @@ pub(crate) fn register(
     now: DateTime<Utc>,
 ) -> Result<Effect, Rejection> {
     if state.users.contains_key(&command.subject) {
-        return Err(Rejection::new(
-            Code::AlreadyExists,
-            format!("user {} exists already", command.subject),
-        ));
+        return Err(Rejection::new(Code::AlreadyExists, format!("user {} exists already", command.subject)));
     }
     let role = if command.actor == command.subject { Role::User } else { actor_role(state, command)? };
     if body.role == Role::Admin && role != Role::Admin {
@@ -90,9 +87,10 @@ pub(crate) fn record_session(
 
 fn changeable<'s>(state: &'s State, command: &Command) -> Result<&'s User, Rejection> {
     let role = actor_role(state, command)?;
-    let user = state.users.get(&command.subject).ok_or_else(|| {
-        Rejection::new(Code::NotFound, format!("there is no user {}", command.subject))
-    })?;
+    let user = state
+        .users
+        .get(&command.subject)
+        .ok_or_else(|| Rejection::new(Code::NotFound, format!("there is no user {}", command.subject)))?;
     if command.actor != command.subject && role != Role::Admin {
         return Err(forbidden("only the user itself and an admin may change a user"));
     }

@@ -151,6 +151,17 @@ impl Server {
         }
     }
 
+    /// Runs RabbitMQ's control program against this server.
+    ///
+    /// # Errors
+    /// What the program says; or this is no RabbitMQ.
+    pub async fn rabbitmqctl(&self, args: &[&str]) -> Result<String> {
+        if self.kind != Kind::RabbitMq {
+            bail!("{} has no rabbitmqctl", self.kind.as_str());
+        }
+        rabbitmq::control(&self.options, args).await
+    }
+
     /// Stops the server's clock (SIGSTOP): its connections stay open and nothing answers.
     pub fn pause(&self) {
         self.processes.last().inspect(|process| process.signal(nix::sys::signal::Signal::SIGSTOP));

@@ -28,7 +28,17 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
         Some(mongod) => (mongod, vec!["--port", &port, "--bind_ip", "127.0.0.1", "--dbpath", &data]),
         None => (
             surrogate(options)?,
-            vec!["--port", &port, "--storage-path", &data, "--cache-size", "1G", "--log-level", "WARNING", "--standalone"],
+            vec![
+                "--port",
+                &port,
+                "--storage-path",
+                &data,
+                "--cache-size",
+                "1G",
+                "--log-level",
+                "WARNING",
+                "--standalone",
+            ],
         ),
     };
     let args = args.into_iter().map(str::to_owned).collect();

@@ -65,6 +65,8 @@ impl Ports {
 pub(crate) fn must_be_free(port: u16, what: &str) -> Result<()> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
         Ok(_) => Ok(()),
-        Err(error) => bail!("port {port}, wanted for {what}, is not free ({error}); `ss -ltnp 'sport = :{port}'` tells whose it is"),
+        Err(error) => bail!(
+            "port {port}, wanted for {what}, is not free ({error}); `ss -ltnp 'sport = :{port}'` tells whose it is"
+        ),
     }
 }

@@ -44,7 +44,8 @@ pub(crate) fn user(name: &str) -> Result<Option<User>> {
         return Ok(None);
     }
     let user = User::from_name(name)?;
-    user.map(Some).with_context(|| format!("there is no user {name}; Debian's package of the server makes it"))
+    user.map(Some)
+        .with_context(|| format!("there is no user {name}; Debian's package of the server makes it"))
 }
 
 /// Makes a folder that belongs to a server's user.
@@ -73,7 +74,9 @@ fn must_reach(dir: &Path, name: &str) -> Result<()> {
         if mode & 0o001 == 0 {
             bail!(
                 "the user {name} can't reach {}: {} is closed to others; choose another folder with --data, or `chmod o+x {}`",
-                dir.display(), parent.display(), parent.display()
+                dir.display(),
+                parent.display(),
+                parent.display()
             );
         }
     }

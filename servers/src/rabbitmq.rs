@@ -28,7 +28,8 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let config = configure(options)?;
     let epmd_port = options.ports.epmd.to_string();
     let epmd = Spec {
-        program: on_path("epmd").context("there is no epmd on this machine; install the package rabbitmq-server")?,
+        program: on_path("epmd")
+            .context("there is no epmd on this machine; install the package rabbitmq-server")?,
         args: ["-address", "127.0.0.1", "-port", &epmd_port].map(str::to_owned).to_vec(),
         env: Vec::new(),
         dir: dir.clone(),
@@ -84,7 +85,8 @@ fn environment(options: &Options, config: &str) -> Vec<(&'static str, String)> {
 
 fn configure(options: &Options) -> Result<String> {
     let dir = options.dir(NAME);
-    let vhosts: Vec<&str> = std::iter::once("taskflow").chain(options.vhosts.iter().map(String::as_str)).collect();
+    let vhosts: Vec<&str> =
+        std::iter::once("taskflow").chain(options.vhosts.iter().map(String::as_str)).collect();
     let definitions = json!({
         "users": [{ "name": "taskflow", "password": options.password(NAME)?, "tags": "administrator" }],
         "vhosts": vhosts.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>(),
@@ -113,6 +115,15 @@ fn configure(options: &Options) -> Result<String> {
         process::own_file(file, USER)?;
     }
     Ok(config_file.display().to_string())
+}
+
+/// Runs RabbitMQ's own control program against this node.
+pub(crate) async fn control(options: &Options, args: &[&str]) -> Result<String> {
+    let program = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmqctl");
+    let config = options.dir(NAME).join("rabbitmq.conf").display().to_string();
+    let mut command = process::command(&program, USER)?;
+    command.args(args).current_dir(options.dir(NAME)).envs(environment(options, &config));
+    process::run(&mut command, "rabbitmqctl").await
 }
 
 /// The node listens last of all; whoever gets `Connection.Start` from it can work with it.

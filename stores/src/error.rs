@@ -28,12 +28,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub fn new(
-        store: &'static str,
-        call: &'static str,
-        kind: Kind,
-        detail: impl std::fmt::Display,
-    ) -> Self {
+    pub fn new(store: &'static str, call: &'static str, kind: Kind, detail: impl std::fmt::Display) -> Self {
         Self { store, call, kind, detail: detail.to_string() }
     }
 

@@ -40,6 +40,14 @@ fn with_site(name: &str, test: impl AsyncFnOnce(Arc<Site>) -> Result + Send + 's
     })
 }
 
+/// A test with nothing but a virtual host of the shared broker.
+fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'static) -> Trial {
+    trial(name, async move || {
+        let world = shared().world.get_or_try_init(|| World::start(100)).await?;
+        test(world.vhost()?).await
+    })
+}
+
 /// A test with servers of its own, which it may stop.
 fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'static) -> Trial {
     trial(name, async move || {
@@ -56,9 +64,7 @@ fn plain(name: &str, test: impl FnOnce() -> Result + Send + 'static) -> Trial {
 }
 
 fn trial(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
-    Trial::test(name, move || {
-        shared().runtime.block_on(test()).map_err(|error| format!("{error:#}").into())
-    })
+    Trial::test(name, move || shared().runtime.block_on(test()).map_err(|error| format!("{error:#}").into()))
 }
 
 fn cluster(site: &Site) -> Result<Cluster<'_>> {

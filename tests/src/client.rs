@@ -26,7 +26,8 @@ impl Client {
 
     /// The same client, logged in.
     pub async fn logged_in(&self, email: &str, password: &str) -> Result<Self> {
-        let answer = self.post("/v1/sessions").json(&json!({ "email": email, "password": password })).send().await?;
+        let answer =
+            self.post("/v1/sessions").json(&json!({ "email": email, "password": password })).send().await?;
         let answer: Value = answer.error_for_status()?.json().await?;
         let token = answer["token"].as_str().context("no token")?.to_owned();
         Ok(Self { token: Some(token), ..self.clone() })

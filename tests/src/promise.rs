@@ -71,9 +71,13 @@ async fn publish(
         let version = ids.len();
         let value = match version {
             0 => command("task.create", subject, json!({ "title": "version 1" })),
-            _ => command("task.update", subject, json!({
-                "title": format!("version {}", version + 1), "expectedversion": version,
-            })),
+            _ => command(
+                "task.update",
+                subject,
+                json!({
+                    "title": format!("version {}", version + 1), "expectedversion": version,
+                }),
+            ),
         };
         let command = envelope::read(value)?;
         let mut tries = 0;
@@ -96,10 +100,13 @@ pub async fn check(site: &Site, accepted: &Accepted) -> Result<()> {
         Ok(true)
     })
     .await?;
-    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0)).await?;
+    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0))
+        .await?;
 
     let rows: Vec<(Uuid, String, Option<i32>, i16)> =
-        sqlx::query_as("SELECT id, outcome::text, version, events FROM receipts").fetch_all(&site.postgres).await?;
+        sqlx::query_as("SELECT id, outcome::text, version, events FROM receipts")
+            .fetch_all(&site.postgres)
+            .await?;
     let receipts: HashMap<Uuid, (String, Option<i32>, i16)> =
         rows.into_iter().map(|(id, outcome, version, events)| (id, (outcome, version, events))).collect();
     ensure!(receipts.len() as i64 == expected, "{} receipts for {expected} commands", receipts.len());
@@ -107,13 +114,21 @@ pub async fn check(site: &Site, accepted: &Accepted) -> Result<()> {
         for (index, id) in ids.iter().enumerate() {
             let (outcome, version, _) = receipts.get(id).with_context(|| format!("{id} has no receipt"))?;
             ensure!(outcome == "applied", "command {index} of {subject} is {outcome}");
-            ensure!(*version == Some(index as i32 + 1), "command {index} of {subject} left version {version:?}");
+            ensure!(
+                *version == Some(index as i32 + 1),
+                "command {index} of {subject} left version {version:?}"
+            );
         }
-        let (title, version): (String, i32) = sqlx::query_as("SELECT title, version FROM tasks WHERE id = $1")
-            .bind(subject)
-            .fetch_one(&site.postgres)
-            .await?;
-        ensure!(version as usize == ids.len(), "{subject} has version {version} after {} commands", ids.len());
+        let (title, version): (String, i32) =
+            sqlx::query_as("SELECT title, version FROM tasks WHERE id = $1")
+                .bind(subject)
+                .fetch_one(&site.postgres)
+                .await?;
+        ensure!(
+            version as usize == ids.len(),
+            "{subject} has version {version} after {} commands",
+            ids.len()
+        );
         ensure!(title == format!("version {version}"), "{subject} is called {title:?}");
     }
     check_events(site, accepted).await?;
@@ -122,7 +137,12 @@ pub async fn check(site: &Site, accepted: &Accepted) -> Result<()> {
 
 async fn check_events(site: &Site, accepted: &Accepted) -> Result<()> {
     let events = site.events().await?;
-    ensure!(events.len() == accepted.commands(), "{} events for {} commands", events.len(), accepted.commands());
+    ensure!(
+        events.len() == accepted.commands(),
+        "{} events for {} commands",
+        events.len(),
+        accepted.commands()
+    );
     let mut versions: HashMap<String, Vec<i32>> = HashMap::new();
     let mut commands = BTreeSet::new();
     for event in &events {
@@ -143,7 +163,11 @@ async fn check_caches(site: &Site, accepted: &Accepted) -> Result<()> {
     for (subject, ids) in &accepted.subjects {
         if let Some(value) = site.cached(&format!("task:{subject}")).await? {
             let value: serde_json::Value = serde_json::from_str(&value)?;
-            ensure!(value["version"] == ids.len(), "task:{subject} is cached with version {}", value["version"]);
+            ensure!(
+                value["version"] == ids.len(),
+                "task:{subject} is cached with version {}",
+                value["version"]
+            );
         }
     }
     Ok(())

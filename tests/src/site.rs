@@ -47,7 +47,8 @@ impl Site {
             ..rabbit::Settings::default()
         };
         let mongo_settings = mongo::Settings { url: with_name(&urls.mongodb, &name), ..Default::default() };
-        let redis_settings = redis::Settings { url: urls.redis.clone(), key_prefix: prefix.clone(), ..Default::default() };
+        let redis_settings =
+            redis::Settings { url: urls.redis.clone(), key_prefix: prefix.clone(), ..Default::default() };
         let stop = CancellationToken::new();
         let link = Link::start(&rabbit_settings, "taskflow test", stop.clone())?;
         let publish = Link::start(&rabbit_settings, "taskflow test publish", stop.clone())?;
@@ -72,7 +73,10 @@ impl Site {
             postgres: postgres::connect(&postgres_settings, "taskflow test")?,
             redis: redis::connect(&redis_settings)?,
             publisher: Publisher::new(publish, &rabbit_settings),
-            env: env.into_iter().map(|(name, value)| (format!("TASKFLOW_{name}"), value.to_owned())).collect(),
+            env: env
+                .into_iter()
+                .map(|(name, value)| (format!("TASKFLOW_{name}"), value.to_owned()))
+                .collect(),
             redis_prefix: prefix,
             redis_url: urls.redis.clone(),
             rabbit: rabbit_settings,
@@ -102,7 +106,8 @@ impl Site {
     pub async fn count(&self, sql: &str) -> Result<i64> {
         let mut tries = 0;
         loop {
-            let asked = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&self.postgres).await;
+            let asked =
+                sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&self.postgres).await;
             tries += 1;
             match asked {
                 Ok(count) => return Ok(count),

@@ -68,6 +68,11 @@ impl World {
         Ok(number)
     }
 
+    /// The address of a virtual host that nobody has had.
+    pub fn vhost(&self) -> Result<String> {
+        Ok(with_name(&self.urls.amqp, &format!("t{}", self.next_corner()?)))
+    }
+
     pub(crate) fn urls(&self) -> &Urls {
         &self.urls
     }
@@ -75,7 +80,8 @@ impl World {
     /// Migrated and seeded once; each test's database is a copy.
     async fn make_template(&self) -> Result<()> {
         self.sql(&format!("CREATE DATABASE {TEMPLATE}")).await?;
-        let settings = postgres::Settings { url: with_name(&self.urls.postgres, TEMPLATE), ..Default::default() };
+        let settings =
+            postgres::Settings { url: with_name(&self.urls.postgres, TEMPLATE), ..Default::default() };
         let pool = postgres::connect(&settings, "taskflow tests")?;
         postgres::migrate::up(&pool, None).await?;
         crate::commands::seed(&pool).await?;

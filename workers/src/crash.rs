@@ -3,16 +3,8 @@
 //! Only builds with the feature `crash-points` have them; elsewhere a point is nothing.
 
 /// The boundaries between the steps of a batch.
-pub const POINTS: [&str; 8] = [
-    "collected",
-    "fenced",
-    "loaded",
-    "written",
-    "committed",
-    "acknowledged",
-    "audited",
-    "relayed",
-];
+pub const POINTS: [&str; 8] =
+    ["collected", "fenced", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
 
 /// Ends the process (SIGKILL) here, if `TASKFLOW_CRASH_AT` says `name:n` and this is the n-th time.
 #[cfg(feature = "crash-points")]

@@ -36,7 +36,9 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
     let mut warned = false;
     while !stop.is_cancelled() {
         let asked = Instant::now();
-        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease.as_millis() as i64).await {
+        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease.as_millis() as i64)
+            .await
+        {
             Ok(membership) => {
                 warned = false;
                 observe::store_up("postgres", true);
@@ -116,13 +118,7 @@ async fn acquire(
     tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
     gauge(&name, true);
     let stop = stop.child_token();
-    let run = partition::run(
-        Arc::clone(context),
-        partition,
-        lease,
-        valid_until.subscribe(),
-        stop.clone(),
-    );
+    let run = partition::run(Arc::clone(context), partition, lease, valid_until.subscribe(), stop.clone());
     Ok(Some(Held { task: tokio::spawn(run), stop }))
 }
 
@@ -135,8 +131,11 @@ async fn give_back(context: &Context, partition: Partition) {
 }
 
 fn gauge(partition: &str, assigned: bool) {
-    observe::gauge(&metric::PARTITION_ASSIGNED, &[("partition", partition)])
-        .set(if assigned { 1.0 } else { 0.0 });
+    observe::gauge(&metric::PARTITION_ASSIGNED, &[("partition", partition)]).set(if assigned {
+        1.0
+    } else {
+        0.0
+    });
 }
 
 /// Rendezvous hashing: the worker whose hash with the partition is highest.

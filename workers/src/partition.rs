@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use taskflow_core::batch::{Content, Verdict};
 use taskflow_core::{Item, metric};
+use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::{self, Lease};
 use taskflow_stores::postgres::receipts::View;
-use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::dead_letters;
 use taskflow_stores::rabbit::topology::Partition;
@@ -76,7 +76,10 @@ pub(crate) async fn run(
             Ok(Left::Stopped) => break,
             Ok(Left::Fenced) => {
                 observe::counter(&metric::FENCED, &[]).increment(1);
-                tracing::warn!(partition = pipeline.name, "The lease is gone; the batch in hand was not applied here.");
+                tracing::warn!(
+                    partition = pipeline.name,
+                    "The lease is gone; the batch in hand was not applied here."
+                );
                 break;
             }
             Err(error) => {
@@ -85,8 +88,12 @@ pub(crate) async fn run(
                     backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
                 }
                 match error.kind {
-                    Kind::Unavailable => tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back."),
-                    _ => tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept."),
+                    Kind::Unavailable => {
+                        tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back.")
+                    }
+                    _ => {
+                        tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept.")
+                    }
                 }
             }
         }
@@ -116,7 +123,9 @@ impl Pipeline<'_> {
         observe::store_up("rabbitmq", true);
         let left = self.pipeline(&mut subscription, stop).await;
         match &left {
-            Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => subscription.release().await,
+            Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
+                subscription.release().await
+            }
             // The channel itself is the trouble: it goes with its messages.
             Err(_) => subscription.abandon(),
         }

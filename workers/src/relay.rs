@@ -244,7 +244,11 @@ impl Follower {
                     self.lagging.store(false, Ordering::Relaxed);
                     if backoff.tries() > 0 {
                         observe::store_up(self.sink.store(), true);
-                        tracing::info!(partition = self.partition, sink = self.sink.as_str(), "The sink follows again.");
+                        tracing::info!(
+                            partition = self.partition,
+                            sink = self.sink.as_str(),
+                            "The sink follows again."
+                        );
                     }
                     return Some(value);
                 }

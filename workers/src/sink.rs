@@ -82,9 +82,12 @@ pub(crate) async fn deliver(
 
 /// The present values of what a batch from the outbox has changed: as new as those of the batch, or newer.
 async fn reread(context: &Context, payload: &Payload) -> Result<Refresh, StoreError> {
-    let mut connection = context.stores.postgres.acquire().await.map_err(|error| {
-        StoreError::unavailable("postgres", "read what the caches missed", error)
-    })?;
+    let mut connection = context
+        .stores
+        .postgres
+        .acquire()
+        .await
+        .map_err(|error| StoreError::unavailable("postgres", "read what the caches missed", error))?;
     let tasks = tasks::read_many(&mut connection, &payload.tasks).await?;
     let users = users::read_many(&mut connection, &payload.users).await?;
     let entries = tasks.iter().map(cache::task_entry).chain(users.iter().map(cache::user_entry));

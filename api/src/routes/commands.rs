@@ -126,7 +126,8 @@ async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> 
         .enumerate()
         .map(|(index, text)| Incoming { index: index as u64, text: text.get().as_bytes() })
         .collect();
-    let Outcome { accepted, refused } = app.send(caller, headers, &incoming, false).await.confirmed(app).await;
+    let Outcome { accepted, refused } =
+        app.send(caller, headers, &incoming, false).await.confirmed(app).await;
     answer_many(Batch { accepted, refused, unlisted: 0 })
 }
 
@@ -166,10 +167,13 @@ async fn whole(app: &App, body: Body) -> Result<Bytes, Problem> {
     let most = app.settings.body_max;
     match Limited::new(body, most).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Problem::too_large(format!("a body has at most {most} bytes; send application/x-ndjson for more")))
-        }
-        Err(_) => Err(Problem::bad_request("incomplete", "the body ended before it was complete; nothing was taken")),
+        Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(format!(
+            "a body has at most {most} bytes; send application/x-ndjson for more"
+        ))),
+        Err(_) => Err(Problem::bad_request(
+            "incomplete",
+            "the body ended before it was complete; nothing was taken",
+        )),
     }
 }
 

@@ -27,7 +27,13 @@ pub(super) async fn stream(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Batch, Problem> {
-    let mut intake = Stream { app, caller, headers, batch: Batch { accepted: 0, refused: Vec::new(), unlisted: 0 }, sent: VecDeque::new() };
+    let mut intake = Stream {
+        app,
+        caller,
+        headers,
+        batch: Batch { accepted: 0, refused: Vec::new(), unlisted: 0 },
+        sent: VecDeque::new(),
+    };
     let mut lines = Lines::default();
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
@@ -83,7 +89,9 @@ impl Stream<'_> {
         self.batch.accepted += accepted;
         for one in refused {
             // What can't be sent now decides the answer's status: it is kept whatever the list's length.
-            if self.batch.refused.len() < REFUSED_LISTED || one.problem.is_unavailable() && !self.is_unavailable() {
+            if self.batch.refused.len() < REFUSED_LISTED
+                || one.problem.is_unavailable() && !self.is_unavailable()
+            {
                 self.batch.refused.push(one);
             } else {
                 self.batch.unlisted += 1;

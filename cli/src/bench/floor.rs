@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use taskflow_core::event::{EventId, Retention};
 use taskflow_core::state::{TaskPriority, TaskStatus};
 use taskflow_core::{Event, Outcome, Receipt, Task, command};
+use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::outbox::{self, Payload};
 use taskflow_stores::postgres::{receipts, tasks};
@@ -17,7 +18,6 @@ use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::redis::cache::{self, Refresh};
-use taskflow_stores::clock;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -35,7 +35,10 @@ pub(super) async fn run(site: &Site, commands: usize) -> Result<f64> {
         let depth = site.stores.consume.depth(&partition.queue()).await?;
         expected.push((partition, depth.ready as usize));
     }
-    anyhow::ensure!(expected.iter().map(|(_, count)| count).sum::<usize>() == commands, "the backlog is not whole");
+    anyhow::ensure!(
+        expected.iter().map(|(_, count)| count).sum::<usize>() == commands,
+        "the backlog is not whole"
+    );
     let start = Instant::now();
     let mut loops = JoinSet::new();
     for (partition, count) in expected {
@@ -78,7 +81,8 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
         let mut transaction = stores.postgres.begin().await?;
         tasks::insert(&mut transaction, &batch.tasks).await?;
         receipts::insert(&mut transaction, &name, number, &batch.receipts).await?;
-        outbox::insert(&mut transaction, &name, number, deliveries.len(), clock::now(), &batch.payload).await?;
+        outbox::insert(&mut transaction, &name, number, deliveries.len(), clock::now(), &batch.payload)
+            .await?;
         transaction.commit().await?;
         if let Some(last) = deliveries.last() {
             last.ack_through().await?;

@@ -40,7 +40,9 @@ pub(super) fn create(number: usize, now: DateTime<Utc>) -> Command {
         now,
         Body::CreateTask(CreateTask {
             title: format!("Task number {number} of the benchmark"),
-            description: Some("What is to be done, in a sentence or two that are as long as such texts are.".into()),
+            description: Some(
+                "What is to be done, in a sentence or two that are as long as such texts are.".into(),
+            ),
             priority: TaskPriority::Medium,
             assigneeid: None,
             duedate: None,
@@ -69,10 +71,15 @@ pub(super) fn mixed(count: usize, now: DateTime<Utc>) -> Vec<Command> {
                         expectedversion: None,
                     }),
                     2 => Body::AssignTask(AssignTask { assigneeid: Some(USER), expectedversion: None }),
-                    3 => Body::ChangeStatus(ChangeStatus { status: TaskStatus::InProgress, expectedversion: None }),
+                    3 => Body::ChangeStatus(ChangeStatus {
+                        status: TaskStatus::InProgress,
+                        expectedversion: None,
+                    }),
                     4 => Body::ChangeStatus(ChangeStatus { status: TaskStatus::Done, expectedversion: None }),
                     _ if index % 2 == 0 => Body::DeleteTask(DeleteTask { expectedversion: None }),
-                    _ => Body::ChangeStatus(ChangeStatus { status: TaskStatus::Review, expectedversion: None }),
+                    _ => {
+                        Body::ChangeStatus(ChangeStatus { status: TaskStatus::Review, expectedversion: None })
+                    }
                 };
                 commands.push(command(*subject, now, body));
             }

@@ -38,7 +38,10 @@ impl Connection {
 
     /// Begins a request whose body comes in chunks.
     pub(super) async fn begin(&mut self, path: &str, headers: &str) -> Result<()> {
-        let head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ntransfer-encoding: chunked\r\n{headers}\r\n", self.host);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ntransfer-encoding: chunked\r\n{headers}\r\n",
+            self.host
+        );
         Ok(self.stream.write_all(head.as_bytes()).await?)
     }
 

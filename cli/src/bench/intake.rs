@@ -51,7 +51,9 @@ pub(super) async fn log_in(address: &str) -> Result<String> {
     let body = serde_json::json!({ "email": LOGINS[0].0, "password": LOGINS[0].1 }).to_string();
     loop {
         if let Ok(mut connection) = Connection::open(address).await {
-            let answer = connection.post("/v1/sessions", "content-type: application/json\r\n", body.as_bytes()).await?;
+            let answer = connection
+                .post("/v1/sessions", "content-type: application/json\r\n", body.as_bytes())
+                .await?;
             if answer.status == 201 {
                 let value: serde_json::Value = serde_json::from_slice(&answer.body)?;
                 let token = value["token"].as_str().context("no token")?;
@@ -65,7 +67,8 @@ pub(super) async fn log_in(address: &str) -> Result<String> {
 
 async fn singles(address: &str, headers: &str, time: Duration) -> Result<f64> {
     let headers = format!("{headers}content-type: application/json\r\n");
-    load(address, &headers, time, CONNECTIONS, 1, |number| generate::create(number, clock::now()).to_json()).await
+    load(address, &headers, time, CONNECTIONS, 1, |number| generate::create(number, clock::now()).to_json())
+        .await
 }
 
 async fn arrays(address: &str, headers: &str, time: Duration) -> Result<f64> {
@@ -137,4 +140,3 @@ async fn ndjson(address: &str, headers: &str, commands: usize) -> Result<f64> {
     ensure!(value["accepted"] == commands, "ndjson: {} {value}", answer.status);
     Ok(commands as f64 / took.as_secs_f64())
 }
-

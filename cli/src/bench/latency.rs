@@ -96,14 +96,21 @@ async fn publishes(site: &Site, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let deadline = Instant::now() + Duration::from_secs(10);
     let length = |times: &Times| times.lock().unwrap_or_else(PoisonError::into_inner).len();
     while length(&committed) < count + WARM_UP || length(&told) < count + WARM_UP {
-        ensure!(Instant::now() < deadline, "{} receipts and {} events of {count} came", length(&committed), length(&told));
+        ensure!(
+            Instant::now() < deadline,
+            "{} receipts and {} events of {count} came",
+            length(&committed),
+            length(&told)
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     listening.abort();
     events.abort();
     let took = |times: &Times| -> Vec<f64> {
         let times = times.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.iter().filter_map(|(id, start)| Some(times.get(id)?.duration_since(*start).as_secs_f64() * 1_000.0)).collect()
+        sent.iter()
+            .filter_map(|(id, start)| Some(times.get(id)?.duration_since(*start).as_secs_f64() * 1_000.0))
+            .collect()
     };
     Ok((took(&committed), took(&told)))
 }
@@ -120,7 +127,8 @@ async fn note_receipts(announcements: impl StreamExt<Item = Vec<u8>>, times: Tim
 
 async fn consume_events(site: &Site) -> Result<lapin::Consumer> {
     let channel = site.stores.consume.channel().await?;
-    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let options =
+        QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
     let name = queue.name().clone();
     let bind = QueueBindOptions::default();

@@ -70,7 +70,9 @@ impl Place {
         }
         let name = format!("bench{number}");
         let mut settings = self.base.clone();
-        let with_name = |url: &str| url.rsplit_once('/').map_or_else(|| url.to_owned(), |(head, _)| format!("{head}/{name}"));
+        let with_name = |url: &str| {
+            url.rsplit_once('/').map_or_else(|| url.to_owned(), |(head, _)| format!("{head}/{name}"))
+        };
         settings.postgres.url = with_name(self.servers.postgres.url());
         settings.amqp.url = with_name(self.servers.rabbitmq.url());
         settings.mongodb.url = with_name(self.servers.mongodb.url());
@@ -144,7 +146,10 @@ impl Site {
 /// Asks a role to stop, as an operator would.
 pub(super) async fn stop(mut child: Child) -> Result<()> {
     if let Some(pid) = child.id() {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGTERM)?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid.cast_signed()),
+            nix::sys::signal::Signal::SIGTERM,
+        )?;
     }
     tokio::time::timeout(Duration::from_secs(35), child.wait()).await.context("a role did not stop")??;
     Ok(())
@@ -167,7 +172,10 @@ pub(super) fn peak_memory_mib(pid: u32) -> f64 {
 fn server_cpu(leader: u32) -> f64 {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let stats = processes.filter_map(|entry| stat(&entry.path()));
-    stats.filter(|((parent, group), _)| *group == leader || *parent == leader).map(|(_, seconds)| seconds).sum()
+    stats
+        .filter(|((parent, group), _)| *group == leader || *parent == leader)
+        .map(|(_, seconds)| seconds)
+        .sum()
 }
 
 /// Parent, process group, and CPU seconds, from the kernel's table.

@@ -65,7 +65,8 @@ pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Res
     let report = bench::run(&plan).await?;
     let text = serde_json::to_string_pretty(&report).map_err(|error| Exit::failed(error.to_string()))?;
     if let Some(file) = &options.output {
-        std::fs::write(file, &text).map_err(|error| Exit::failed(format!("write {}: {error}", file.display())))?;
+        std::fs::write(file, &text)
+            .map_err(|error| Exit::failed(format!("write {}: {error}", file.display())))?;
     }
     if json {
         println!("{text}");

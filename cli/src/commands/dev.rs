@@ -74,7 +74,8 @@ async fn work(
 
     let pool = postgres::connect(&settings.postgres, "taskflow dev")?;
     let database = mongo::connect(&settings.mongodb, "taskflow dev").await?;
-    let applied = postgres::migrate::up(&pool, None).await?.len() + mongo::migrate::up(&database, None).await?.len();
+    let applied =
+        postgres::migrate::up(&pool, None).await?.len() + mongo::migrate::up(&database, None).await?.len();
     let (users, tasks) = seed::insert(&pool).await?;
     println!("Schemas: {applied} versions applied; sample data: {users} users and {tasks} tasks are new.");
     pool.close().await;
@@ -138,6 +139,9 @@ fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Insta
         let _ = writeln!(text, "  {name:<9}  {}", bare(url));
     }
     let env = env_file.display();
-    let _ = write!(text, "\n  For other programs: set -a; . {env}; set +a   (it holds the passwords)\n  Ctrl-C stops all of it and keeps the data.\n");
+    let _ = write!(
+        text,
+        "\n  For other programs: set -a; . {env}; set +a   (it holds the passwords)\n  Ctrl-C stops all of it and keeps the data.\n"
+    );
     text
 }

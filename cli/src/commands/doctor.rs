@@ -71,7 +71,8 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
     const STORE: &str = "postgres";
     match postgres::version(&stores.postgres).await {
         Ok(version) => {
-            let major: u32 = version.split(['.', ' ']).next().and_then(|major| major.parse().ok()).unwrap_or(0);
+            let major: u32 =
+                version.split(['.', ' ']).next().and_then(|major| major.parse().ok()).unwrap_or(0);
             let level = if major >= 15 { Level::Ok } else { Level::Warning };
             findings.add(STORE, level, format!("reachable, version {version} (15 or newer is wanted)"));
         }
@@ -81,8 +82,14 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
         Ok(versions) => {
             let pending = versions.iter().filter(|version| !version.applied).count();
             match pending {
-                0 => findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len())),
-                _ => findings.add(STORE, Level::Error, format!("{pending} versions of the schema are missing: `taskflow migrate up`")),
+                0 => {
+                    findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len()))
+                }
+                _ => findings.add(
+                    STORE,
+                    Level::Error,
+                    format!("{pending} versions of the schema are missing: `taskflow migrate up`"),
+                ),
             }
         }
         Err(error) => findings.broken(STORE, &error),
@@ -91,7 +98,11 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
         Ok(settings) => {
             for (name, value, wanted, why) in settings {
                 let level = if value == wanted { Level::Ok } else { Level::Error };
-                let detail = if value == wanted { format!("{name} = {value}") } else { format!("{name} = {value}, must be {wanted}: {why}") };
+                let detail = if value == wanted {
+                    format!("{name} = {value}")
+                } else {
+                    format!("{name} = {value}, must be {wanted}: {why}")
+                };
                 findings.add(STORE, level, detail);
             }
         }
@@ -99,12 +110,23 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
     }
     match postgres_health::invalid_indexes(&stores.postgres).await {
         Ok(names) if names.is_empty() => {}
-        Ok(names) => findings.add(STORE, Level::Warning, format!("indexes that were not built to their end: {}; `taskflow migrate up` builds them anew", names.join(", "))),
+        Ok(names) => findings.add(
+            STORE,
+            Level::Warning,
+            format!(
+                "indexes that were not built to their end: {}; `taskflow migrate up` builds them anew",
+                names.join(", ")
+            ),
+        ),
         Err(error) => findings.broken(STORE, &error),
     }
     match postgres_health::missing_privileges(&stores.postgres).await {
         Ok(missing) if missing.is_empty() => findings.add(STORE, Level::Ok, "privileges on all tables"),
-        Ok(missing) => findings.add(STORE, Level::Error, format!("this role lacks privileges on: {}", missing.join(", "))),
+        Ok(missing) => findings.add(
+            STORE,
+            Level::Error,
+            format!("this role lacks privileges on: {}", missing.join(", ")),
+        ),
         Err(error) => findings.broken(STORE, &error),
     }
 }
@@ -124,15 +146,29 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
             Ok(depth) => {
                 ready += depth.ready;
                 if depth.consumers == 0 && depth.ready > 0 {
-                    findings.add(STORE, Level::Warning, format!("{} has {} messages and no worker", partition.queue(), depth.ready));
+                    findings.add(
+                        STORE,
+                        Level::Warning,
+                        format!("{} has {} messages and no worker", partition.queue(), depth.ready),
+                    );
                 }
             }
-            Err(error) => findings.add(STORE, Level::Error, format!("{}: {}; a worker or the API declares it at its start", partition.queue(), error.detail)),
+            Err(error) => findings.add(
+                STORE,
+                Level::Error,
+                format!(
+                    "{}: {}; a worker or the API declares it at its start",
+                    partition.queue(),
+                    error.detail
+                ),
+            ),
         }
     }
     findings.add(STORE, Level::Ok, format!("{ready} messages wait in the partition queues"));
     match stores.consume.depth(DEAD_LETTERS).await {
-        Ok(depth) if depth.ready > 0 => findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready)),
+        Ok(depth) if depth.ready > 0 => {
+            findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready))
+        }
         Ok(_) => findings.add(STORE, Level::Ok, "no dead letters"),
         Err(error) => findings.broken(STORE, &error),
     }
@@ -146,13 +182,21 @@ async fn look_at_mongodb(stores: &connect::Stores, findings: &mut Findings) {
     }
     match mongo::replica_set(&stores.mongo).await {
         Ok(Some(name)) => findings.add(STORE, Level::Ok, format!("member of the replica set {name}")),
-        Ok(None) => findings.add(STORE, Level::Warning, "a single server: the audit trail is on one disk; production runs a replica set"),
+        Ok(None) => findings.add(
+            STORE,
+            Level::Warning,
+            "a single server: the audit trail is on one disk; production runs a replica set",
+        ),
         Err(error) => findings.broken(STORE, &error),
     }
     match mongo::migrate::status(&stores.mongo).await {
         Ok(versions) => match versions.iter().filter(|version| !version.applied).count() {
             0 => findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len())),
-            pending => findings.add(STORE, Level::Error, format!("{pending} versions of the schema are missing: `taskflow migrate up`")),
+            pending => findings.add(
+                STORE,
+                Level::Error,
+                format!("{pending} versions of the schema are missing: `taskflow migrate up`"),
+            ),
         },
         Err(error) => findings.broken(STORE, &error),
     }
@@ -165,12 +209,20 @@ async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings) {
         Err(error) => return findings.broken(STORE, &error),
     }
     match stores.redis.info("memory", "maxmemory_policy").await {
-        Ok(Some(policy)) if policy.starts_with("allkeys") => findings.add(STORE, Level::Warning, format!("maxmemory-policy {policy} may evict sessions: use noeviction or volatile-lru")),
-        Ok(policy) => findings.add(STORE, Level::Ok, format!("maxmemory-policy {}", policy.unwrap_or_default())),
+        Ok(Some(policy)) if policy.starts_with("allkeys") => findings.add(
+            STORE,
+            Level::Warning,
+            format!("maxmemory-policy {policy} may evict sessions: use noeviction or volatile-lru"),
+        ),
+        Ok(policy) => {
+            findings.add(STORE, Level::Ok, format!("maxmemory-policy {}", policy.unwrap_or_default()))
+        }
         Err(error) => findings.broken(STORE, &error),
     }
     match stores.redis.info("persistence", "aof_enabled").await {
-        Ok(Some(on)) if on == "1" => findings.add(STORE, Level::Ok, "append-only file is on: sessions survive a restart"),
+        Ok(Some(on)) if on == "1" => {
+            findings.add(STORE, Level::Ok, "append-only file is on: sessions survive a restart")
+        }
         Ok(_) => findings.add(STORE, Level::Warning, "append-only file is off: a restart logs everybody out"),
         Err(error) => findings.broken(STORE, &error),
     }

@@ -43,7 +43,9 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
             (postgres::migrate::up(&pool, to).await?, mongo::migrate::up(&database, None).await?)
         }
         Command::Down { yes: false, .. } => {
-            return Err(Exit::usage("migrate down removes tables or columns with their data; say --yes if you mean it"));
+            return Err(Exit::usage(
+                "migrate down removes tables or columns with their data; say --yes if you mean it",
+            ));
         }
         Command::Down { to, mongo_to, yes: true } => {
             let versions = postgres::migrate::status(&pool).await?;
@@ -62,7 +64,9 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
     } else {
         let list = |versions: &[i64]| match versions {
             [] => "nothing to do".to_owned(),
-            versions => format!("versions {}", versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")),
+            versions => {
+                format!("versions {}", versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))
+            }
         };
         println!("postgres: {}\nmongodb: {}", list(&postgres), list(&mongodb));
     }

@@ -31,7 +31,10 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
                     Ok(ExitCode::SUCCESS)
                 }
                 None => {
-                    eprintln!("taskflow: no receipt for {}: it was never accepted, or is still on its way (--watch waits)", options.id);
+                    eprintln!(
+                        "taskflow: no receipt for {}: it was never accepted, or is still on its way (--watch waits)",
+                        options.id
+                    );
                     Ok(ExitCode::from(FAILED))
                 }
             };

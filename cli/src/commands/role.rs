@@ -138,7 +138,8 @@ fn worker(
         publisher: stores.publisher.clone(),
         rabbit: stores.rabbit.clone(),
     };
-    let name = nix::unistd::gethostname().map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
+    let name = nix::unistd::gethostname()
+        .map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
     async move {
         match connect::declare(&stores.consume, &settings.amqp, &stop).await {
             Ok(true) => taskflow_workers::run(settings.worker, settings.retention, stores, name, stop).await,

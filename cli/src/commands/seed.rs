@@ -20,7 +20,8 @@ const USER: Uuid = Uuid::from_u128(0x0193_0000_0000_7000_8000_0000_0000_0002);
 const FIRST_TASK: u128 = 0x0193_0000_0000_7000_8000_0000_0000_0100;
 
 /// Who can log in to a development system.
-pub(crate) const LOGINS: [(&str, &str); 2] = [("admin@taskflow.com", "admin123"), ("user@taskflow.com", "user123")];
+pub(crate) const LOGINS: [(&str, &str); 2] =
+    [("admin@taskflow.com", "admin123"), ("user@taskflow.com", "user123")];
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -77,21 +78,22 @@ fn sample_users(now: DateTime<Utc>) -> Vec<User> {
 }
 
 fn sample_tasks(now: DateTime<Utc>) -> Vec<Task> {
-    let task = |number: u128, title: &str, status: TaskStatus, priority, assignee, due_days: Option<i64>| Task {
-        version: 1,
-        id: Uuid::from_u128(FIRST_TASK + number),
-        title: title.to_owned(),
-        description: None,
-        status,
-        priority,
-        assignee,
-        creator: ADMIN,
-        created_at: now,
-        updated_at: now,
-        completed_at: (status == TaskStatus::Done).then_some(now),
-        due_date: due_days.map(|days| now + TimeDelta::days(days)),
-        deleted_at: None,
-    };
+    let task =
+        |number: u128, title: &str, status: TaskStatus, priority, assignee, due_days: Option<i64>| Task {
+            version: 1,
+            id: Uuid::from_u128(FIRST_TASK + number),
+            title: title.to_owned(),
+            description: None,
+            status,
+            priority,
+            assignee,
+            creator: ADMIN,
+            created_at: now,
+            updated_at: now,
+            completed_at: (status == TaskStatus::Done).then_some(now),
+            due_date: due_days.map(|days| now + TimeDelta::days(days)),
+            deleted_at: None,
+        };
     vec![
         Task {
             description: Some("Install and configure all necessary tools".to_owned()),

@@ -64,8 +64,12 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
         0
     };
     if json {
-        let refused: Vec<_> = sent.refused.iter().map(|(line, why)| json!({ "line": line, "detail": why })).collect();
-        println!("{}", json!({ "accepted": sent.ids.len(), "refused": refused, "withoutreceipt": unanswered }));
+        let refused: Vec<_> =
+            sent.refused.iter().map(|(line, why)| json!({ "line": line, "detail": why })).collect();
+        println!(
+            "{}",
+            json!({ "accepted": sent.ids.len(), "refused": refused, "withoutreceipt": unanswered })
+        );
     } else {
         for (line, why) in &sent.refused {
             eprintln!("line {line}: {why}");

@@ -37,11 +37,7 @@ pub fn collection(database: &Database) -> Events {
 }
 
 /// Inserts a batch's events; those that are there already count as inserted.
-pub async fn insert(
-    collection: &Events,
-    run: Run<'_>,
-    events: &[Event],
-) -> Result<(), StoreError> {
+pub async fn insert(collection: &Events, run: Run<'_>, events: &[Event]) -> Result<(), StoreError> {
     if events.is_empty() {
         return Ok(());
     }
@@ -64,7 +60,11 @@ pub async fn insert(
                         "mongodb",
                         "insert events",
                         Kind::Data,
-                        format!("{} of {} events were refused, the first: {first}", others.len(), events.len()),
+                        format!(
+                            "{} of {} events were refused, the first: {first}",
+                            others.len(),
+                            events.len()
+                        ),
                     )),
                 }
             }

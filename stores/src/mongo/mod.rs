@@ -5,10 +5,10 @@ pub mod migrate;
 
 use std::time::Duration;
 
-use mongodb::bson::doc;
-use mongodb::options::ClientOptions;
 use mongodb::Client;
 pub use mongodb::Database;
+use mongodb::bson::doc;
+use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::{Kind, StoreError};

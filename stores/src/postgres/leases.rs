@@ -103,12 +103,14 @@ pub async fn acquire(
 
 /// The number of a partition's newest batch, if it still belongs to this epoch.
 pub async fn newest_batch(pool: &PgPool, partition: &str, epoch: i64) -> Result<Option<i64>, StoreError> {
-    sqlx::query_scalar("/* newest_batch */ SELECT batch FROM partition_heads WHERE partition = $1 AND epoch = $2")
-        .bind(partition)
-        .bind(epoch)
-        .fetch_optional(pool)
-        .await
-        .map_err(failed("read a partition's head"))
+    sqlx::query_scalar(
+        "/* newest_batch */ SELECT batch FROM partition_heads WHERE partition = $1 AND epoch = $2",
+    )
+    .bind(partition)
+    .bind(epoch)
+    .fetch_optional(pool)
+    .await
+    .map_err(failed("read a partition's head"))
 }
 
 /// Gives a partition's lease back, so that the next holder need not wait for its end.

@@ -62,7 +62,12 @@ impl Default for Settings {
 pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreError> {
     let options = PgConnectOptions::from_str(&settings.url)
         .map_err(|error| {
-            StoreError::new(STORE, "read postgres.url", Kind::Bug, format!("{error}; expected postgres://user:password@host:port/database"))
+            StoreError::new(
+                STORE,
+                "read postgres.url",
+                Kind::Bug,
+                format!("{error}; expected postgres://user:password@host:port/database"),
+            )
         })?
         .application_name(application)
         .options([

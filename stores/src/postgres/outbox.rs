@@ -71,8 +71,8 @@ fn encode(payload: &Payload) -> Result<Vec<u8>, StoreError> {
 fn decode(bytes: &[u8]) -> Result<Payload, StoreError> {
     let broken = |error: String| StoreError::new("postgres", "decode the outbox", Kind::Bug, error);
     let capacity = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten().unwrap_or(1 << 26) as usize;
-    let json =
-        zstd::bulk::decompress(bytes, capacity.min(PAYLOAD_MAX)).map_err(|error| broken(error.to_string()))?;
+    let json = zstd::bulk::decompress(bytes, capacity.min(PAYLOAD_MAX))
+        .map_err(|error| broken(error.to_string()))?;
     serde_json::from_slice(&json).map_err(|error| broken(error.to_string()))
 }
 

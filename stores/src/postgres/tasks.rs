@@ -16,10 +16,7 @@ const COLUMNS: &str = "id, title, description, status::text, priority::text, ass
 /// taken in one order everywhere.
 ///
 /// The lock is `FOR NO KEY UPDATE`: it excludes other writers but not rows that refer to these.
-pub async fn load_for_update(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<Vec<Task>, StoreError> {
+pub async fn load_for_update(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Task>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }

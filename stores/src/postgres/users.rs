@@ -17,10 +17,7 @@ use crate::{Kind, StoreError};
 const COLUMNS: &str = "id, email, password_hash, role::text, profile, created_at, updated_at, version";
 
 /// Loads users and locks them until the transaction ends. `ids` must be sorted.
-pub async fn load_for_update(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<Vec<User>, StoreError> {
+pub async fn load_for_update(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<User>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -35,10 +32,7 @@ pub async fn load_for_update(
 }
 
 /// The roles of users that a batch names. Who is missing does not exist.
-pub async fn roles(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<HashMap<Uuid, Role>, StoreError> {
+pub async fn roles(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Role>, StoreError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }

@@ -67,7 +67,9 @@ fn kind(error: &lapin::Error) -> Kind {
 fn explain(error: &lapin::Error) -> String {
     let hint = match error.kind() {
         ErrorKind::ProtocolError(error) => match error.get_id() {
-            406 => "; it was declared otherwise before: if it is empty, delete it and start again, else keep the settings it was made with",
+            406 => {
+                "; it was declared otherwise before: if it is empty, delete it and start again, else keep the settings it was made with"
+            }
             403 => "; check the user, the password and the permissions in amqp.url",
             530 => "; does the virtual host in amqp.url exist?",
             _ => "",

@@ -51,7 +51,12 @@ pub struct Redis {
 /// [`Kind::Bug`] when the URL can't be understood.
 pub fn connect(settings: &Settings) -> Result<Redis, StoreError> {
     let client = Client::open(settings.url.as_str()).map_err(|error| {
-        StoreError::new(STORE, "read redis.url", Kind::Bug, format!("{error}; expected redis://:password@host:port/0"))
+        StoreError::new(
+            STORE,
+            "read redis.url",
+            Kind::Bug,
+            format!("{error}; expected redis://:password@host:port/0"),
+        )
     })?;
     Ok(Redis {
         client,

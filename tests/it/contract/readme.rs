@@ -13,7 +13,10 @@ use tokio::process::Command;
 use crate::{PROGRAM, trial};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![trial("the README's commands work on a fresh `taskflow dev`, and it starts again with its data", readme)]
+    vec![trial(
+        "the README's commands work on a fresh `taskflow dev`, and it starts again with its data",
+        readme,
+    )]
 }
 
 /// The shell blocks that are marked as tested.
@@ -56,7 +59,10 @@ async fn readme() -> Result {
     let status = tokio::time::timeout(Duration::from_secs(60), again.wait()).await??;
     ensure!(status.success(), "Ctrl-C ended it with {status}");
     for port in first_port..first_port + 4 {
-        ensure!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(), "port {port} is still open");
+        ensure!(
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(),
+            "port {port} is still open"
+        );
     }
     Ok(())
 }

@@ -67,7 +67,17 @@ const MAY_USE: [(&str, &[&str]); 7] = [
     ("api", &["taskflow-core", "taskflow-stores"]),
     ("workers", &["taskflow-core", "taskflow-stores"]),
     ("scheduler", &["taskflow-core", "taskflow-stores"]),
-    ("cli", &["taskflow-core", "taskflow-stores", "taskflow-servers", "taskflow-api", "taskflow-workers", "taskflow-scheduler"]),
+    (
+        "cli",
+        &[
+            "taskflow-core",
+            "taskflow-stores",
+            "taskflow-servers",
+            "taskflow-api",
+            "taskflow-workers",
+            "taskflow-scheduler",
+        ],
+    ),
 ];
 
 fn directions() -> Result {
@@ -82,10 +92,15 @@ fn directions() -> Result {
             }
         }
     }
-    let pure = ["tokio", "sqlx", "lapin", "mongodb", "redis", "axum", "std::fs", "std::net", "async fn", "Utc::now"];
+    let pure =
+        ["tokio", "sqlx", "lapin", "mongodb", "redis", "axum", "std::fs", "std::net", "async fn", "Utc::now"];
     for (file, text) in sources()? {
         if file.starts_with(root().join("core/src")) {
-            found.extend(pure.iter().filter(|word| text.contains(*word)).map(|word| format!("{}: {word}", file.display())));
+            found.extend(
+                pure.iter()
+                    .filter(|word| text.contains(*word))
+                    .map(|word| format!("{}: {word}", file.display())),
+            );
         }
     }
     must_be_empty("cli → api, workers, scheduler → stores → core; core does no I/O", &found)
@@ -95,7 +110,10 @@ fn apart() -> Result {
     let stores = ["postgres", "rabbit", "mongo", "redis"];
     let mut found = Vec::new();
     for (file, text) in sources()? {
-        let Some(own) = stores.iter().find(|store| file.starts_with(root().join("stores/src").join(store))) else { continue };
+        let Some(own) = stores.iter().find(|store| file.starts_with(root().join("stores/src").join(store)))
+        else {
+            continue;
+        };
         for other in stores.iter().filter(|other| *other != own) {
             if text.contains(&format!("crate::{other}")) {
                 found.push(format!("{} uses {other}", file.display()));
@@ -107,11 +125,22 @@ fn apart() -> Result {
 
 fn leftovers() -> Result {
     // Cut in two, or this file would find itself.
-    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("dbg", "!("), concat!("#[ign", "ore")];
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X"),
+        concat!("dbg", "!("),
+        concat!("#[ign", "ore"),
+    ];
     let mut found = Vec::new();
     for (file, text) in sources()? {
         for (number, line) in text.lines().enumerate() {
-            found.extend(words.iter().filter(|word| line.contains(*word)).map(|word| format!("{}:{}: {word}", file.display(), number + 1)));
+            found.extend(
+                words
+                    .iter()
+                    .filter(|word| line.contains(*word))
+                    .map(|word| format!("{}:{}: {word}", file.display(), number + 1)),
+            );
             let waits = concat!("sleep(Duration::from_", "secs");
             if file.starts_with(root().join("tests/it")) && line.contains(waits) {
                 found.push(format!("{}:{}: tests wait for conditions", file.display(), number + 1));
@@ -140,8 +169,19 @@ fn metrics() -> Result {
 }
 
 fn folders() -> Result {
-    let wanted = ["api", "workers", "scheduler", "migrations", "ops", "tests", "Cargo.toml", "docker-compose.yml", "README.md"];
-    let missing: Vec<String> = wanted.iter().filter(|name| !root().join(name).exists()).map(|name| (*name).to_owned()).collect();
+    let wanted = [
+        "api",
+        "workers",
+        "scheduler",
+        "migrations",
+        "ops",
+        "tests",
+        "Cargo.toml",
+        "docker-compose.yml",
+        "README.md",
+    ];
+    let missing: Vec<String> =
+        wanted.iter().filter(|name| !root().join(name).exists()).map(|name| (*name).to_owned()).collect();
     must_be_empty("these must exist", &missing)
 }
 
@@ -151,7 +191,11 @@ fn versions() -> Result {
         let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml"))?;
         let dependencies = manifest.split("dependencies]").skip(1).flat_map(str::lines);
         let lines = dependencies.take_while(|line| !line.starts_with("[[") && !line.starts_with("[features"));
-        found.extend(lines.filter(|line| line.contains("version =") || line.contains("= \"")).map(|line| format!("{folder}: {line}")));
+        found.extend(
+            lines
+                .filter(|line| line.contains("version =") || line.contains("= \""))
+                .map(|line| format!("{folder}: {line}")),
+        );
     }
     must_be_empty("versions belong into the workspace's Cargo.toml", &found)
 }
@@ -159,7 +203,11 @@ fn versions() -> Result {
 fn architecture() -> Result {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md"))?;
     let named = text.split('`').skip(1).step_by(2).filter(|word| {
-        word.contains('/') && !word.contains([' ', '{', '*', '<', ':']) && Path::new(word).extension().is_some_and(|ext| ext == "rs" || ext == "sql" || ext == "md" || ext == "json")
+        word.contains('/')
+            && !word.contains([' ', '{', '*', '<', ':'])
+            && Path::new(word)
+                .extension()
+                .is_some_and(|ext| ext == "rs" || ext == "sql" || ext == "md" || ext == "json")
     });
     let missing: Vec<String> = named.filter(|file| !root().join(file).exists()).map(str::to_owned).collect();
     must_be_empty("ARCHITECTURE.md names only what is there", &missing)

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use lapin::BasicProperties;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -32,7 +34,9 @@ async fn publish(site: &Site, exchange: &str, key: &str, body: Vec<u8>) -> Resul
         exchange: exchange.into(),
         routing_key: key.into(),
         body,
-        properties: BasicProperties::default().with_delivery_mode(2).with_content_type("application/cloudevents+json".into()),
+        properties: BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/cloudevents+json".into()),
         mandatory: true,
         lane: 0,
     };
@@ -52,7 +56,8 @@ async fn applied(site: Arc<Site>) -> Result {
         create["priority"] = json!(priority);
         publish(&site, exchange, key(subject), create.to_string().into_bytes()).await?;
     }
-    wait::until("both are applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 2)).await?;
+    wait::until("both are applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 2))
+        .await?;
     worker.stop().await
 }
 
@@ -74,24 +79,35 @@ async fn dead_letters(site: Arc<Site>) -> Result {
         publish(&site, COMMANDS, key, body.clone()).await?;
     }
     publish(&site, COMMANDS, "10", neighbour.to_string().into_bytes()).await?;
-    wait::until("the neighbour is applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1)).await?;
+    wait::until(
+        "the neighbour is applied",
+        async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1),
+    )
+    .await?;
     wait::until("four dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 4)).await?;
     let channel = site.link.channel().await?;
     let mut letters = Vec::new();
     while letters.len() < 4 {
-        let letter = channel.basic_get(DEAD_LETTERS.into(), BasicGetOptions::default()).await?.context("a dead letter")?;
+        let letter = channel
+            .basic_get(DEAD_LETTERS.into(), BasicGetOptions::default())
+            .await?
+            .context("a dead letter")?;
         letter.acker.ack(BasicAckOptions::default()).await?;
         letters.push((text_header(&letter.properties, "taskflow-reason"), letter.data.clone()));
     }
     for (_, body, reason) in bodies {
-        ensure!(letters.iter().any(|(why, bytes)| why == reason && *bytes == body), "{reason} is missing: {letters:?}");
+        ensure!(
+            letters.iter().any(|(why, bytes)| why == reason && *bytes == body),
+            "{reason} is missing: {letters:?}"
+        );
     }
     // Those that have an id can be looked up.
     let dead = site.count("SELECT count(*) FROM receipts WHERE outcome = 'dead'").await?;
     ensure!(dead == 2, "{dead} receipts say dead");
     // No slot at all: the alternate exchange takes it.
     publish(&site, COMMANDS, "no slot", wrong_slot.to_string().into_bytes()).await?;
-    wait::until("the misrouted one is there", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1)).await?;
+    wait::until("the misrouted one is there", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1))
+        .await?;
     worker.stop().await
 }
 
@@ -113,12 +129,16 @@ async fn poisonous_row(site: Arc<Site>) -> Result {
         publish(&site, COMMANDS, "20", create.to_string().into_bytes()).await?;
     }
     let worker = cluster.worker()?;
-    wait::until("all have receipts", async || Ok(site.count("SELECT count(*) FROM receipts").await? == 40)).await?;
+    wait::until("all have receipts", async || Ok(site.count("SELECT count(*) FROM receipts").await? == 40))
+        .await?;
     ensure!(site.count("SELECT count(*) FROM tasks").await? == 39, "a neighbour was harmed");
     let (code, detail): (String, String) =
-        sqlx::query_as("SELECT code, detail FROM receipts WHERE outcome = 'dead'").fetch_one(&site.postgres).await?;
+        sqlx::query_as("SELECT code, detail FROM receipts WHERE outcome = 'dead'")
+            .fetch_one(&site.postgres)
+            .await?;
     ensure!(code == "failing" && detail.contains("no_poison"), "{code}: {detail}");
-    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready >= 1)).await?;
+    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready >= 1))
+        .await?;
     worker.stop().await
 }
 
@@ -126,9 +146,18 @@ async fn events(site: Arc<Site>) -> Result {
     let channel = site.link.channel().await?;
     let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
-    channel.queue_bind(queue.name().clone(), EVENTS.into(), "task.*".into(), QueueBindOptions::default(), FieldTable::default()).await?;
+    channel
+        .queue_bind(
+            queue.name().clone(),
+            EVENTS.into(),
+            "task.*".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let mut consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await?;
+    let mut consumer =
+        channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await?;
     let cluster = cluster(&site)?;
     let worker = cluster.worker()?;
     let subject = id();
@@ -137,11 +166,21 @@ async fn events(site: Arc<Site>) -> Result {
     create["traceparent"] = json!(format!("00-{trace}-b7ad6b7169203331-01"));
     create["correlationid"] = json!(id());
     publish(&site, COMMANDS, key(subject), create.to_string().into_bytes()).await?;
-    let delivery = tokio::time::timeout(std::time::Duration::from_secs(60), consumer.next()).await?.context("an event")??;
+    let delivery = tokio::time::timeout(std::time::Duration::from_secs(60), consumer.next())
+        .await?
+        .context("an event")??;
     let event: Value = serde_json::from_slice(&delivery.data)?;
     ensure!(delivery.routing_key.as_str() == "task.created" && event["type"] == "task.created", "{event}");
-    ensure!(event["specversion"] == "1.0" && event["subject"] == json!(subject) && event["commandid"] == create["id"], "{event}");
-    ensure!(event["correlationid"] == create["correlationid"] && event["data"]["title"] == "to be told", "{event}");
+    ensure!(
+        event["specversion"] == "1.0"
+            && event["subject"] == json!(subject)
+            && event["commandid"] == create["id"],
+        "{event}"
+    );
+    ensure!(
+        event["correlationid"] == create["correlationid"] && event["data"]["title"] == "to be told",
+        "{event}"
+    );
     ensure!(event["traceparent"].as_str().is_some_and(|parent| parent.contains(trace)), "{event}");
     worker.stop().await
 }

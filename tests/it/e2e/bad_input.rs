@@ -35,9 +35,16 @@ fn with(pointer: &str, value: Value) -> Value {
 
 async fn refused(client: &Client, body: &str, pointer: &str) -> Result {
     let (status, answer) = client.send("application/json", body.to_owned()).await?;
-    let pointers: Vec<&str> =
-        answer["errors"].as_array().into_iter().flatten().filter_map(|error| error["pointer"].as_str()).collect();
-    ensure!(status == 400 && pointers == [pointer], "{body:.300}\ngave {status} {answer}, not a fault at {pointer:?}");
+    let pointers: Vec<&str> = answer["errors"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|error| error["pointer"].as_str())
+        .collect();
+    ensure!(
+        status == 400 && pointers == [pointer],
+        "{body:.300}\ngave {status} {answer}, not a fault at {pointer:?}"
+    );
     Ok(())
 }
 
@@ -87,7 +94,8 @@ async fn by_pointer(site: Arc<Site>) -> Result {
     let (status, answer) = admin.send("application/json", register.to_string()).await?;
     ensure!(status == 400 && !answer.to_string().contains(secret), "{status} {answer}");
     // 255 characters are more bytes where they are not ASCII.
-    let (status, answer) = admin.send("application/json", with("/data/title", json!("é".repeat(255))).to_string()).await?;
+    let (status, answer) =
+        admin.send("application/json", with("/data/title", json!("é".repeat(255))).to_string()).await?;
     ensure!(status == 202, "{status} {answer}");
     Ok(())
 }
@@ -99,11 +107,16 @@ async fn one_of_many(site: Arc<Site>) -> Result {
     let admin = client.admin().await?;
     let mut commands: Vec<Value> = (0..10_000).map(|_| good()).collect();
     commands[6_789]["data"]["title"] = json!(17);
-    let (status, answer) = admin.send("application/cloudevents-batch+json", json!(commands).to_string()).await?;
+    let (status, answer) =
+        admin.send("application/cloudevents-batch+json", json!(commands).to_string()).await?;
     ensure!(status == 202 && answer["accepted"] == 9_999, "{status} {:.500}", answer.to_string());
     let refused = &answer["refused"];
     ensure!(refused.as_array().map(Vec::len) == Some(1) && refused[0]["index"] == 6_789, "{refused}");
-    ensure!(refused[0]["id"] == commands[6_789]["id"] && refused[0]["problem"]["errors"][0]["pointer"] == "/data/title", "{refused}");
+    ensure!(
+        refused[0]["id"] == commands[6_789]["id"]
+            && refused[0]["problem"]["errors"][0]["pointer"] == "/data/title",
+        "{refused}"
+    );
     commands.push(good());
     let (status, answer) = admin.send("application/json", json!(commands).to_string()).await?;
     ensure!(status == 413 && answer["code"] == "too_large", "{status} {answer}");
@@ -122,7 +135,10 @@ async fn bodies(site: Arc<Site>) -> Result {
     // As a line of many it is refused alone.
     let lines = format!("{}{huge}\n{}", ndjson(&[good()]), ndjson(&[good()]));
     let (status, answer) = admin.send("application/x-ndjson", lines).await?;
-    ensure!(status == 202 && answer["accepted"] == 2 && answer["refused"][0]["index"] == 1, "{status} {answer}");
+    ensure!(
+        status == 202 && answer["accepted"] == 2 && answer["refused"][0]["index"] == 1,
+        "{status} {answer}"
+    );
     let (status, answer) = admin.send("text/plain", good().to_string()).await?;
     ensure!(status == 415 && answer["code"] == "unsupported_media_type", "{status} {answer}");
     let (status, answer) = admin.send("application/json", "[]").await?;
@@ -132,7 +148,10 @@ async fn bodies(site: Arc<Site>) -> Result {
     let (status, answer) = admin.send("application/x-ndjson", "no json\nneither\n").await?;
     ensure!(status == 400 && answer["refused"].as_array().map(Vec::len) == Some(2), "{status} {answer}");
     let answer = admin.get("/v1/nowhere").await?;
-    ensure!(answer.status() == 404 && answer.headers()["content-type"] == "application/problem+json", "{answer:?}");
+    ensure!(
+        answer.status() == 404 && answer.headers()["content-type"] == "application/problem+json",
+        "{answer:?}"
+    );
     ensure!(answer.headers().contains_key("x-request-id"), "no request id");
     ensure!(admin.delete("/v1/commands").await?.status() == 405, "wrong method");
     ensure!(admin.get("/v1/commands/not-a-uuid").await?.status() == 404, "no uuid");

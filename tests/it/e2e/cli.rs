@@ -30,7 +30,8 @@ async fn send_and_look(site: Arc<Site>) -> Result {
     let worker = cluster.worker()?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("commands.ndjson");
-    let commands: Vec<Value> = (0..20).map(|_| command("task.create", id(), json!({ "title": "sent" }))).collect();
+    let commands: Vec<Value> =
+        (0..20).map(|_| command("task.create", id(), json!({ "title": "sent" }))).collect();
     std::fs::write(&file, ndjson(&commands))?;
     let path = file.display().to_string();
     let sent = cluster.run(&["send", &path, "--wait", "--json"], &[]).await?;
@@ -39,7 +40,11 @@ async fn send_and_look(site: Arc<Site>) -> Result {
     ensure!(answer == json!({ "accepted": 20, "refused": [], "withoutreceipt": 0 }), "{answer}");
     std::fs::write(&file, "{\"specversion\":\"1.0\"}\n")?;
     let sent = cluster.run(&["send", &path], &[]).await?;
-    ensure!(sent.status.code() == Some(1) && text(&sent).contains("line 1: /id: is required"), "{}", text(&sent));
+    ensure!(
+        sent.status.code() == Some(1) && text(&sent).contains("line 1: /id: is required"),
+        "{}",
+        text(&sent)
+    );
 
     let first = commands[0]["id"].as_str().unwrap_or_default();
     let receipt = cluster.run(&["receipt", first, "--watch", "--json"], &[]).await?;
@@ -69,20 +74,27 @@ async fn migrations(site: Arc<Site>) -> Result {
     let indexes = "SELECT count(*) FROM pg_indexes WHERE schemaname = 'public'";
     let before = site.count(indexes).await?;
     run(&["migrate", "down", "--yes", "--to", "0", "--mongo-to", "0"]).await?;
-    ensure!(site.count("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").await? == 1, "tables are left");
+    ensure!(
+        site.count("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").await? == 1,
+        "tables are left"
+    );
     let status = run(&["migrate", "status"]).await?;
     ensure!(status.contains("pending") && !status.contains("applied "), "{status}");
     run(&["migrate", "up"]).await?;
     ensure!(site.count(indexes).await? == before, "other indexes than before");
     ensure!(run(&["migrate", "up"]).await?.contains("nothing to do"), "not repeatable");
     // An index that was not built to its end is built anew.
-    site.sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_tasks_overdue'::regclass").await?;
+    site.sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_tasks_overdue'::regclass")
+        .await?;
     site.sql("DELETE FROM _sqlx_migrations WHERE version IN (9, 13)").await?;
     site.sql("CREATE INDEX idx_tasks_status_priority ON tasks (status); CREATE INDEX idx_tasks_assignee ON tasks (assignee_id);
               CREATE INDEX idx_tasks_creator ON tasks (creator_id); CREATE INDEX idx_tasks_active ON tasks (id);
               CREATE INDEX idx_tasks_deleted_at ON tasks (deleted_at)").await?;
     run(&["migrate", "up"]).await?;
-    ensure!(site.count("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await? == 0, "an invalid index is left");
+    ensure!(
+        site.count("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await? == 0,
+        "an invalid index is left"
+    );
     Ok(())
 }
 
@@ -90,15 +102,29 @@ async fn settings(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let cases = [
         ("TASKFLOW_WORKER__LINGER", "3", "worker.linger: unknown setting", "did you mean `linger_ms`?"),
-        ("TASKFLOW_WORKER__MAX_BATCH", "many", "worker.max_batch", "the environment, TASKFLOW_WORKER__MAX_BATCH"),
+        (
+            "TASKFLOW_WORKER__MAX_BATCH",
+            "many",
+            "worker.max_batch",
+            "the environment, TASKFLOW_WORKER__MAX_BATCH",
+        ),
         ("TASKFLOW_ENVIRONMENT", "testing", "environment", "production"),
         ("TASKFLOW_LOG", "no=such=filter", "log", "no=such=filter"),
-        ("TASKFLOW_POSTGRES__URL_FILE", "/no/such/file", "TASKFLOW_POSTGRES__URL_FILE=/no/such/file", "No such file"),
+        (
+            "TASKFLOW_POSTGRES__URL_FILE",
+            "/no/such/file",
+            "TASKFLOW_POSTGRES__URL_FILE=/no/such/file",
+            "No such file",
+        ),
     ];
     for (name, value, one, two) in cases {
         let output = cluster.run(&["worker"], &[(name, value)]).await?;
         let text = text(&output);
-        ensure!(output.status.code() == Some(2) && text.contains(one) && text.contains(two), "{name}={value}: {:?} {text}", output.status);
+        ensure!(
+            output.status.code() == Some(2) && text.contains(one) && text.contains(two),
+            "{name}={value}: {:?} {text}",
+            output.status
+        );
     }
     let seed = cluster.run(&["seed"], &[("TASKFLOW_ENVIRONMENT", "production")]).await?;
     ensure!(seed.status.code() == Some(2) && text(&seed).contains("--force"), "{}", text(&seed));
@@ -109,7 +135,11 @@ async fn settings(site: Arc<Site>) -> Result {
     let file = folder.path().join("taskflow.toml");
     std::fs::write(&file, "[worker]\nmax_bach = 3\n")?;
     let output = cluster.run(&["--config", &file.display().to_string(), "worker"], &[]).await?;
-    ensure!(text(&output).contains("taskflow.toml") && text(&output).contains("did you mean `max_batch`?"), "{}", text(&output));
+    ensure!(
+        text(&output).contains("taskflow.toml") && text(&output).contains("did you mean `max_batch`?"),
+        "{}",
+        text(&output)
+    );
     Ok(())
 }
 
@@ -120,10 +150,21 @@ async fn unavailable(site: Arc<Site>) -> Result {
         ("TASKFLOW_POSTGRES__ACQUIRE_TIMEOUT_MS", "500"),
     ];
     let receipt = cluster.run(&["receipt", &id().to_string()], &nowhere).await?;
-    ensure!(receipt.status.code() == Some(69) && text(&receipt).contains("postgres"), "{:?} {}", receipt.status, text(&receipt));
-    let nowhere = [("TASKFLOW_AMQP__URL", "amqp://127.0.0.1:1/none"), ("TASKFLOW_AMQP__CONNECT_TIMEOUT_MS", "500")];
+    ensure!(
+        receipt.status.code() == Some(69) && text(&receipt).contains("postgres"),
+        "{:?} {}",
+        receipt.status,
+        text(&receipt)
+    );
+    let nowhere =
+        [("TASKFLOW_AMQP__URL", "amqp://127.0.0.1:1/none"), ("TASKFLOW_AMQP__CONNECT_TIMEOUT_MS", "500")];
     let send = cluster.run(&["send", "/dev/null"], &nowhere).await?;
-    ensure!(send.status.code() == Some(69) && text(&send).contains("rabbitmq"), "{:?} {}", send.status, text(&send));
+    ensure!(
+        send.status.code() == Some(69) && text(&send).contains("rabbitmq"),
+        "{:?} {}",
+        send.status,
+        text(&send)
+    );
     Ok(())
 }
 
@@ -132,11 +173,25 @@ async fn bench(site: Arc<Site>) -> Result {
     let folder = tempfile::Builder::new().prefix("taskflow-bench-").tempdir_in("/tmp")?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let data = folder.path().join("data").display().to_string();
-    let args = ["bench", "--commands", "600", "--rounds", "1", "--seconds", "1", "--lone", "20", "--data", &data, "--json"];
+    let args = [
+        "bench",
+        "--commands",
+        "600",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--lone",
+        "20",
+        "--data",
+        &data,
+        "--json",
+    ];
     let output = cluster.run(&args, &[]).await?;
     ensure!(output.status.success(), "{}", text(&output));
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    let names: Vec<&str> = report["figures"].as_array().into_iter().flatten().filter_map(|f| f["name"].as_str()).collect();
+    let names: Vec<&str> =
+        report["figures"].as_array().into_iter().flatten().filter_map(|f| f["name"].as_str()).collect();
     ensure!(names.contains(&"TaskFlow / floor") && names.contains(&"publish to commit, p99"), "{names:?}");
     Ok(())
 }

@@ -34,12 +34,19 @@ async fn task_life(site: Arc<Site>) -> Result {
     let task = id();
     let ok = async |kind: &str, data: Value| apply(&admin, command(kind, task, data), "applied", None).await;
 
-    let created = ok("task.create", json!({ "title": "Tidy up", "assigneeid": USER, "duedate": "2099-01-01T00:00:00Z" })).await?;
+    let created = ok(
+        "task.create",
+        json!({ "title": "Tidy up", "assigneeid": USER, "duedate": "2099-01-01T00:00:00Z" }),
+    )
+    .await?;
     ensure!(created["version"] == 1 && created["events"].as_array().map(Vec::len) == Some(2), "{created}");
     ok("task.update", json!({ "title": "Tidy up well", "description": "all of it", "priority": "urgent", "expectedversion": 1 })).await?;
     ok("task.change_status", json!({ "status": "done" })).await?;
-    let row: (String, i32, bool) = sqlx::query_as("SELECT status::text, version, completed_at IS NOT NULL FROM tasks WHERE id = $1")
-        .bind(task).fetch_one(&site.postgres).await?;
+    let row: (String, i32, bool) =
+        sqlx::query_as("SELECT status::text, version, completed_at IS NOT NULL FROM tasks WHERE id = $1")
+            .bind(task)
+            .fetch_one(&site.postgres)
+            .await?;
     ensure!(row == ("done".into(), 3, true), "{row:?}");
     // Nothing changes, nothing is told.
     let again = ok("task.change_status", json!({ "status": "done" })).await?;
@@ -53,17 +60,36 @@ async fn task_life(site: Arc<Site>) -> Result {
     let receipt_path = format!("/v1/commands/{}", deleted["id"].as_str().unwrap_or_default());
     wait::until("all stores have followed", async || {
         let receipt: Value = admin.get(&receipt_path).await?.json().await?;
-        Ok(receipt["auditedat"].is_string() && receipt["cachedat"].is_string() && receipt["publishedat"].is_string())
+        Ok(receipt["auditedat"].is_string()
+            && receipt["cachedat"].is_string()
+            && receipt["publishedat"].is_string())
     })
     .await?;
-    let events: Vec<_> = site.events().await?.into_iter().filter(|e| e.get_str("entityId").unwrap_or_default() == task.to_string()).collect();
+    let events: Vec<_> = site
+        .events()
+        .await?
+        .into_iter()
+        .filter(|e| e.get_str("entityId").unwrap_or_default() == task.to_string())
+        .collect();
     let kinds: Vec<&str> = events.iter().filter_map(|e| e.get_str("type").ok()).collect();
-    let expected = ["task.created", "task.assigned", "task.updated", "task.status_changed", "task.status_changed", "task.assigned", "task.deleted"];
+    let expected = [
+        "task.created",
+        "task.assigned",
+        "task.updated",
+        "task.status_changed",
+        "task.status_changed",
+        "task.assigned",
+        "task.deleted",
+    ];
     ensure!(kinds == expected, "{kinds:?}");
     let update = events[2].get_document("payload")?;
     ensure!(update.get_str("title").unwrap_or_default() == "Tidy up well", "{update}");
     ensure!(update.get_document("previous")?.get_str("title").unwrap_or_default() == "Tidy up", "{update}");
-    ensure!(events[0].get_document("metadata")?.get_str("ipAddress").unwrap_or_default() == "127.0.0.1", "{}", events[0]);
+    ensure!(
+        events[0].get_document("metadata")?.get_str("ipAddress").unwrap_or_default() == "127.0.0.1",
+        "{}",
+        events[0]
+    );
     ensure!(events.iter().all(|e| e.get_datetime("expiresAt").is_ok()), "no expiry");
     let cached = site.cached(&format!("task:{task}")).await?.unwrap_or_default();
     ensure!(cached.contains("\"deleted\":true"), "the cache holds {cached:?}");
@@ -79,12 +105,38 @@ async fn users(site: Arc<Site>) -> Result {
     let (_api, client) = cluster.api().await?;
     let admin = client.admin().await?;
     let ada = id();
-    let register = json!({ "email": "Ada@Example.org", "passwordhash": HASH, "profile": { "firstName": "Ada" } });
+    let register =
+        json!({ "email": "Ada@Example.org", "passwordhash": HASH, "profile": { "firstName": "Ada" } });
     apply(&admin, command_of(ada, "user.register", ada, register), "applied", None).await?;
-    apply(&admin, command("user.update_profile", ada, json!({ "profile": { "firstName": null, "lastName": "Lovelace" } })), "applied", None).await?;
-    apply(&admin, command_of(ada, "user.record_login", ada, json!({ "sessionid": "digest" })), "applied", None).await?;
-    apply(&admin, command_of(ada, "user.record_logout", ada, json!({ "sessionid": "digest" })), "applied", None).await?;
-    let (email, profile): (String, Value) = sqlx::query_as("SELECT email, profile FROM users WHERE id = $1").bind(ada).fetch_one(&site.postgres).await?;
+    apply(
+        &admin,
+        command(
+            "user.update_profile",
+            ada,
+            json!({ "profile": { "firstName": null, "lastName": "Lovelace" } }),
+        ),
+        "applied",
+        None,
+    )
+    .await?;
+    apply(
+        &admin,
+        command_of(ada, "user.record_login", ada, json!({ "sessionid": "digest" })),
+        "applied",
+        None,
+    )
+    .await?;
+    apply(
+        &admin,
+        command_of(ada, "user.record_logout", ada, json!({ "sessionid": "digest" })),
+        "applied",
+        None,
+    )
+    .await?;
+    let (email, profile): (String, Value) = sqlx::query_as("SELECT email, profile FROM users WHERE id = $1")
+        .bind(ada)
+        .fetch_one(&site.postgres)
+        .await?;
     ensure!(email == "Ada@Example.org" && profile == json!({ "lastName": "Lovelace" }), "{email} {profile}");
     wait::until("the events are there", async || Ok(events_of(&site, ada).await?.len() == 4)).await?;
     let events = events_of(&site, ada).await?;
@@ -108,7 +160,13 @@ async fn rejections(site: Arc<Site>) -> Result {
     let (task, ada, eve) = (id(), id(), id());
     apply(&admin, command("task.create", task, json!({ "title": "A task" })), "applied", None).await?;
     let register = |email: &str, role: &str| json!({ "email": email, "passwordhash": HASH, "role": role });
-    apply(&admin, command_of(ada, "user.register", ada, register("ada@example.org", "user")), "applied", None).await?;
+    apply(
+        &admin,
+        command_of(ada, "user.register", ada, register("ada@example.org", "user")),
+        "applied",
+        None,
+    )
+    .await?;
     let rejected = [
         ("not_found", command("task.update", id(), json!({ "title": "x" }))),
         ("not_found", command("user.update_profile", id(), json!({ "profile": {} }))),
@@ -123,14 +181,18 @@ async fn rejections(site: Arc<Site>) -> Result {
         ("forbidden", command_of(ada, "user.update_profile", USER, json!({ "profile": { "a": 1 } }))),
         ("version_conflict", command("task.update", task, json!({ "title": "x", "expectedversion": 7 }))),
         ("due_date_in_past", command("task.update", task, json!({ "duedate": "2001-01-01T00:00:00Z" }))),
-        ("due_date_in_past", command("task.create", id(), json!({ "title": "x", "duedate": "2001-01-01T00:00:00Z" }))),
+        (
+            "due_date_in_past",
+            command("task.create", id(), json!({ "title": "x", "duedate": "2001-01-01T00:00:00Z" })),
+        ),
     ];
     for (code, command) in rejected {
         apply(&admin, command, "rejected", Some(code)).await?;
     }
     let profile = |size: usize| json!({ "profile": { id().to_string(): "x".repeat(size) } });
     apply(&admin, command("user.update_profile", ada, profile(9_000)), "applied", None).await?;
-    apply(&admin, command("user.update_profile", ada, profile(9_000)), "rejected", Some("validation_failed")).await?;
+    apply(&admin, command("user.update_profile", ada, profile(9_000)), "rejected", Some("validation_failed"))
+        .await?;
     let mut late = command("task.update", task, json!({ "title": "too late" }));
     late["expirytime"] = json!("2020-01-01T00:00:00Z");
     apply(&admin, late, "expired", None).await?;
@@ -149,7 +211,9 @@ async fn receipts_are_private(site: Arc<Site>) -> Result {
     let of_user = user.apply(&command_of(USER, "task.create", id(), json!({ "title": "x" }))).await?;
     let path = format!("/v1/commands/{}", of_user["id"].as_str().unwrap_or_default());
     ensure!(admin.get(&path).await?.status() == 200, "the admin can't read a user's receipt");
-    let (status, answer) = user.send("application/json", command_of(ADMIN, "task.create", id(), json!({ "title": "x" })).to_string()).await?;
+    let (status, answer) = user
+        .send("application/json", command_of(ADMIN, "task.create", id(), json!({ "title": "x" })).to_string())
+        .await?;
     ensure!(status == 403 && answer["code"] == "actor_not_allowed", "{status} {answer}");
     worker.stop().await
 }

@@ -32,9 +32,14 @@ async fn in_one_body(site: Arc<Site>) -> Result {
     let create = command("task.create", id(), json!({ "title": "once" }));
     let mut other = create.clone();
     other["data"]["title"] = json!("other content");
-    let (status, answer) = admin.send("application/x-ndjson", ndjson(&[create.clone(), create.clone(), other, create.clone()])).await?;
+    let (status, answer) = admin
+        .send("application/x-ndjson", ndjson(&[create.clone(), create.clone(), other, create.clone()]))
+        .await?;
     ensure!(status == 202 && answer["accepted"] == 3, "{status} {answer}");
-    ensure!(answer["refused"][0]["index"] == 2 && answer["refused"][0]["problem"]["status"] == 409, "{answer}");
+    ensure!(
+        answer["refused"][0]["index"] == 2 && answer["refused"][0]["problem"]["status"] == 409,
+        "{answer}"
+    );
     let receipt = admin.apply(&create).await?;
     ensure!(receipt["status"] == "applied" && receipt["version"] == 1, "{receipt}");
     ensure!(site.count("SELECT count(*) FROM tasks").await? == 1, "not one task");
@@ -45,7 +50,8 @@ async fn from_many_connections(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let (_api, client) = cluster.api().await?;
     let admin = client.admin().await?;
-    let commands: Vec<Value> = (0..50).map(|n| command("task.create", id(), json!({ "title": format!("task {n}") }))).collect();
+    let commands: Vec<Value> =
+        (0..50).map(|n| command("task.create", id(), json!({ "title": format!("task {n}") }))).collect();
     let mut senders = JoinSet::new();
     for _ in 0..8 {
         let (admin, body) = (admin.clone(), ndjson(&commands));
@@ -57,16 +63,23 @@ async fn from_many_connections(site: Arc<Site>) -> Result {
         ensure!(status == 202 && answer["accepted"] == 50, "{status} {answer}");
     }
     let (one, two) = (cluster.worker()?, cluster.worker()?);
-    wait::until("all are applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= 51)).await?;
+    wait::until("all are applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= 51))
+        .await?;
     wait::until("the queues are empty", async || {
         let partitions = taskflow_stores::rabbit::topology::Partition::all(&site.rabbit);
         let queues: Vec<String> = partitions.iter().map(|partition| partition.queue()).collect();
         Ok(site.link.depths(&queues).await?.values().all(|depth| depth.ready == 0))
     })
     .await?;
-    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0)).await?;
+    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0))
+        .await?;
     ensure!(site.count("SELECT count(*) FROM tasks").await? == 50, "not fifty tasks");
-    let created = site.events().await?.iter().filter(|event| event.get_str("type").unwrap_or_default() == "task.created").count();
+    let created = site
+        .events()
+        .await?
+        .iter()
+        .filter(|event| event.get_str("type").unwrap_or_default() == "task.created")
+        .count();
     ensure!(created == 50, "{created} events for 50 tasks");
     one.stop().await?;
     two.stop().await
@@ -84,7 +97,8 @@ async fn mismatch(site: Arc<Site>) -> Result {
     let (status, answer) = admin.send("application/json", other.to_string()).await?;
     ensure!(status == 409 && answer["code"] == "idempotency_mismatch", "{status} {answer}");
     publish(&site, &envelope::read(other)?).await?;
-    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1)).await?;
+    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1))
+        .await?;
     // The same again is answered as the first time, and waiting gives the first receipt.
     let (status, answer) = admin.send("application/json", create.to_string()).await?;
     ensure!(status == 202 && answer["status"] == "accepted", "{status} {answer}");
@@ -110,7 +124,10 @@ async fn twins(site: Arc<Site>) -> Result {
         expected += 2;
     }
     let worker = cluster.worker()?;
-    wait::until("all have receipts", async || Ok(site.count("SELECT count(*) FROM receipts").await? == expected)).await?;
+    wait::until("all have receipts", async || {
+        Ok(site.count("SELECT count(*) FROM receipts").await? == expected)
+    })
+    .await?;
     ensure!(site.count("SELECT count(*) FROM tasks").await? == 40, "not forty tasks");
     let rejected = site.count("SELECT count(*) FROM receipts WHERE code = 'already_exists'").await?;
     ensure!(rejected == 40, "{rejected} of 40 second twins were rejected");

@@ -46,5 +46,8 @@ async fn coming_and_going(site: Arc<Site>) -> Result {
 }
 
 async fn applied(site: &Site, count: i64) -> Result {
-    wait::until("more commands are applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= count)).await
+    wait::until("more commands are applied", async || {
+        Ok(site.count("SELECT count(*) FROM receipts").await? >= count)
+    })
+    .await
 }

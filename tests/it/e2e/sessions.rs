@@ -26,7 +26,10 @@ async fn sessions(site: Arc<Site>) -> Result {
     // Redis holds no token, and the audit trail neither.
     let client_redis = redis::Client::open(site.redis_url.as_str())?;
     let mut connection = client_redis.get_multiplexed_async_connection().await?;
-    let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{}session:*", site.redis_prefix)).query_async(&mut connection).await?;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{}session:*", site.redis_prefix))
+        .query_async(&mut connection)
+        .await?;
     ensure!(keys.len() == 1 && !keys[0].contains(&token), "{keys:?}");
     ensure!(user.delete("/v1/sessions/current").await?.status() == 204, "not logged out");
     ensure!(user.get("/v1/commands/x").await?.status() == 401, "the token is still good");
@@ -44,18 +47,26 @@ async fn closed(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let (_api, client) = cluster.api().await?;
     for (email, password) in [(ADMIN_EMAIL, "wrong"), ("nobody@taskflow.test", "wrong")] {
-        let answer = client.post("/v1/sessions").json(&json!({ "email": email, "password": password })).send().await?;
+        let answer =
+            client.post("/v1/sessions").json(&json!({ "email": email, "password": password })).send().await?;
         ensure!(answer.status() == 401, "{email}: {}", answer.status());
         let answer: Value = answer.json().await?;
         ensure!(answer["detail"] == "there is no user with this email and password", "{answer}");
     }
-    for body in [json!({}), json!({ "email": 1, "password": "x" }), json!({ "email": "a@b.c", "password": "x".repeat(72) })] {
+    for body in [
+        json!({}),
+        json!({ "email": 1, "password": "x" }),
+        json!({ "email": "a@b.c", "password": "x".repeat(72) }),
+    ] {
         let answer = client.post("/v1/sessions").json(&body).send().await?;
         ensure!(answer.status() == 400, "{body}: {}", answer.status());
     }
     let (status, answer) = client.send("application/json", "{}").await?;
     ensure!(status == 401 && answer["code"] == "unauthorized", "{status} {answer}");
-    ensure!(client.get("/v1/commands/0189f7a0-6d3c-7e4b-9a51-3f0c2f4f7a10").await?.status() == 401, "receipts are open");
+    ensure!(
+        client.get("/v1/commands/0189f7a0-6d3c-7e4b-9a51-3f0c2f4f7a10").await?.status() == 401,
+        "receipts are open"
+    );
     ensure!(client.delete("/v1/sessions/current").await?.status() == 401, "logout is open");
     for path in ["/healthz", "/readyz", "/metrics"] {
         ensure!(client.get(path).await?.status() == 200, "{path}");

@@ -20,7 +20,8 @@ async fn fifty_thousand(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let (_api, client) = cluster.api().await?;
     let admin = client.admin().await?;
-    let commands: Vec<Value> = (0..LINES).map(|n| command("task.create", id(), json!({ "title": format!("line {n}") }))).collect();
+    let commands: Vec<Value> =
+        (0..LINES).map(|n| command("task.create", id(), json!({ "title": format!("line {n}") }))).collect();
     let mut body = ndjson(&commands);
     body.push_str("not a command\n");
     let (status, answer) = admin.send("application/x-ndjson", body).await?;

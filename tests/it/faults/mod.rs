@@ -1,5 +1,6 @@
 //! What breaks, and what must hold all the same.
 
+mod broker;
 mod crashes;
 mod shutdown;
 mod stores;
@@ -7,5 +8,5 @@ mod stores;
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [crashes::tests(), shutdown::tests(), stores::tests()].into_iter().flatten().collect()
+    [broker::tests(), crashes::tests(), shutdown::tests(), stores::tests()].into_iter().flatten().collect()
 }

@@ -23,10 +23,16 @@ async fn workers(site: Arc<Site>) -> Result {
     let stream = Stream::start(&site, 12, 40);
     for round in 1..=3 {
         let worker = cluster.worker()?;
-        wait::until("it applies commands", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= round * 60)).await?;
+        wait::until("it applies commands", async || {
+            Ok(site.count("SELECT count(*) FROM receipts").await? >= round * 60)
+        })
+        .await?;
         worker.stop().await?;
         ensure!(site.count("SELECT count(*) FROM partition_leases").await? == 0, "it kept a lease");
-        ensure!(site.count("SELECT count(*) FROM outbox").await? == 0, "it left before its events had arrived");
+        ensure!(
+            site.count("SELECT count(*) FROM outbox").await? == 0,
+            "it left before its events had arrived"
+        );
     }
     let worker = cluster.worker()?;
     let accepted = stream.end().await?;
@@ -43,14 +49,16 @@ async fn api(site: Arc<Site>) -> Result {
         let mut accepted = 0;
         // Until the server is gone.
         loop {
-            let commands: Vec<_> = (0..200).map(|_| command("task.create", id(), json!({ "title": "x" }))).collect();
+            let commands: Vec<_> =
+                (0..200).map(|_| command("task.create", id(), json!({ "title": "x" }))).collect();
             match admin.send("application/x-ndjson", ndjson(&commands)).await {
                 Ok((202, answer)) => accepted += answer["accepted"].as_i64().unwrap_or(0),
                 _ => return accepted,
             }
         }
     });
-    wait::until("commands are applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? > 500)).await?;
+    wait::until("commands are applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? > 500))
+        .await?;
     api.stop().await?;
     let accepted = sender.await?;
     wait::until("everything that was accepted is applied", async || {

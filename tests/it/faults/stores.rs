@@ -22,8 +22,12 @@ enum Store {
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        with_world("postgres dies and comes back under load", async |world| dies(world, Store::Postgres).await),
-        with_world("rabbitmq dies and comes back under load", async |world| dies(world, Store::RabbitMq).await),
+        with_world("postgres dies and comes back under load", async |world| {
+            dies(world, Store::Postgres).await
+        }),
+        with_world("rabbitmq dies and comes back under load", async |world| {
+            dies(world, Store::RabbitMq).await
+        }),
         with_world("mongodb dies and comes back under load", async |world| dies(world, Store::MongoDb).await),
         with_world("redis dies and comes back under load", async |world| dies(world, Store::Redis).await),
     ]
@@ -35,7 +39,8 @@ async fn dies(world: &World, store: Store) -> Result {
     let worker = cluster.worker()?;
     let (api, client) = cluster.api().await?;
     let admin = client.admin().await?;
-    wait::until("the login is applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? == 1)).await?;
+    wait::until("the login is applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? == 1))
+        .await?;
     forget(&site).await?;
     let stream = Stream::start(&site, 8, 40);
     applied(&site, 40).await?;
@@ -62,7 +67,8 @@ async fn dies(world: &World, store: Store) -> Result {
 
 /// The promise is counted from here.
 async fn forget(site: &Site) -> Result {
-    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0)).await?;
+    wait::until("the outbox is empty", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0))
+        .await?;
     site.sql("DELETE FROM receipts").await?;
     let events = site.mongo.collection::<mongodb::bson::Document>("event_logs");
     events.delete_many(mongodb::bson::doc! {}).await?;
@@ -111,5 +117,8 @@ async fn while_gone(
 }
 
 async fn applied(site: &Site, count: i64) -> Result {
-    wait::until("more commands are applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= count)).await
+    wait::until("more commands are applied", async || {
+        Ok(site.count("SELECT count(*) FROM receipts").await? >= count)
+    })
+    .await
 }

@@ -1,9 +1,9 @@
 //! What a publisher is told, and what it and a consumer do when the broker, its queues or the wire to it fail.
 //!
-//! Each case is a function that takes the address of a virtual host of its own (the queues are declared differently
-//! in some). The tests at the end call them as those of `rabbit_order.rs` are called.
+//! Each case takes the address of a virtual host of its own: the queues are declared differently in some.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
@@ -13,14 +13,11 @@ use taskflow_stores::rabbit::publish::{Message, PublishError};
 use taskflow_stores::rabbit::topology::{COMMANDS, DEAD_LETTERS, SLOTS};
 use taskflow_stores::rabbit::{Settings, dead_letters};
 
-#[path = "rabbit_support/mod.rs"]
-mod support;
-
-use support::{Client, FIRST, Outcome, Wire, number, numbered, take, to_slot, until};
+use super::support::{Client, FIRST, Outcome, Wire, number, numbered, take, to_slot, until};
 
 /// Each message that no queue takes is told so, and only those: many are on their way, and the broker confirms them
 /// together.
-pub async fn what_no_queue_takes_is_told_apart(url: &str) -> Outcome {
+pub(super) async fn what_no_queue_takes_is_told_apart(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=1).await?;
     let channel = client.consume.channel().await?;
@@ -48,7 +45,7 @@ pub async fn what_no_queue_takes_is_told_apart(url: &str) -> Outcome {
 }
 
 /// A full queue refuses; what it refused is not in it.
-pub async fn a_full_queue_refuses(url: &str) -> Outcome {
+pub(super) async fn a_full_queue_refuses(url: &str) -> Outcome {
     let client =
         Client::open_with(Settings { url: url.to_owned(), queue_length_max: 50, ..Settings::default() })
             .await?;
@@ -79,7 +76,7 @@ pub async fn a_full_queue_refuses(url: &str) -> Outcome {
 }
 
 /// The broker closes a channel for one message's sake: those beside it fail at once, the next ones pass.
-pub async fn a_closed_channel_is_made_anew(url: &str) -> Outcome {
+pub(super) async fn a_closed_channel_is_made_anew(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=1).await?;
     for _ in 0..3 {
@@ -102,7 +99,7 @@ pub async fn a_closed_channel_is_made_anew(url: &str) -> Outcome {
 }
 
 /// A command whose routing key is no slot: in the dead letters, not lost.
-pub async fn a_wrong_slot_ends_in_the_dead_letters(url: &str) -> Outcome {
+pub(super) async fn a_wrong_slot_ends_in_the_dead_letters(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=1).await?;
     for (exchange, key) in [(COMMANDS, "FF"), (COMMANDS, ""), ("taskflow.commands.low", "100")] {
@@ -117,7 +114,7 @@ pub async fn a_wrong_slot_ends_in_the_dead_letters(url: &str) -> Outcome {
 
 /// A message of another system, with everything that AMQP lets it carry, reaches the dead letters once, whole, and
 /// stays there.
-pub async fn any_message_can_be_buried(url: &str) -> Outcome {
+pub(super) async fn any_message_can_be_buried(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=1).await?;
     let channel = client.consume.channel().await?;
@@ -163,7 +160,7 @@ pub async fn any_message_can_be_buried(url: &str) -> Outcome {
 }
 
 /// A wire that passes nothing: publishers hear of it in time, all at once, and a new connection is made when it can be.
-pub async fn a_frozen_wire_is_noticed(url: &str) -> Outcome {
+pub(super) async fn a_frozen_wire_is_noticed(url: &str) -> Outcome {
     drop(Client::open(url).await?);
     let wire = Wire::to(url).await?;
     let client = Client::connect(Settings {
@@ -220,7 +217,7 @@ fn io_threads() -> Outcome<usize> {
 }
 
 /// An alarm in the broker (memory, disk): publishers are refused at once, consumers go on. `alarm` turns it on or off.
-pub async fn an_alarm_refuses_at_once(url: &str, alarm: impl AsyncFn(bool) -> Outcome) -> Outcome {
+pub(super) async fn an_alarm_refuses_at_once(url: &str, alarm: impl AsyncFn(bool) -> Outcome) -> Outcome {
     let settings = Settings { url: url.to_owned(), confirm_timeout_ms: 1_000, ..Settings::default() };
     let client = Client::open_with(settings).await?;
     client.fill(1..=10).await?;
@@ -244,7 +241,7 @@ pub async fn an_alarm_refuses_at_once(url: &str, alarm: impl AsyncFn(bool) -> Ou
 }
 
 /// The wire breaks again and again under a publisher and a consumer: what was confirmed arrives.
-pub async fn a_broken_wire_loses_nothing(url: &str) -> Outcome {
+pub(super) async fn a_broken_wire_loses_nothing(url: &str) -> Outcome {
     let wire = Wire::to(url).await?;
     drop(Client::open(url).await?);
     let client = Client::connect(Settings { url: wire.url.clone(), ..Settings::default() })?;
@@ -256,7 +253,10 @@ pub async fn a_broken_wire_loses_nothing(url: &str) -> Outcome {
 }
 
 /// The broker stops and starts under a publisher and a consumer. `restart` returns when it has done so.
-pub async fn a_restarted_broker_loses_nothing(url: &str, restart: impl AsyncFn() -> Outcome) -> Outcome {
+pub(super) async fn a_restarted_broker_loses_nothing(
+    url: &str,
+    restart: impl AsyncFn() -> Outcome,
+) -> Outcome {
     let client = Client::open(url).await?;
     nothing_is_lost(&client, restart).await
 }
@@ -289,8 +289,10 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
     });
     let (link, ended) = (client.consume.clone(), tokio_util::sync::CancellationToken::new());
     let end = ended.clone();
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let noted = Arc::clone(&seen);
     let consuming = tokio::spawn(async move {
-        let (mut seen, mut last, mut backwards) = (HashSet::new(), 0, 0);
+        let mut last;
         while !end.is_cancelled() {
             let opened = taskflow_stores::rabbit::consume::Subscription::open(&link, FIRST, 0, &end).await;
             let Ok(Some(mut subscription)) = opened else {
@@ -298,6 +300,7 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
                 continue;
             };
             let mut again = true;
+            last = 0;
             loop {
                 let next = tokio::select! {
                     () = end.cancelled() => break,
@@ -305,17 +308,16 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
                 };
                 let Ok(delivery) = next else { break };
                 let Ok(number) = number(&delivery) else { continue };
-                // Only where a new subscription begins may it go back.
-                backwards += u32::from(number < last && !again);
-                again = false;
-                last = number;
-                seen.insert(number);
+                // Only where a new subscription begins may it go back; the probes bear the number 0.
+                assert!(number == 0 || number > last || again, "{number} came behind {last}");
+                again &= number == 0;
+                last = last.max(number);
+                noted.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
                 if number % 20 == 0 {
                     let _ = delivery.ack_through().await;
                 }
             }
         }
-        (seen, backwards)
     });
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -325,64 +327,16 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
         until(Duration::from_secs(30), async || client.publisher.publish(numbered(0)).await.is_ok()).await?;
         println!("published again {:?} after the fault", start.elapsed());
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
     stop.cancel();
     let (confirmed, failed) = publishing.await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let missing = || -> Vec<u32> {
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed.iter().filter(|number| !seen.contains(number)).copied().collect()
+    };
+    let arrived = until(Duration::from_secs(30), async || missing().is_empty()).await;
     ended.cancel();
-    let (seen, _) = consuming.await?;
-    let missing: Vec<_> = confirmed.iter().filter(|number| !seen.contains(number)).collect();
-    println!("{} confirmed, {failed} failed, {} seen", confirmed.len(), seen.len());
-    assert!(missing.is_empty(), "confirmed and never delivered: {missing:?}");
+    consuming.await?;
+    println!("{} confirmed, {failed} failed", confirmed.len());
+    assert!(arrived.is_ok(), "confirmed and never delivered: {:?}", missing());
     Ok(())
-}
-
-macro_rules! on_a_broker {
-    ($($host:literal $case:ident,)*) => {$(
-        mod $case {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_a_broker() -> super::Outcome {
-                #[expect(clippy::disallowed_methods, reason = "the harness will hand the address over")]
-                let Ok(url) = std::env::var("TASKFLOW_TEST_AMQP_URL") else { return Ok(()) };
-                super::$case(&format!("{url}-{}", $host)).await
-            }
-        }
-    )*};
-}
-
-on_a_broker! {
-    "unroutable" what_no_queue_takes_is_told_apart,
-    "full" a_full_queue_refuses,
-    "close" a_closed_channel_is_made_anew,
-    "slots" a_wrong_slot_ends_in_the_dead_letters,
-    "dead" any_message_can_be_buried,
-    "frozen" a_frozen_wire_is_noticed,
-    "kill" a_broken_wire_loses_nothing,
-}
-
-/// Wants `TASKFLOW_TEST_AMQP_RESTART`, a command that restarts the broker and returns when it is back.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_the_broker() -> Outcome {
-    #[expect(clippy::disallowed_methods, reason = "the harness will hand these over")]
-    let given = (std::env::var("TASKFLOW_TEST_AMQP_URL"), std::env::var("TASKFLOW_TEST_AMQP_RESTART"));
-    let (Ok(url), Ok(command)) = given else { return Ok(()) };
-    a_restarted_broker_loses_nothing(&format!("{url}-restart"), async || {
-        let status = tokio::process::Command::new("sh").args(["-c", &command]).status().await?;
-        if status.success() { Ok(()) } else { Err("the broker was not restarted".into()) }
-    })
-    .await
-}
-
-/// Wants `TASKFLOW_TEST_AMQP_ALARM`, a command that is given `on` or `off`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_alarm_of_the_broker() -> Outcome {
-    #[expect(clippy::disallowed_methods, reason = "the harness will hand these over")]
-    let given = (std::env::var("TASKFLOW_TEST_AMQP_URL"), std::env::var("TASKFLOW_TEST_AMQP_ALARM"));
-    let (Ok(url), Ok(command)) = given else { return Ok(()) };
-    an_alarm_refuses_at_once(&format!("{url}-restart"), async |on| {
-        let command = format!("{command} {}", if on { "on" } else { "off" });
-        let status = tokio::process::Command::new("sh").args(["-c", &command]).status().await?;
-        if status.success() { Ok(()) } else { Err("the alarm was not set".into()) }
-    })
-    .await
 }

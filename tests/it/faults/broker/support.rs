@@ -1,7 +1,5 @@
 //! What the broker's tests share: a broker with its objects, and a wire to it that can be cut.
 
-#![expect(unreachable_pub, reason = "a module of test binaries")]
-
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,25 +17,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+pub(super) type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The partition that the tests use: slots 00, 08, 10 …
-pub const FIRST: Partition = Partition { low: false, index: 0 };
+pub(super) const FIRST: Partition = Partition { low: false, index: 0 };
 
 /// A process's side of a broker: two connections, a publisher, the broker's objects declared and empty.
-pub struct Client {
-    pub settings: Settings,
-    pub stop: CancellationToken,
-    pub consume: Link,
-    pub publisher: Publisher,
+pub(super) struct Client {
+    pub(super) settings: Settings,
+    pub(super) stop: CancellationToken,
+    pub(super) consume: Link,
+    pub(super) publisher: Publisher,
 }
 
 impl Client {
-    pub async fn open(url: &str) -> Outcome<Self> {
+    pub(super) async fn open(url: &str) -> Outcome<Self> {
         Self::open_with(Settings { url: url.to_owned(), ..Settings::default() }).await
     }
 
-    pub async fn open_with(settings: Settings) -> Outcome<Self> {
+    pub(super) async fn open_with(settings: Settings) -> Outcome<Self> {
         let client = Self::connect(settings)?;
         topology::declare(&client.consume, &client.settings).await?;
         let channel = client.consume.channel().await?;
@@ -48,7 +46,7 @@ impl Client {
     }
 
     /// Without declaring anything, or waiting for anything.
-    pub fn connect(settings: Settings) -> Outcome<Self> {
+    pub(super) fn connect(settings: Settings) -> Outcome<Self> {
         let stop = CancellationToken::new();
         let consume = Link::start(&settings, "test consume", stop.clone())?;
         let publish = Link::start(&settings, "test publish", stop.clone())?;
@@ -57,7 +55,7 @@ impl Client {
     }
 
     /// Fills the first partition with messages that bear these numbers.
-    pub async fn fill(&self, numbers: std::ops::RangeInclusive<u32>) -> Outcome {
+    pub(super) async fn fill(&self, numbers: std::ops::RangeInclusive<u32>) -> Outcome {
         // The publisher's own connection may still be on its way.
         until(Duration::from_secs(5), async || self.publisher.probe().await.is_ok()).await?;
         let mut pending = Vec::new();
@@ -70,7 +68,7 @@ impl Client {
         Ok(())
     }
 
-    pub async fn subscribe(&self, prefetch: u16) -> Outcome<Subscription> {
+    pub(super) async fn subscribe(&self, prefetch: u16) -> Outcome<Subscription> {
         let opened = Subscription::open(&self.consume, FIRST, prefetch, &self.stop).await?;
         opened.ok_or_else(|| "the client has stopped".into())
     }
@@ -83,11 +81,11 @@ impl Drop for Client {
 }
 
 /// A message to the first partition.
-pub fn numbered(number: u32) -> Message {
+pub(super) fn numbered(number: u32) -> Message {
     to_slot("00", number)
 }
 
-pub fn to_slot(slot: &str, number: u32) -> Message {
+pub(super) fn to_slot(slot: &str, number: u32) -> Message {
     Message {
         exchange: SLOTS.into(),
         routing_key: slot.into(),
@@ -100,12 +98,15 @@ pub fn to_slot(slot: &str, number: u32) -> Message {
     }
 }
 
-pub fn number(delivery: &Delivery) -> Outcome<u32> {
+pub(super) fn number(delivery: &Delivery) -> Outcome<u32> {
     Ok(std::str::from_utf8(delivery.body())?.parse()?)
 }
 
 /// The next messages, unacknowledged, with their numbers.
-pub async fn take(subscription: &mut Subscription, count: usize) -> Outcome<(Vec<u32>, Vec<Delivery>)> {
+pub(super) async fn take(
+    subscription: &mut Subscription,
+    count: usize,
+) -> Outcome<(Vec<u32>, Vec<Delivery>)> {
     let mut taken = (Vec::new(), Vec::new());
     for _ in 0..count {
         let next = tokio::time::timeout(Duration::from_secs(10), subscription.next());
@@ -117,7 +118,7 @@ pub async fn take(subscription: &mut Subscription, count: usize) -> Outcome<(Vec
 }
 
 /// Tries until it is so.
-pub async fn until(patience: Duration, condition: impl AsyncFn() -> bool) -> Outcome<Duration> {
+pub(super) async fn until(patience: Duration, condition: impl AsyncFn() -> bool) -> Outcome<Duration> {
     let start = Instant::now();
     while !condition().await {
         if start.elapsed() > patience {
@@ -129,14 +130,14 @@ pub async fn until(patience: Duration, condition: impl AsyncFn() -> bool) -> Out
 }
 
 /// A wire to the broker that can be cut, and frozen.
-pub struct Wire {
-    pub url: String,
+pub(super) struct Wire {
+    pub(super) url: String,
     frozen: Arc<AtomicBool>,
     cuts: watch::Sender<u32>,
 }
 
 impl Wire {
-    pub async fn to(url: &str) -> Outcome<Self> {
+    pub(super) async fn to(url: &str) -> Outcome<Self> {
         let at = url.find('@').ok_or("the address has no user")? + 1;
         let end = at + url[at..].find('/').ok_or("the address has no virtual host")?;
         let target = url[at..end].to_owned();
@@ -154,12 +155,12 @@ impl Wire {
     }
 
     /// Ends all connections without a goodbye. New ones may be made.
-    pub fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// Nothing passes any more, and nobody is told.
-    pub fn freeze(&self, frozen: bool) {
+    pub(super) fn freeze(&self, frozen: bool) {
         self.frozen.store(frozen, Ordering::SeqCst);
     }
 }

@@ -1,9 +1,7 @@
 //! The order of a partition, against a real broker: a message that was given back comes before those behind it, as
 //! long as nobody else is subscribed meanwhile.
 //!
-//! Each case is a function that takes the address of a virtual host of its own. The tests at the end call them while
-//! no harness does; they need `TASKFLOW_TEST_AMQP_URL` (a virtual host for each case: the address with `-name` behind
-//! it) and do nothing without.
+//! Each case takes the address of a virtual host of its own.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +13,7 @@ use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::consume::Subscription;
 use tokio_util::sync::CancellationToken;
 
-#[path = "rabbit_support/mod.rs"]
-mod support;
-
-use support::{Client, FIRST, Outcome, Wire, number, take, until};
+use super::support::{Client, FIRST, Outcome, Wire, number, take, until};
 
 /// More than one consumer holds.
 const COUNT: u32 = 2_500;
@@ -48,7 +43,7 @@ async fn rest(client: &Client, first: u32) -> Outcome {
 }
 
 /// Given back whole, in part, again and again, and each time the head is acknowledged a bit further.
-pub async fn a_release_gives_back_in_order(url: &str) -> Outcome {
+pub(super) async fn a_release_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     let mut first = 1;
@@ -71,7 +66,7 @@ pub async fn a_release_gives_back_in_order(url: &str) -> Outcome {
 }
 
 /// A task that is dropped with its subscription leaves as well as one that releases it.
-pub async fn a_dropped_subscription_gives_back_in_order(url: &str) -> Outcome {
+pub(super) async fn a_dropped_subscription_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     for round in 0..4 {
@@ -87,7 +82,7 @@ pub async fn a_dropped_subscription_gives_back_in_order(url: &str) -> Outcome {
 }
 
 /// A connection that breaks under its consumer.
-pub async fn a_cut_wire_gives_back_in_order(url: &str) -> Outcome {
+pub(super) async fn a_cut_wire_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     let wire = Wire::to(url).await?;
@@ -116,7 +111,7 @@ pub async fn a_cut_wire_gives_back_in_order(url: &str) -> Outcome {
 }
 
 /// A holder that has fallen silent: the broker drops it after two heartbeats, and nobody subscribes before.
-pub async fn a_silent_holder_gives_back_in_order(url: &str) -> Outcome {
+pub(super) async fn a_silent_holder_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     let wire = Wire::to(url).await?;
@@ -135,7 +130,7 @@ pub async fn a_silent_holder_gives_back_in_order(url: &str) -> Outcome {
 }
 
 /// A process that closes its connection while it holds messages.
-pub async fn a_closed_connection_gives_back_in_order(url: &str) -> Outcome {
+pub(super) async fn a_closed_connection_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     for round in 0..3 {
@@ -152,7 +147,7 @@ pub async fn a_closed_connection_gives_back_in_order(url: &str) -> Outcome {
 }
 
 /// A successor that is early waits until the holder has left; the holder finishes first.
-pub async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
+pub(super) async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     let mut first = client.subscribe(0).await?;
@@ -216,7 +211,7 @@ async fn take_raw(
 }
 
 /// Why a successor waits. Should one of these three fail, brokers have become better than we rely on.
-pub async fn a_waiting_consumer_breaks_the_order(url: &str) -> Outcome {
+pub(super) async fn a_waiting_consumer_breaks_the_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     for polite in [true, false] {
         client.fill(1..=30).await?;
@@ -238,7 +233,7 @@ pub async fn a_waiting_consumer_breaks_the_order(url: &str) -> Outcome {
 }
 
 /// Why the prefetch has a floor, and a partition that goes slowly keeps it.
-pub async fn a_smaller_prefetch_breaks_the_order(url: &str) -> Outcome {
+pub(super) async fn a_smaller_prefetch_breaks_the_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=30).await?;
     for prefetch in [10, 1] {
@@ -254,7 +249,7 @@ pub async fn a_smaller_prefetch_breaks_the_order(url: &str) -> Outcome {
 
 /// Why a consumer is not cancelled: what an acknowledgement has called forth comes back before what is held. A race in
 /// the broker, lost more often than not.
-pub async fn a_cancel_breaks_the_order(url: &str) -> Outcome {
+pub(super) async fn a_cancel_breaks_the_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     for _ in 0..20 {
         client.fill(1..=30).await?;
@@ -276,7 +271,7 @@ pub async fn a_cancel_breaks_the_order(url: &str) -> Outcome {
 }
 
 /// Messages that are there already are taken without waiting.
-pub async fn what_is_there_is_taken_at_once(url: &str) -> Outcome {
+pub(super) async fn what_is_there_is_taken_at_once(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=30).await?;
     let mut subscription = client.subscribe(0).await?;
@@ -287,30 +282,4 @@ pub async fn what_is_there_is_taken_at_once(url: &str) -> Outcome {
     }
     assert_eq!(numbers, (1..=30).collect::<Vec<_>>());
     Ok(())
-}
-
-macro_rules! on_a_broker {
-    ($($host:literal $case:ident,)*) => {$(
-        mod $case {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_a_broker() -> super::Outcome {
-                #[expect(clippy::disallowed_methods, reason = "the harness will hand the address over")]
-                let Ok(url) = std::env::var("TASKFLOW_TEST_AMQP_URL") else { return Ok(()) };
-                super::$case(&format!("{url}-{}", $host)).await
-            }
-        }
-    )*};
-}
-
-on_a_broker! {
-    "order" a_release_gives_back_in_order,
-    "dead" a_dropped_subscription_gives_back_in_order,
-    "kill" a_cut_wire_gives_back_in_order,
-    "close" a_closed_connection_gives_back_in_order,
-    "unroutable" a_silent_holder_gives_back_in_order,
-    "successor" a_successor_waits_for_the_holder,
-    "waiting" a_waiting_consumer_breaks_the_order,
-    "frozen" a_smaller_prefetch_breaks_the_order,
-    "poison" a_cancel_breaks_the_order,
-    "slots" what_is_there_is_taken_at_once,
 }
