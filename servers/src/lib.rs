@@ -3,23 +3,30 @@
 //!
 //! `taskflow dev` and `taskflow bench` start them, and the tests start, kill, pause and restart them. As root each runs
 //! as its own user, as Debian's packages set it up; otherwise all run as who started them. Nothing here touches the
-//! standard ports, and nothing is ever stopped by name: only what was started here, known by its process id and the
-//! moment of its start.
+//! standard ports, and nothing is stopped by its name alone: only what was started here, known by its process id and the
+//! moment of its start, or by the data folder that it works in.
+//!
+//! One server alone, for a test that needs no more, is [`Server::start`].
 
+mod amqp;
 mod mongodb;
 mod ports;
 mod postgres;
+mod proc;
 mod process;
 mod rabbitmq;
 mod redis;
 mod secret;
+mod user;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 pub use ports::Ports;
 use process::Process;
+use tokio::time::Instant;
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,46 +60,49 @@ pub struct Options {
     pub vhosts: Vec<String>,
 }
 
-/// One server, running or not.
+/// One server, running or not. Dropped while it runs, it is killed.
 pub struct Server {
     kind: Kind,
     options: Options,
     url: String,
     /// The server last; before it what it needs (Erlang's name server).
     processes: Vec<Process>,
+    /// Held as long as this lives, and let go by the kernel when we are killed: whoever has it may stop what is left.
+    _lock: File,
 }
 
-/// How long a server may take to be ready.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a server may take to be ready. Some seconds do, unless a compiler has the processors.
+const READY_WITHIN: Duration = Duration::from_mins(2);
 
 impl Server {
     /// Starts a server and waits until it answers. What a former run left behind is stopped first.
     pub async fn start(kind: Kind, options: &Options) -> Result<Self> {
-        std::fs::create_dir_all(&options.data_dir)
-            .with_context(|| format!("make the folder {}", options.data_dir.display()))?;
+        user::make_open_dir(&options.data_dir)?;
         let data_dir = options.data_dir.canonicalize()?;
         let options = Options { data_dir, ..options.clone() };
+        let lock = lock(kind, &options)?;
         let url = match kind {
             Kind::Postgres => postgres::url(&options)?,
             Kind::RabbitMq => rabbitmq::url(&options)?,
             Kind::MongoDb => mongodb::url(&options),
             Kind::Redis => redis::url(&options)?,
         };
-        let mut server = Self { kind, options, url, processes: Vec::new() };
+        let mut server = Self { kind, options, url, processes: Vec::new(), _lock: lock };
         server.restart().await?;
         Ok(server)
     }
 
-    /// Starts the server again, after [`Server::stop`] or [`Server::kill`], with the data it had.
+    /// Starts the server again, after [`Server::stop`] or [`Server::kill`], with the data it had and where it was. A
+    /// server that runs is stopped first.
     pub async fn restart(&mut self) -> Result<()> {
-        let name = self.kind.as_str();
+        self.stop().await;
         self.processes = match self.kind {
             Kind::Postgres => postgres::start(&self.options).await,
             Kind::RabbitMq => rabbitmq::start(&self.options).await,
             Kind::MongoDb => mongodb::start(&self.options).await,
             Kind::Redis => redis::start(&self.options).await,
         }
-        .with_context(|| format!("start {name}"))?;
+        .with_context(|| format!("start {}", self.name()))?;
         self.wait_ready().await?;
         if self.kind == Kind::Postgres {
             postgres::create_database(&self.options).await?;
@@ -100,26 +110,33 @@ impl Server {
         Ok(())
     }
 
-    async fn wait_ready(&mut self) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + READY_WITHIN;
+    /// Waits until the server does its work: it lets its user in and answers.
+    ///
+    /// # Errors
+    /// It has ended, or takes longer than two minutes.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
         loop {
-            let ready = match self.kind {
-                Kind::Postgres => postgres::is_ready(&self.options).await,
-                Kind::RabbitMq => rabbitmq::is_ready(&self.options).await,
-                Kind::MongoDb => mongodb::is_ready(&self.options).await,
-                Kind::Redis => redis::is_ready(&self.options).await,
-            };
-            if ready {
+            // Looked at first: on a port that it has left, another may answer.
+            let ended = self.processes.last().is_none_or(|process| !process.is_running());
+            if !ended && self.is_ready().await {
                 return Ok(());
             }
-            let name = self.kind.as_str();
-            let ended = self.processes.last_mut().is_none_or(|process| !process.is_running());
-            if ended || tokio::time::Instant::now() > deadline {
-                let log = self.options.log(name);
-                let what = if ended { "ended at its start" } else { "did not get ready in a minute" };
-                bail!("{name} {what}; the end of {}:\n{}", log.display(), process::tail(&log));
+            if ended || Instant::now() > deadline {
+                let log = self.options.log(self.name());
+                let what = if ended { "does not run" } else { "did not get ready in two minutes" };
+                bail!("{} {what}; the end of {}:\n{}", self.name(), log.display(), process::tail(&log));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    async fn is_ready(&self) -> bool {
+        match self.kind {
+            Kind::Postgres => postgres::is_ready(&self.options).await,
+            Kind::RabbitMq => rabbitmq::is_ready(&self.options).await,
+            Kind::MongoDb => mongodb::is_ready(&self.options).await,
+            Kind::Redis => redis::is_ready(&self.options).await,
         }
     }
 
@@ -127,12 +144,16 @@ impl Server {
         self.kind
     }
 
+    pub fn name(&self) -> &'static str {
+        self.kind.as_str()
+    }
+
     /// How clients reach it, password included.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The process id, while it runs.
+    /// The process id, from its start until it is stopped or killed here.
     pub fn pid(&self) -> Option<u32> {
         self.processes.last().map(Process::pid)
     }
@@ -144,7 +165,8 @@ impl Server {
         }
     }
 
-    /// Kills the server at once (SIGKILL), as a machine that loses its power would, but for the disks.
+    /// Kills the server at once (SIGKILL), with everything it has started, and waits until all of it is gone: as a
+    /// machine that loses its power would, but for the disks.
     pub async fn kill(&mut self) {
         while let Some(process) = self.processes.pop() {
             process.kill().await;
@@ -162,14 +184,32 @@ impl Server {
         rabbitmq::control(&self.options, args).await
     }
 
-    /// Stops the server's clock (SIGSTOP): its connections stay open and nothing answers.
+    /// Stops the server's clock (SIGSTOP), and that of everything it has started: its connections stay open and
+    /// nothing answers.
     pub fn pause(&self) {
-        self.processes.last().inspect(|process| process.signal(nix::sys::signal::Signal::SIGSTOP));
+        self.processes.last().inspect(|process| process.pause());
     }
 
     /// Lets a paused server go on.
     pub fn resume(&self) {
-        self.processes.last().inspect(|process| process.signal(nix::sys::signal::Signal::SIGCONT));
+        self.processes.last().inspect(|process| process.resume());
+    }
+}
+
+/// One process at a time looks after a server: what another one still uses is no leftover.
+fn lock(kind: Kind, options: &Options) -> Result<File> {
+    let file = options.data_dir.join("run").join(format!("{}.lock", kind.as_str()));
+    user::make_open_dir(&options.data_dir.join("run"))?;
+    let lock = File::options().create(true).truncate(false).write(true).open(&file);
+    let lock = lock.with_context(|| format!("open {}", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} in {} is in use by another TaskFlow that runs; stop that, or choose another data folder",
+            kind.as_str(),
+            options.data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", file.display())),
     }
 }
 
@@ -184,11 +224,22 @@ pub struct Servers {
 impl Servers {
     /// Starts all four side by side.
     pub async fn start(options: &Options) -> Result<Self> {
+        Self::start_with(options, |_| {}).await
+    }
+
+    /// Starts all four side by side and says of each when it is ready.
+    pub async fn start_with(options: &Options, progress: impl Fn(&str)) -> Result<Self> {
+        let start = async |kind| {
+            let begin = Instant::now();
+            let server = Server::start(kind, options).await?;
+            progress(&format!("{} is ready after {:.1} s", server.name(), begin.elapsed().as_secs_f64()));
+            anyhow::Ok(server)
+        };
         let (postgres, rabbitmq, mongodb, redis) = tokio::try_join!(
-            Server::start(Kind::Postgres, options),
-            Server::start(Kind::RabbitMq, options),
-            Server::start(Kind::MongoDb, options),
-            Server::start(Kind::Redis, options),
+            start(Kind::Postgres),
+            start(Kind::RabbitMq),
+            start(Kind::MongoDb),
+            start(Kind::Redis),
         )?;
         Ok(Self { postgres, rabbitmq, mongodb, redis })
     }

@@ -1,14 +1,15 @@
 //! MongoDB: `mongod` where it is installed, else `secantusd-rs`, which speaks its protocol over the same storage engine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::postgres::start_when_free;
-use crate::process::{self, Process, Spec};
-use crate::{Options, find_program, on_path};
+use crate::process::{Process, Spec};
+use crate::{Options, find_program, on_path, user};
 
 const NAME: &str = "mongodb";
 
@@ -17,29 +18,16 @@ pub(crate) fn url(options: &Options) -> String {
 }
 
 pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
-    let has_user = process::user("mongodb").is_ok_and(|user| user.is_some());
+    let has_user = user::user("mongodb").is_ok_and(|user| user.is_some());
     let user = if has_user { "mongodb" } else { "nobody" };
     let dir = options.dir(NAME);
     let data = dir.join("data");
-    process::own_dir(&dir, user)?;
-    process::own_dir(&data, user)?;
+    user::own_dir(&dir, user)?;
+    user::own_dir(&data, user)?;
     let (port, data) = (options.ports.mongodb.to_string(), data.display().to_string());
     let (program, args) = match on_path("mongod") {
         Some(mongod) => (mongod, vec!["--port", &port, "--bind_ip", "127.0.0.1", "--dbpath", &data]),
-        None => (
-            surrogate(options)?,
-            vec![
-                "--port",
-                &port,
-                "--storage-path",
-                &data,
-                "--cache-size",
-                "1G",
-                "--log-level",
-                "WARNING",
-                "--standalone",
-            ],
-        ),
+        None => (surrogate(options, user)?, surrogate_args(&port, &data)),
     };
     let args = args.into_iter().map(str::to_owned).collect();
     let spec = Spec {
@@ -47,27 +35,40 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
         args,
         env: vec![("HOME", dir.display().to_string())],
         dir,
+        names: &["mongod", "secantusd-rs"],
         log: options.log(NAME),
         pid_file: options.pid_file(NAME),
         user,
+        ports: vec![(options.ports.mongodb, "MongoDB")],
         stop: Signal::SIGTERM,
     };
-    start_when_free(spec, options.ports.mongodb).await
+    Ok(vec![Process::start(spec).await?])
+}
+
+fn surrogate_args<'a>(port: &'a str, data: &'a str) -> Vec<&'a str> {
+    let mut args =
+        vec!["--port", port, "--storage-path", data, "--cache-size", "1G", "--log-level", "WARNING"];
+    args.push("--standalone");
+    // Without it an acknowledged write, `j: true` too, is gone after a kill; with it each costs one sync of the log.
+    args.push("--sync-on-commit");
+    args
 }
 
 /// `secantusd-rs`, in a place from which the server's user may run it.
-fn surrogate(options: &Options) -> Result<PathBuf> {
+fn surrogate(options: &Options, user: &str) -> Result<PathBuf> {
     let mut candidates: Vec<PathBuf> = on_path("secantusd-rs").into_iter().collect();
     candidates.extend(cache_dir().map(|cache| cache.join("taskflow/secantus/bin/secantusd-rs")));
     let program = find_program(&candidates, "mongod or secantusd-rs", "ops/setup builds the latter once")?;
-    if !nix::unistd::Uid::effective().is_root() {
+    if user::may_run(&program, user)? {
         return Ok(program);
     }
     // The builder's home is closed to other users.
     let copy = options.data_dir.join("bin").join("secantusd-rs");
-    let (from, to) = (std::fs::metadata(&program)?, std::fs::metadata(&copy));
-    if to.map_or(true, |to| to.len() != from.len()) {
-        std::fs::create_dir_all(options.data_dir.join("bin"))?;
+    let age = |file: &PathBuf| std::fs::metadata(file).and_then(|data| Ok((data.len(), data.modified()?)));
+    let (from, to) = (age(&program)?, age(&copy));
+    if to.map_or(true, |to| to.0 != from.0 || to.1 < from.1) {
+        user::make_open_dir(&options.data_dir.join("bin"))?;
+        // Moved when it is whole; a program that runs can't be written to either.
         let fresh = copy.with_extension("fresh");
         std::fs::copy(&program, &fresh).with_context(|| format!("copy {}", program.display()))?;
         std::fs::rename(&fresh, &copy)?;
@@ -81,6 +82,18 @@ fn cache_dir() -> Option<PathBuf> {
     of("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(of("HOME")?).join(".cache")))
 }
 
+/// `{ping: 1, $db: "admin"}` as a message (OP_MSG, 2013) of 51 bytes, our first.
+const PING: &[u8] = b"\x33\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\x1e\0\0\0\
+    \x10ping\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0";
+
 pub(crate) async fn is_ready(options: &Options) -> bool {
-    TcpStream::connect(("127.0.0.1", options.ports.mongodb)).await.is_ok()
+    let ask = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", options.ports.mongodb)).await?;
+        stream.write_all(PING).await?;
+        let mut header = [0; 16];
+        stream.read_exact(&mut header).await?;
+        // An answer to our message 1, whatever it says: it serves.
+        std::io::Result::Ok(header[8..12] == [1, 0, 0, 0])
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(2), ask).await, Ok(Ok(true)))
 }

@@ -5,9 +5,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result, bail};
 
+use crate::proc;
+
 /// Below those that the system gives to clients.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 20_000;
+/// Where these servers listen by default: RabbitMQ's three and MongoDB's are in our range. They are left to whoever
+/// installed such a server for himself and has just stopped it.
+const STANDARD: [u16; 4] = [15_672, 25_672, 27_017, 27_018];
 
 /// One port for each listener. All are on the loopback interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,7 @@ impl Ports {
             FIRST + first.wrapping_add(step) % COUNT
         })
         .take(usize::from(COUNT))
+        .filter(|port| !STANDARD.contains(port))
         .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
         let mut next = || free.next().context("no free port between 10000 and 30000");
         Ok(Self {
@@ -63,10 +69,36 @@ impl Ports {
 
 /// Says who is in the way, before a server says it in its own words.
 pub(crate) fn must_be_free(port: u16, what: &str) -> Result<()> {
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-        Ok(_) => Ok(()),
-        Err(error) => bail!(
-            "port {port}, wanted for {what}, is not free ({error}); `ss -ltnp 'sport = :{port}'` tells whose it is"
-        ),
+    let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) else { return Ok(()) };
+    let holder = proc::listener(port).map_or_else(
+        || format!("`ss -ltnp 'sport = :{port}'`, as root, tells whose it is"),
+        |pid| format!("process {pid} ({}) listens there", proc::name_of(pid).unwrap_or_else(|| "?".into())),
+    );
+    bail!("port {port}, wanted for {what}, is not free ({error}): {holder}; stop that or choose other ports")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_names_its_holder() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let error = must_be_free(port, "a test").unwrap_err().to_string();
+        assert!(error.contains(&format!("port {port}")), "{error}");
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn free_ports_differ_and_are_not_the_standard_ones() {
+        let sets = [Ports::free().unwrap(), Ports::free().unwrap()];
+        let all: Vec<u16> = sets
+            .iter()
+            .flat_map(|p| [p.postgres, p.rabbitmq, p.erlang, p.epmd, p.mongodb, p.redis])
+            .collect();
+        let distinct: std::collections::BTreeSet<u16> = all.iter().copied().collect();
+        assert_eq!(distinct.len(), all.len());
+        assert!(all.iter().all(|port| *port < 32_768 && !STANDARD.contains(port)));
     }
 }

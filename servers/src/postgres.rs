@@ -1,12 +1,12 @@
 //! Postgres: a cluster of its own, made at the first start, with passwords over TCP and no socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use crate::process::{self, Process, Spec};
-use crate::{Options, find_program, on_path, ports};
+use crate::process::{Process, Spec};
+use crate::{Options, find_program, on_path, proc, user};
 
 const NAME: &str = "postgres";
 const USER: &str = "postgres";
@@ -34,63 +34,87 @@ fn program(name: &str) -> Result<PathBuf> {
 pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let dir = options.dir(NAME);
     let data = dir.join("data");
-    process::own_dir(&dir, USER)?;
+    user::own_dir(&dir, USER)?;
     if !data.join("PG_VERSION").exists() {
         init(options, &data).await?;
     }
-    let arg = |setting: &str| ["-c".to_owned(), setting.to_owned()];
-    let mut args = vec!["-D".to_owned(), data.display().to_string()];
-    for setting in [
-        format!("port={}", options.ports.postgres).as_str(),
-        "listen_addresses=127.0.0.1",
+    forget_stranger(&data);
+    let mut settings = vec![
+        format!("port={}", options.ports.postgres),
+        "listen_addresses=127.0.0.1".into(),
         // A path below a deep folder would be too long for a socket.
-        "unix_socket_directories=",
-        "max_connections=300",
-        "shared_buffers=256MB",
-        "wal_compression=on",
-        "max_wal_size=4GB",
-        "checkpoint_timeout=15min",
-        // Loaded for the statistics of statements; its library comes with the server's package.
-        "shared_preload_libraries=pg_stat_statements",
-    ] {
-        args.extend(arg(setting));
+        "unix_socket_directories=".into(),
+        // The promise is tested here by killing: nothing that a commit waits for is left out.
+        "fsync=on".into(),
+        "synchronous_commit=on".into(),
+        "max_connections=300".into(),
+        "shared_buffers=256MB".into(),
+        "wal_compression=on".into(),
+        "max_wal_size=2GB".into(),
+        "checkpoint_timeout=15min".into(),
+    ];
+    if has_statement_statistics() {
+        settings.push("shared_preload_libraries=pg_stat_statements".into());
     }
+    let mut args = vec!["-D".to_owned(), data.display().to_string()];
+    args.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
     let spec = Spec {
         program: program("postgres")?,
         args,
-        env: vec![("LC_ALL", "C.UTF-8".to_owned())],
+        env: vec![("HOME", dir.display().to_string())],
         dir,
+        names: &["postgres"],
         log: options.log(NAME),
         pid_file: options.pid_file(NAME),
         user: USER,
+        ports: vec![(options.ports.postgres, "Postgres")],
         // Fast shutdown: ends the sessions, then stops in order.
         stop: Signal::SIGINT,
     };
-    start_when_free(spec, options.ports.postgres).await
-}
-
-/// The port is looked at only after the leftover of a former run has gone.
-pub(crate) async fn start_when_free(spec: Spec, port: u16) -> Result<Vec<Process>> {
-    process::clear_leftover(&spec).await?;
-    ports::must_be_free(port, &spec.program.display().to_string())?;
     Ok(vec![Process::start(spec).await?])
 }
 
-async fn init(options: &Options, data: &std::path::Path) -> Result<()> {
+/// Postgres will not start while its old process number is somebody's, and after a crash that may be anybody's. It is
+/// right to wait only if that process is a server in this very folder, and such a one is stopped a step later.
+fn forget_stranger(data: &Path) {
+    let file = data.join("postmaster.pid");
+    let pid =
+        std::fs::read_to_string(&file).ok().and_then(|text| text.lines().next()?.trim().parse::<u32>().ok());
+    if let Some(pid) = pid
+        && proc::Identity::of(pid).is_some()
+        && !proc::working_in(data, &["postgres"]).iter().any(|server| server.pid == pid)
+    {
+        tracing::info!(pid, "The process number of the former Postgres belongs to another program now.");
+        // If it can't be removed, Postgres says so itself.
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// The library comes with Debian's server package, elsewhere with one of its own.
+fn has_statement_statistics() -> bool {
+    let library = |folder: PathBuf| folder.join("pg_stat_statements.so").is_file();
+    program("postgres").ok().and_then(|program| program.canonicalize().ok()).is_some_and(|program| {
+        program
+            .ancestors()
+            .nth(2)
+            .is_some_and(|home| library(home.join("lib")) || library(home.join("lib/postgresql")))
+    })
+}
+
+async fn init(options: &Options, data: &Path) -> Result<()> {
     // Made aside and moved: a start that dies half-way leaves nothing that looks like a cluster.
     let fresh = data.with_extension("fresh");
     let _ = std::fs::remove_dir_all(&fresh);
     let password_file = options.dir(NAME).join("password");
-    std::fs::write(&password_file, options.password(NAME)?)?;
-    process::own_file(&password_file, USER)?;
-    let mut command = process::command(&program("initdb")?, USER)?;
+    user::own_file(&password_file, USER, &options.password(NAME)?)?;
+    let mut command = user::command(&program("initdb")?, USER)?;
     command
         .current_dir(options.dir(NAME))
         .arg("--pgdata")
         .arg(&fresh)
         .args(["--username=taskflow", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"])
         .arg(format!("--pwfile={}", password_file.display()));
-    let made = process::run(&mut command, "initdb").await;
+    let made = user::run(&mut command, "initdb").await;
     std::fs::remove_file(&password_file)?;
     made?;
     std::fs::rename(&fresh, data).context("move the new cluster into its place")
@@ -109,12 +133,12 @@ pub(crate) async fn create_database(options: &Options) -> Result<()> {
 }
 
 async fn psql(options: &Options, database: &str, sql: &str) -> Result<String> {
-    let mut command = process::command(&program("psql")?, USER)?;
+    let mut command = user::command(&program("psql")?, USER)?;
     command
         .current_dir("/")
         .args(["-X", "-A", "-t", "-h", "127.0.0.1", "-U", "taskflow", "-d", database, "-c", sql])
         .args(["-p", &options.ports.postgres.to_string()])
         .env("PGPASSWORD", options.password(NAME)?)
         .env("PGCONNECT_TIMEOUT", "2");
-    process::run(&mut command, "psql").await
+    user::run(&mut command, "psql").await
 }

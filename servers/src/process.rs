@@ -2,118 +2,74 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, Uid, User};
-use tokio::process::{Child, Command};
+use nix::sys::signal::Signal;
+use tokio::process::Child;
+use tokio::time::{Instant, sleep, timeout};
 
-/// How long a server may take to stop when asked.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
+use crate::proc::{self, Identity};
+use crate::{ports, user};
+
+/// How long a server may take to stop when asked. Postgres writes a checkpoint, RabbitMQ closes its queues.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// How long the kernel may take to end what was killed; a disk may hold it up.
+const DIE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What to run.
 pub(crate) struct Spec {
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(&'static str, String)>,
-    /// Its working directory, which it owns.
+    /// Its working directory, which it owns. By it and the names a lost server is known again.
     pub dir: PathBuf,
+    /// What its processes call themselves.
+    pub names: &'static [&'static str],
     pub log: PathBuf,
     pub pid_file: PathBuf,
     /// Debian's user for this server; used when we are root.
     pub user: &'static str,
+    /// Where it will listen, and for what.
+    pub ports: Vec<(u16, &'static str)>,
     /// The signal that asks it to stop.
     pub stop: Signal,
 }
 
 /// A running process with everything it has started.
 pub(crate) struct Process {
+    /// Gone when it was stopped.
     child: Option<Child>,
-    pid: u32,
+    identity: Identity,
     stop: Signal,
     pid_file: PathBuf,
 }
 
-/// The user that a server runs as: its own when we are root, else ours.
-pub(crate) fn user(name: &str) -> Result<Option<User>> {
-    if !Uid::effective().is_root() {
-        return Ok(None);
-    }
-    let user = User::from_name(name)?;
-    user.map(Some)
-        .with_context(|| format!("there is no user {name}; Debian's package of the server makes it"))
-}
-
-/// Makes a folder that belongs to a server's user.
-pub(crate) fn own_dir(dir: &Path, name: &str) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("make the folder {}", dir.display()))?;
-    if let Some(user) = user(name)? {
-        chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-        must_reach(dir, name)?;
-    }
-    Ok(())
-}
-
-/// Gives a file to a server's user.
-pub(crate) fn own_file(file: &Path, name: &str) -> Result<()> {
-    if let Some(user) = user(name)? {
-        chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-    }
-    Ok(())
-}
-
-/// A folder below one that its user may not enter fails later in words that nobody understands.
-fn must_reach(dir: &Path, name: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    for parent in dir.ancestors().skip(1) {
-        let mode = std::fs::metadata(parent)?.permissions().mode();
-        if mode & 0o001 == 0 {
-            bail!(
-                "the user {name} can't reach {}: {} is closed to others; choose another folder with --data, or `chmod o+x {}`",
-                dir.display(),
-                parent.display(),
-                parent.display()
-            );
-        }
-    }
-    Ok(())
-}
-
-/// A command that runs as a server's user.
-pub(crate) fn command(program: &Path, name: &str) -> Result<Command> {
-    let mut command = Command::new(program);
-    if let Some(user) = user(name)? {
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-    }
-    command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
-    Ok(command)
-}
-
-/// Runs a command to its end; an error has what it printed.
-pub(crate) async fn run(command: &mut Command, what: &str) -> Result<String> {
-    let output = command.output().await.with_context(|| format!("run {what}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
-    bail!("{what} failed: {text}{}", String::from_utf8_lossy(&output.stderr))
-}
+/// Erlang makes tables as long as the limit, so that some containers' billion is too much; a thousand is too little.
+const OPEN_FILES: &str = r#"files=$(ulimit -Hn)
+case $files in unlimited|??????*) files=65536 ;; esac
+ulimit -n "$files"
+exec "$@""#;
 
 impl Process {
+    /// Starts it. What a former run has left is stopped first; a port in a stranger's hands is an error.
     pub(crate) async fn start(spec: Spec) -> Result<Self> {
         clear_leftover(&spec).await?;
+        for (port, what) in &spec.ports {
+            ports::must_be_free(*port, what)?;
+        }
         for file in [&spec.log, &spec.pid_file] {
             if let Some(folder) = file.parent() {
                 std::fs::create_dir_all(folder)?;
             }
         }
-        let log = File::options().create(true).append(true).open(&spec.log)?;
-        let mut command = command(&spec.program, spec.user)?;
+        let log = File::options().create(true).append(true).open(&spec.log);
+        let log = log.with_context(|| format!("open {}", spec.log.display()))?;
+        let mut command = user::command(Path::new("/bin/sh"), spec.user)?;
         command
+            .args(["-c", OPEN_FILES, "sh"])
+            .arg(&spec.program)
             .args(&spec.args)
             .envs(spec.env)
             .current_dir(&spec.dir)
@@ -122,39 +78,69 @@ impl Process {
             // Ctrl-C in the terminal is for us; we stop the servers in order.
             .process_group(0);
         let child = command.spawn().with_context(|| format!("run {}", spec.program.display()))?;
+        // Even if it has ended by now: nobody has asked for its result, so the number is still its own.
         let pid = child.id().context("it ended at once")?;
-        let started = started(pid).unwrap_or_default();
-        std::fs::write(&spec.pid_file, format!("{pid} {started}"))?;
-        Ok(Self { child: Some(child), pid, stop: spec.stop, pid_file: spec.pid_file })
+        let identity = Identity::of(pid).with_context(|| {
+            format!(
+                "{} ended at once; {} says:\n{}",
+                spec.program.display(),
+                spec.log.display(),
+                tail(&spec.log)
+            )
+        })?;
+        let process = Self { child: Some(child), identity, stop: spec.stop, pid_file: spec.pid_file };
+        std::fs::write(&process.pid_file, process.identity.to_line())
+            .with_context(|| format!("write {}", process.pid_file.display()))?;
+        Ok(process)
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.pid
+        self.identity.pid
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    pub(crate) fn is_running(&self) -> bool {
+        self.identity.is_alive()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
-        let _ = killpg(group(self.pid), signal);
+    pub(crate) fn pause(&self) {
+        if self.is_running() {
+            proc::freeze(self.pid());
+        }
+    }
+
+    pub(crate) fn resume(&self) {
+        if self.is_running() {
+            proc::thaw(self.pid());
+        }
     }
 
     /// Asks the process to stop; kills it if it does not.
     pub(crate) async fn stop(mut self) {
+        // Paused, it would not hear.
+        self.resume();
+        let family: Vec<Identity> = proc::family(self.pid()).into_iter().filter_map(Identity::of).collect();
         // To the process alone: its children are its own to stop.
-        let _ = nix::sys::signal::kill(group(self.pid), self.stop);
-        if let Some(child) = &mut self.child {
-            let _ = tokio::time::timeout(STOP_WITHIN, child.wait()).await;
+        let _ = self.identity.signal(self.stop);
+        let asked = match &mut self.child {
+            Some(child) => timeout(STOP_WITHIN, child.wait()).await,
+            None => return,
+        };
+        if asked.is_err() {
+            tracing::warn!(pid = self.pid(), "A server did not stop when asked; it is killed.");
+            return self.kill().await;
         }
-        self.kill().await;
+        self.child = None;
+        end(&family, None).await;
+        let _ = std::fs::remove_file(&self.pid_file);
     }
 
     pub(crate) async fn kill(mut self) {
-        self.signal(Signal::SIGKILL);
+        // Its number is its own as long as nobody has asked for its result.
+        let family = proc::kill_family(self.pid());
         if let Some(mut child) = self.child.take() {
             let _ = child.wait().await;
         }
+        end(&family, None).await;
         let _ = std::fs::remove_file(&self.pid_file);
     }
 }
@@ -163,64 +149,62 @@ impl Drop for Process {
     fn drop(&mut self) {
         // Whoever forgets to stop a server must not leave it behind.
         if self.child.is_some() {
-            self.signal(Signal::SIGKILL);
+            proc::kill_family(self.pid());
         }
     }
 }
 
-fn group(pid: u32) -> Pid {
-    Pid::from_raw(pid.cast_signed())
+/// Waits until these have ended: first, if a signal is given, as they are asked to, then killed. False if some do not.
+async fn end(processes: &[Identity], ask: Option<Signal>) -> bool {
+    let alive = || processes.iter().filter(|process| process.is_alive());
+    // Children of a server that has just stopped may take a moment to notice.
+    let patience = if ask.is_some() { STOP_WITHIN } else { Duration::from_secs(1) };
+    for (signal, patience) in [(ask, patience), (Some(Signal::SIGKILL), DIE_WITHIN)] {
+        if let Some(signal) = signal {
+            for process in alive() {
+                let _ = process.signal(Signal::SIGCONT).and_then(|()| process.signal(signal));
+            }
+        }
+        let deadline = Instant::now() + patience;
+        while alive().next().is_some() && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    alive().next().is_none()
 }
 
-/// Stops what a former run has left of this server.
+/// Stops what a former run has left of this server. Whoever calls holds the server's lock: nobody looks after it.
 pub(crate) async fn clear_leftover(spec: &Spec) -> Result<()> {
-    stop_leftover(&spec.pid_file, spec.stop).await
-}
-
-/// Stops what a former run has left, if it is the same process and not another one under its number.
-async fn stop_leftover(pid_file: &Path, stop: Signal) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(pid_file) else { return Ok(()) };
-    if let Some((pid, start)) = text.split_once(' ')
-        && let Ok(pid) = pid.parse()
-    {
-        let same = || started(pid).as_deref() == Some(start);
-        for (signal, patience_ms) in [(stop, 15_000), (Signal::SIGKILL, 5_000)] {
-            if !same() {
-                break;
-            }
-            tracing::info!(pid, "A server of a former run is still there; it is stopped.");
-            let _ = match signal {
-                Signal::SIGKILL => killpg(group(pid), signal),
-                // It may be paused.
-                _ => nix::sys::signal::kill(group(pid), Signal::SIGCONT)
-                    .and_then(|()| nix::sys::signal::kill(group(pid), signal)),
-            };
-            for _ in 0..patience_ms / 50 {
-                if !same() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        if same() {
-            bail!("process {pid} of a former run does not stop");
-        }
-        // Children of a server that was killed alone.
-        let _ = killpg(group(pid), Signal::SIGKILL).is_ok();
+    let recorded = std::fs::read_to_string(&spec.pid_file).ok().and_then(|line| Identity::from_line(&line));
+    let mut left = proc::working_in(&spec.dir, spec.names);
+    left.extend(recorded.filter(|process| process.is_alive() && !left.contains(process)));
+    if left.is_empty() {
+        return Ok(());
     }
-    std::fs::remove_file(pid_file).with_context(|| format!("remove {}", pid_file.display()))
-}
-
-/// When a process started, in the kernel's ticks: with the number it names a process for good.
-fn started(pid: u32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    // A zombie has ended; nobody has asked for its result yet.
-    if fields.first() == Some(&"Z") {
-        return None;
+    // Only the uppermost is asked, and stops the others itself.
+    let families: Vec<Vec<u32>> = left.iter().map(|process| proc::family(process.pid)).collect();
+    let is_child =
+        |pid: u32| families.iter().any(|family| family.contains(&pid) && family.first() != Some(&pid));
+    let (children, heads): (Vec<_>, Vec<_>) = left.into_iter().partition(|process| is_child(process.pid));
+    for head in &heads {
+        tracing::info!(pid = head.pid, program = %spec.program.display(), "A server of a former run still runs; it is stopped.");
+        // It may have been left paused.
+        proc::thaw(head.pid);
     }
-    fields.get(19).map(|start| (*start).to_owned())
+    let ended = end(&heads, Some(spec.stop)).await && end(&children, None).await;
+    if !ended {
+        bail!(
+            "process {} of a former run, in {}, does not stop; stop it by hand, as its own user or as root",
+            heads
+                .iter()
+                .chain(&children)
+                .map(|process| process.pid.to_string())
+                .collect::<Vec<_>>()
+                .join(", "),
+            spec.dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The end of a log.

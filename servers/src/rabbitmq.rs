@@ -1,16 +1,16 @@
 //! RabbitMQ: a node of its own with its own name server, users and virtual hosts from a definitions file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
-use crate::postgres::start_when_free;
 use crate::process::{self, Process, Spec};
-use crate::{Options, find_program, on_path};
+use crate::{Options, amqp, find_program, on_path, secret, user};
 
 const NAME: &str = "rabbitmq";
 const USER: &str = "rabbitmq";
@@ -23,7 +23,7 @@ pub(crate) fn url(options: &Options) -> Result<String> {
 pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let dir = options.dir(NAME);
     for folder in [dir.clone(), dir.join("mnesia"), dir.join("home")] {
-        process::own_dir(&folder, USER)?;
+        user::own_dir(&folder, USER)?;
     }
     let config = configure(options)?;
     let epmd_port = options.ports.epmd.to_string();
@@ -33,9 +33,11 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
         args: ["-address", "127.0.0.1", "-port", &epmd_port].map(str::to_owned).to_vec(),
         env: Vec::new(),
         dir: dir.clone(),
+        names: &["epmd"],
         log: options.log("epmd"),
         pid_file: options.pid_file("epmd"),
         user: USER,
+        ports: vec![(options.ports.epmd, "Erlang's name server")],
         stop: Signal::SIGTERM,
     };
     let node = Spec {
@@ -47,24 +49,56 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
         )?,
         args: Vec::new(),
         env: environment(options, &config),
-        dir,
+        names: &["beam.smp"],
         log: options.log(NAME),
         pid_file: options.pid_file(NAME),
         user: USER,
+        ports: vec![(options.ports.rabbitmq, "RabbitMQ"), (options.ports.erlang, "Erlang's distribution")],
+        dir,
         stop: Signal::SIGTERM,
     };
+    // A node of a former run goes before the name server that it is known at.
     process::clear_leftover(&node).await?;
-    let mut processes = start_when_free(epmd, options.ports.epmd).await?;
-    processes.extend(start_when_free(node, options.ports.rabbitmq).await?);
-    Ok(processes)
+    let epmd = Process::start(epmd).await?;
+    // Without it Erlang would start a name server that nobody stops.
+    listening(options.ports.epmd, &epmd, &options.log("epmd")).await?;
+    Ok(vec![epmd, Process::start(node).await?])
+}
+
+async fn listening(port: u16, process: &Process, log: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        if !process.is_running() || Instant::now() > deadline {
+            bail!(
+                "Erlang's name server does not listen on port {port}; {} says:\n{}",
+                log.display(),
+                process::tail(log)
+            );
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// A node's data lie under its name. The name has the port for whoever looks at a list of processes, and stays when
+/// the port changes: otherwise the queues would seem empty.
+fn node_name(options: &Options) -> String {
+    let mnesia = std::fs::read_dir(options.dir(NAME).join("mnesia")).into_iter().flatten().flatten();
+    let mut known: Vec<String> = mnesia
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with("taskflow-") && name.ends_with("@localhost"))
+        .collect();
+    known.sort();
+    known.into_iter().next().unwrap_or_else(|| format!("taskflow-{}@localhost", options.ports.rabbitmq))
 }
 
 fn environment(options: &Options, config: &str) -> Vec<(&'static str, String)> {
     let dir = options.dir(NAME);
     let at = |name: &str| dir.join(name).display().to_string();
     vec![
+        // The cookie, by which Erlang's nodes know each other, lies there.
         ("HOME", at("home")),
-        ("RABBITMQ_NODENAME", format!("taskflow-{}@localhost", options.ports.rabbitmq)),
+        ("RABBITMQ_NODENAME", node_name(options)),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODE_PORT", options.ports.rabbitmq.to_string()),
         ("RABBITMQ_DIST_PORT", options.ports.erlang.to_string()),
@@ -72,69 +106,66 @@ fn environment(options: &Options, config: &str) -> Vec<(&'static str, String)> {
         ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_MNESIA_BASE", at("mnesia")),
         ("RABBITMQ_LOG_BASE", at("log")),
+        ("RABBITMQ_PID_FILE", at("pid")),
         ("RABBITMQ_CONFIG_FILE", config.to_owned()),
         ("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins")),
         ("RABBITMQ_CONF_ENV_FILE", at("no-such-file")),
+        // Then the script becomes Erlang, instead of standing between it and our signals.
+        ("RUNNING_UNDER_SYSTEMD", "true".into()),
         // On few cores Erlang's busy waiting takes what the other servers need.
         (
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-            "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}".into(),
+            "+B i +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}".into(),
         ),
     ]
 }
 
+fn vhosts(options: &Options) -> impl Iterator<Item = &str> {
+    std::iter::once("taskflow").chain(options.vhosts.iter().map(String::as_str))
+}
+
 fn configure(options: &Options) -> Result<String> {
     let dir = options.dir(NAME);
-    let vhosts: Vec<&str> =
-        std::iter::once("taskflow").chain(options.vhosts.iter().map(String::as_str)).collect();
     let definitions = json!({
-        "users": [{ "name": "taskflow", "password": options.password(NAME)?, "tags": "administrator" }],
-        "vhosts": vhosts.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>(),
-        "permissions": vhosts.iter().map(|vhost| json!({
+        "users": [{
+            "name": "taskflow",
+            "password_hash": secret::rabbitmq_hash(&options.password(NAME)?)?,
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+            "tags": "administrator",
+        }],
+        "vhosts": vhosts(options).map(|name| json!({ "name": name })).collect::<Vec<_>>(),
+        "permissions": vhosts(options).map(|vhost| json!({
             "user": "taskflow", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*",
         })).collect::<Vec<_>>(),
     });
     let definitions_file = dir.join("definitions.json");
     let config_file = dir.join("rabbitmq.conf");
-    let plugins_file = dir.join("enabled_plugins");
     let config = format!(
         "load_definitions = {}\n\
          listeners.tcp.default = 127.0.0.1:{}\n\
          log.console = true\nlog.console.level = warning\nlog.file = false\n\
-         disk_free_limit.absolute = 500MB\n\
+         disk_free_limit.absolute = 1GB\n\
          vm_memory_high_watermark.relative = 0.4\n",
         definitions_file.display(),
         options.ports.rabbitmq
     );
-    for (file, text) in [
-        (&definitions_file, definitions.to_string()),
-        (&config_file, config),
-        (&plugins_file, "[].".to_owned()),
-    ] {
-        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
-        process::own_file(file, USER)?;
-    }
+    user::own_file(&definitions_file, USER, &definitions.to_string())?;
+    user::own_file(&config_file, USER, &config)?;
+    user::own_file(&dir.join("enabled_plugins"), USER, "[].")?;
     Ok(config_file.display().to_string())
 }
 
 /// Runs RabbitMQ's own control program against this node.
 pub(crate) async fn control(options: &Options, args: &[&str]) -> Result<String> {
-    let program = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmqctl");
     let config = options.dir(NAME).join("rabbitmq.conf").display().to_string();
-    let mut command = process::command(&program, USER)?;
+    let mut command = user::command(Path::new("/usr/lib/rabbitmq/bin/rabbitmqctl"), USER)?;
     command.args(args).current_dir(options.dir(NAME)).envs(environment(options, &config));
-    process::run(&mut command, "rabbitmqctl").await
+    user::run(&mut command, "rabbitmqctl").await
 }
 
-/// The node listens last of all; whoever gets `Connection.Start` from it can work with it.
+/// It lets our user into the virtual host that was declared last: users, permissions and hosts are all there.
 pub(crate) async fn is_ready(options: &Options) -> bool {
-    let greet = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", options.ports.rabbitmq)).await?;
-        stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-        let mut frame = [0; 11];
-        stream.read_exact(&mut frame).await?;
-        // A method frame on channel 0: class 10, method 10.
-        std::io::Result::Ok(frame[0] == 1 && frame[7..11] == [0, 10, 0, 10])
-    };
-    matches!(tokio::time::timeout(std::time::Duration::from_secs(2), greet).await, Ok(Ok(true)))
+    let (Ok(password), Some(vhost)) = (options.password(NAME), vhosts(options).last()) else { return false };
+    let login = amqp::log_in(options.ports.rabbitmq, "taskflow", &password, vhost);
+    matches!(tokio::time::timeout(Duration::from_secs(5), login).await, Ok(Ok(())))
 }

@@ -7,9 +7,8 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::postgres::start_when_free;
-use crate::process::{self, Process, Spec};
-use crate::{Options, find_program, on_path};
+use crate::process::{Process, Spec};
+use crate::{Options, find_program, on_path, user};
 
 const NAME: &str = "redis";
 const USER: &str = "redis";
@@ -20,30 +19,37 @@ pub(crate) fn url(options: &Options) -> Result<String> {
 
 pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let dir = options.dir(NAME);
-    process::own_dir(&dir, USER)?;
+    user::own_dir(&dir, USER)?;
     let config = dir.join("redis.conf");
-    std::fs::write(
-        &config,
-        format!(
-            "bind 127.0.0.1\nport {}\nrequirepass {}\ndir {}\nappendonly yes\nappendfsync everysec\nsave \"\"\n",
-            options.ports.redis,
-            options.password(NAME)?,
-            dir.display()
-        ),
-    )?;
-    process::own_file(&config, USER)?;
+    // Redis takes no comment behind a setting.
+    let text = format!(
+        "bind 127.0.0.1\n\
+         port {}\n\
+         requirepass {}\n\
+         dir \"{}\"\n\
+         # Every command goes to the append-only file; snapshots beside it would say nothing more.\n\
+         appendonly yes\n\
+         appendfsync everysec\n\
+         save \"\"\n",
+        options.ports.redis,
+        options.password(NAME)?,
+        dir.display()
+    );
+    user::own_file(&config, USER, &text)?;
     let candidates: Vec<PathBuf> = on_path("redis-server").into_iter().collect();
     let spec = Spec {
         program: find_program(&candidates, "redis-server", "install the package redis-server")?,
         args: vec![config.display().to_string()],
-        env: Vec::new(),
+        env: vec![("HOME", dir.display().to_string())],
         dir,
+        names: &["redis-server", "redis-aof-rewrite", "redis-rdb-bgsave"],
         log: options.log(NAME),
         pid_file: options.pid_file(NAME),
         user: USER,
+        ports: vec![(options.ports.redis, "Redis")],
         stop: Signal::SIGTERM,
     };
-    start_when_free(spec, options.ports.redis).await
+    Ok(vec![Process::start(spec).await?])
 }
 
 pub(crate) async fn is_ready(options: &Options) -> bool {
