@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -13,11 +13,28 @@ use crate::exit::{Exit, FAILED};
 /// How long a soft stop may take.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// The signals that ask a process to stop. Listen first of all: one that comes before would kill the process.
+pub(crate) struct Signals {
+    pub terminate: Signal,
+    pub interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> Result<Self, Exit> {
+        let unheard = |error: std::io::Error| Exit::failed(format!("signals can't be heard: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(unheard)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(unheard)?,
+        })
+    }
+}
+
 /// Runs the parts until they have all ended. Each must end soon after `stop`.
-pub(crate) async fn run(mut parts: JoinSet<&'static str>, stop: CancellationToken) -> Result<ExitCode, Exit> {
-    let unheard = |error: std::io::Error| Exit::failed(format!("signals can't be heard: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(unheard)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(unheard)?;
+pub(crate) async fn run(
+    mut parts: JoinSet<&'static str>,
+    Signals { mut terminate, mut interrupt }: Signals,
+    stop: CancellationToken,
+) -> ExitCode {
     let mut failed = false;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: finishing what is held."),
@@ -45,7 +62,7 @@ pub(crate) async fn run(mut parts: JoinSet<&'static str>, stop: CancellationToke
             tracing::error!("Not finished within {} s; stopping at once.", GRACE.as_secs());
         }
     }
-    Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+    if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
 }
 
 fn report(ended: Option<Result<&'static str, tokio::task::JoinError>>) {

@@ -101,7 +101,6 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Settings, Exit> {
 
 /// `TASKFLOW_POSTGRES__URL_FILE=/run/secrets/url` is `TASKFLOW_POSTGRES__URL` with what is in the file.
 fn secrets_in_files() -> Result<Vec<(String, String)>, Exit> {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
     let variables = std::env::vars();
     let mut secrets = Vec::new();
     for (name, path) in variables {
@@ -147,10 +146,7 @@ fn explain_one(error: &figment::Error) -> String {
             );
             format!("{key}: unknown setting (from {from}); {hint}")
         }
-        Kind::InvalidType(actual, expected) => {
-            format!("{key}: {} is not {expected} (from {from})", show(actual))
-        }
-        Kind::InvalidValue(actual, expected) => {
+        Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
             format!("{key}: {} is not {expected} (from {from})", show(actual))
         }
         Kind::UnknownVariant(variant, known) => {

@@ -73,8 +73,6 @@ metrics! {
         "1 where the last probe of the store succeeded.";
     STORE_CALL = "taskflow_store_call_duration_seconds" Kind::Histogram(STEP_SECONDS), ["store", "call"],
         "Time of calls to a store.";
-    CACHE_REQUESTS = "taskflow_cache_requests_total" Kind::Counter, ["cache", "result"],
-        "Look-ups in a cache, by result: hit, miss, error.";
     HTTP_REQUEST = "taskflow_http_request_duration_seconds" Kind::Histogram(STEP_SECONDS), ["route", "method", "status"],
         "Time of HTTP requests, by route pattern.";
     LOGINS = "taskflow_logins_total" Kind::Counter, ["result"],

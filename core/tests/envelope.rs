@@ -16,12 +16,21 @@ fn valid(kind: &str, data: Value) -> Value {
 fn payloads() -> Vec<Value> {
     let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
     vec![
-        valid("user.register", json!({ "email": "Ada@example.org", "passwordhash": hash, "profile": { "a": [1, null] } })),
+        valid(
+            "user.register",
+            json!({ "email": "Ada@example.org", "passwordhash": hash, "profile": { "a": [1, null] } }),
+        ),
         valid("user.update_profile", json!({ "profile": { "firstName": null } })),
         valid("user.record_login", json!({ "sessionid": "digest" })),
         valid("user.record_logout", json!({ "sessionid": "digest" })),
-        valid("task.create", json!({ "title": "é".repeat(255), "duedate": "2099-01-01T00:00:00.123456+02:00" })),
-        valid("task.update", json!({ "description": null, "duedate": null, "priority": "low", "expectedversion": 3 })),
+        valid(
+            "task.create",
+            json!({ "title": "é".repeat(255), "duedate": "2099-01-01T00:00:00.123456+02:00" }),
+        ),
+        valid(
+            "task.update",
+            json!({ "description": null, "duedate": null, "priority": "low", "expectedversion": 3 }),
+        ),
         valid("task.assign", json!({ "assigneeid": null })),
         valid("task.change_status", json!({ "status": "in_progress" })),
         valid("task.delete", json!({})),

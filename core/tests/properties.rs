@@ -75,7 +75,9 @@ fn status() -> impl Strategy<Value = TaskStatus> {
 fn task_body() -> impl Strategy<Value = Body> {
     let expected = || prop::option::weighted(0.3, 1..5_i32);
     let user = || (0..4_u8).prop_map(user_id);
-    let due = || prop::option::of(prop::option::of((-5..50_i64).prop_map(|s| now() + chrono::TimeDelta::seconds(s))));
+    let due = || {
+        prop::option::of(prop::option::of((-5..50_i64).prop_map(|s| now() + chrono::TimeDelta::seconds(s))))
+    };
     prop_oneof![
         3 => ("[a-c]{1,2}", prop::option::of(user()), due()).prop_map(|(title, assigneeid, due)| {
             Body::CreateTask(CreateTask {
@@ -98,7 +100,8 @@ fn task_body() -> impl Strategy<Value = Body> {
 }
 
 fn user_body() -> impl Strategy<Value = Body> {
-    let email = prop::sample::select(vec!["user0@example.org", "a@example.org", "A@example.org", "b@example.org"]);
+    let email =
+        prop::sample::select(vec!["user0@example.org", "a@example.org", "A@example.org", "b@example.org"]);
     prop_oneof![
         2 => (email, any::<bool>()).prop_map(|(email, admin)| Body::RegisterUser(RegisterUser {
             email: email.into(),
@@ -158,7 +161,10 @@ fn sane(batch: &[Item], folded: &Folded) {
     assert_eq!(finished, folded.receipts.len());
     let new: HashSet<Uuid> = folded.new_tasks.iter().map(|task| task.id).collect();
     assert!(folded.changed_tasks.iter().all(|task| !new.contains(&task.id)), "a task is new and changed");
-    assert!(folded.new_tasks.is_sorted_by_key(|task| task.id) && folded.changed_tasks.is_sorted_by_key(|task| task.id));
+    assert!(
+        folded.new_tasks.is_sorted_by_key(|task| task.id)
+            && folded.changed_tasks.is_sorted_by_key(|task| task.id)
+    );
     let events: HashSet<_> = folded.events.iter().map(|event| event.id).collect();
     assert_eq!(events.len(), folded.events.len(), "two events have one id");
     let told: HashSet<_> = folded.receipts.iter().flat_map(Receipt::event_ids).collect();

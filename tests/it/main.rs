@@ -9,12 +9,15 @@ mod faults;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 use taskflow_tests::{Cluster, Result, Site, World};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 4;
+/// A test that takes longer hangs.
+const LONGEST: Duration = Duration::from_secs(240);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_taskflow-under-test");
 
 /// The shared servers, started by the first test that needs them.
@@ -64,7 +67,13 @@ fn plain(name: &str, test: impl FnOnce() -> Result + Send + 'static) -> Trial {
 }
 
 fn trial(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
-    Trial::test(name, move || shared().runtime.block_on(test()).map_err(|error| format!("{error:#}").into()))
+    Trial::test(name, move || {
+        let limited = async { tokio::time::timeout(LONGEST, test()).await };
+        match shared().runtime.block_on(limited) {
+            Ok(result) => result.map_err(|error| format!("{error:#}").into()),
+            Err(_) => Err(format!("not done after {} s", LONGEST.as_secs()).into()),
+        }
+    })
 }
 
 fn cluster(site: &Site) -> Result<Cluster<'_>> {

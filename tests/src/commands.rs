@@ -42,7 +42,7 @@ pub fn command_of(actor: Uuid, kind: &str, subject: Uuid, data: Value) -> Value 
 
 /// An array as a body of JSON lines.
 pub fn ndjson(commands: &[Value]) -> String {
-    commands.iter().map(|command| format!("{command}\n")).collect()
+    commands.iter().map(|command| command.to_string() + "\n").collect()
 }
 
 /// Two users, one of them an admin, with the cheapest passwords that are allowed.

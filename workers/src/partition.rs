@@ -89,10 +89,10 @@ pub(crate) async fn run(
                 }
                 match error.kind {
                     Kind::Unavailable => {
-                        tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back.")
+                        tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back.");
                     }
                     _ => {
-                        tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept.")
+                        tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept.");
                     }
                 }
             }
@@ -124,7 +124,7 @@ impl Pipeline<'_> {
         let left = self.pipeline(&mut subscription, stop).await;
         match &left {
             Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
-                subscription.release().await
+                subscription.release().await;
             }
             // The channel itself is the trouble: it goes with its messages.
             Err(_) => subscription.abandon(),

@@ -180,7 +180,7 @@ mod tests {
     fn a_line_without_end_takes_bounded_memory() {
         let mut lines = Lines::default();
         for _ in 0..64 {
-            lines.feed(&[b'x'; 64 * 1024]);
+            lines.feed(&vec![b'x'; 64 * 1024]);
         }
         assert!(lines.current.len() <= COMMAND_MAX + 1);
     }

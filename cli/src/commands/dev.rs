@@ -10,13 +10,13 @@ use std::time::Instant;
 use anyhow::Context;
 use taskflow_servers::{Ports, Servers};
 use taskflow_stores::{mongo, postgres};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::role::{self, Role};
 use super::seed;
 use crate::exit::Exit;
+use crate::lifecycle::Signals;
 use crate::settings::{Environment, Settings};
 use crate::{lifecycle, telemetry};
 
@@ -38,9 +38,7 @@ pub(crate) async fn run(options: Options, mut settings: Settings) -> Result<Exit
     let metrics = telemetry::start_metrics()?;
     // Before anything slow: a port in use should be told at once.
     let start = Instant::now();
-    let unheard = |error: std::io::Error| Exit::failed(format!("signals can't be heard: {error}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(unheard)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(unheard)?;
+    let mut signals = Signals::listen()?;
     println!("Starting Postgres, RabbitMQ, MongoDB and Redis under {} …", options.data.display());
     let servers = taskflow_servers::Options {
         data_dir: options.data.clone(),
@@ -50,10 +48,10 @@ pub(crate) async fn run(options: Options, mut settings: Settings) -> Result<Exit
     // Dropped half-way, what has started is stopped.
     let mut servers = tokio::select! {
         servers = Servers::start(&servers) => servers?,
-        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
-        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
+        _ = signals.interrupt.recv() => return Ok(ExitCode::FAILURE),
+        _ = signals.terminate.recv() => return Ok(ExitCode::FAILURE),
     };
-    let result = work(&options, &mut settings, &servers, metrics, start).await;
+    let result = work(&options, &mut settings, &servers, metrics, signals, start).await;
     println!("Stopping the stores …");
     servers.stop().await;
     result
@@ -64,6 +62,7 @@ async fn work(
     settings: &mut Settings,
     servers: &Servers,
     metrics: taskflow_api::Metrics,
+    signals: Signals,
     start: Instant,
 ) -> Result<ExitCode, Exit> {
     servers.postgres.url().clone_into(&mut settings.postgres.url);
@@ -91,11 +90,11 @@ async fn work(
             stopped.cancelled().await;
             "stores"
         });
-        return lifecycle::run(parts, stop).await;
+        return Ok(lifecycle::run(parts, signals, stop).await);
     }
     let running = role::start(settings, &Role::ALL, metrics, &stop).await?;
     println!("{}", welcome(settings, &env_file, false, start));
-    running.until_stopped(stop).await
+    Ok(running.until_stopped(signals, stop).await)
 }
 
 /// Addresses with passwords: readable by their owner alone.

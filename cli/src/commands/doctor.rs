@@ -83,7 +83,11 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
             let pending = versions.iter().filter(|version| !version.applied).count();
             match pending {
                 0 => {
-                    findings.add(STORE, Level::Ok, format!("schema is current ({} versions)", versions.len()))
+                    findings.add(
+                        STORE,
+                        Level::Ok,
+                        format!("schema is current ({} versions)", versions.len()),
+                    );
                 }
                 _ => findings.add(
                     STORE,
@@ -167,7 +171,7 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
     findings.add(STORE, Level::Ok, format!("{ready} messages wait in the partition queues"));
     match stores.consume.depth(DEAD_LETTERS).await {
         Ok(depth) if depth.ready > 0 => {
-            findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready))
+            findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready));
         }
         Ok(_) => findings.add(STORE, Level::Ok, "no dead letters"),
         Err(error) => findings.broken(STORE, &error),
@@ -215,13 +219,13 @@ async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings) {
             format!("maxmemory-policy {policy} may evict sessions: use noeviction or volatile-lru"),
         ),
         Ok(policy) => {
-            findings.add(STORE, Level::Ok, format!("maxmemory-policy {}", policy.unwrap_or_default()))
+            findings.add(STORE, Level::Ok, format!("maxmemory-policy {}", policy.unwrap_or_default()));
         }
         Err(error) => findings.broken(STORE, &error),
     }
     match stores.redis.info("persistence", "aof_enabled").await {
         Ok(Some(on)) if on == "1" => {
-            findings.add(STORE, Level::Ok, "append-only file is on: sessions survive a restart")
+            findings.add(STORE, Level::Ok, "append-only file is on: sessions survive a restart");
         }
         Ok(_) => findings.add(STORE, Level::Warning, "append-only file is off: a restart logs everybody out"),
         Err(error) => findings.broken(STORE, &error),

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connect::{self, Stores};
 use crate::exit::Exit;
+use crate::lifecycle::Signals;
 use crate::settings::Settings;
 use crate::{lifecycle, monitor, telemetry};
 
@@ -28,11 +29,12 @@ impl Role {
 
 /// Runs roles until the process is told to stop.
 pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<ExitCode, Exit> {
+    let signals = Signals::listen()?;
     telemetry::start_logs(&settings)?;
     let metrics = telemetry::start_metrics()?;
     let stop = CancellationToken::new();
     let running = start(&settings, roles, metrics, &stop).await?;
-    running.until_stopped(stop).await
+    Ok(running.until_stopped(signals, stop).await)
 }
 
 /// Roles at work in this process.
@@ -45,8 +47,8 @@ pub(crate) struct Running {
 
 impl Running {
     /// Works until the process is told to stop, then says goodbye to the stores.
-    pub(crate) async fn until_stopped(self, stop: CancellationToken) -> Result<ExitCode, Exit> {
-        let code = lifecycle::run(self.parts, stop).await;
+    pub(crate) async fn until_stopped(self, signals: Signals, stop: CancellationToken) -> ExitCode {
+        let code = lifecycle::run(self.parts, signals, stop).await;
         self.links.cancel();
         let goodbye = async {
             tokio::join!(self.postgres.close(), tokio::time::sleep(GOODBYE));

@@ -135,6 +135,10 @@ fn leftovers() -> Result {
     let mut found = Vec::new();
     for (file, text) in sources()? {
         for (number, line) in text.lines().enumerate() {
+            // One part of a test may run in a process of its own.
+            if line.contains("a part of another test") {
+                continue;
+            }
             found.extend(
                 words
                     .iter()

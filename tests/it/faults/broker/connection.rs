@@ -71,7 +71,7 @@ pub(super) async fn a_full_queue_refuses(url: &str) -> Outcome {
     let mut subscription = client.subscribe(0).await?;
     let (_, held) = take(&mut subscription, taken as usize).await?;
     held[held.len() - 1].ack_through().await?;
-    until(Duration::from_secs(5), async || client.publisher.publish(numbered(1)).await.is_ok()).await?;
+    until(Duration::from_secs(60), async || client.publisher.publish(numbered(1)).await.is_ok()).await?;
     Ok(())
 }
 
@@ -183,37 +183,24 @@ pub(super) async fn a_frozen_wire_is_noticed(url: &str) -> Outcome {
         assert!(pending.confirmed().await.is_err());
     }
     println!("all unconfirmed after {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(
-        tokio::time::timeout(Duration::from_secs(4), subscription.next())
+        tokio::time::timeout(Duration::from_secs(20), subscription.next())
             .await
             .is_ok_and(|next| next.is_err())
     );
     println!("the consumer knows after {:?}", start.elapsed());
-    until(Duration::from_secs(1), async || client.publisher.probe().await.is_err()).await?;
+    until(Duration::from_secs(20), async || client.publisher.probe().await.is_err()).await?;
     let refused = Instant::now();
     assert!(client.publisher.send(numbered(1)).await.is_err());
-    assert!(refused.elapsed() < Duration::from_millis(50));
+    assert!(refused.elapsed() < Duration::from_millis(500));
     // Connecting is tried, in vain.
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    println!("threads after some seconds of ice: {}", io_threads()?);
     assert!(client.consume.channel().await.is_err());
     wire.freeze(false);
     let took =
-        until(Duration::from_secs(10), async || client.publisher.publish(numbered(1)).await.is_ok()).await?;
+        until(Duration::from_secs(60), async || client.publisher.publish(numbered(1)).await.is_ok()).await?;
     println!("published again {took:?} after the thaw");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    println!("threads in the end: {}", io_threads()?);
     Ok(())
-}
-
-fn io_threads() -> Outcome<usize> {
-    let mut count = 0;
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let name = std::fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
-        count += usize::from(name.starts_with("lapin-io"));
-    }
-    Ok(count)
 }
 
 /// An alarm in the broker (memory, disk): publishers are refused at once, consumers go on. `alarm` turns it on or off.
@@ -226,16 +213,16 @@ pub(super) async fn an_alarm_refuses_at_once(url: &str, alarm: impl AsyncFn(bool
     let start = Instant::now();
     // The broker tells only who publishes; that message is in doubt.
     assert!(client.publisher.publish(numbered(11)).await.is_err());
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(20));
     let start = Instant::now();
     assert!(client.publisher.send(numbered(12)).await.is_err() && client.publisher.probe().await.is_err());
-    assert!(start.elapsed() < Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_millis(500));
     let (numbers, held) = take(&mut subscription, 10).await?;
     assert_eq!(numbers, (1..=10).collect::<Vec<_>>());
     held[9].ack_through().await?;
     alarm(false).await?;
     let took =
-        until(Duration::from_secs(5), async || client.publisher.publish(numbered(13)).await.is_ok()).await?;
+        until(Duration::from_secs(60), async || client.publisher.publish(numbered(13)).await.is_ok()).await?;
     println!("published again {took:?} after the alarm");
     Ok(())
 }
@@ -324,7 +311,7 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
         let start = Instant::now();
         fault().await?;
         println!("the fault took {:?}", start.elapsed());
-        until(Duration::from_secs(30), async || client.publisher.publish(numbered(0)).await.is_ok()).await?;
+        until(Duration::from_secs(90), async || client.publisher.publish(numbered(0)).await.is_ok()).await?;
         println!("published again {:?} after the fault", start.elapsed());
     }
     stop.cancel();
@@ -333,7 +320,7 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         confirmed.iter().filter(|number| !seen.contains(number)).copied().collect()
     };
-    let arrived = until(Duration::from_secs(30), async || missing().is_empty()).await;
+    let arrived = until(Duration::from_secs(90), async || missing().is_empty()).await;
     ended.cancel();
     consuming.await?;
     println!("{} confirmed, {failed} failed", confirmed.len());

@@ -34,7 +34,7 @@ async fn rest(client: &Client, first: u32) -> Outcome {
     }
     assert_eq!(numbers, from(first));
     subscription.release().await;
-    until(Duration::from_secs(2), async || {
+    until(Duration::from_secs(60), async || {
         client.consume.depth(&FIRST.queue()).await.is_ok_and(|d| d.consumers == 0)
     })
     .await?;
@@ -141,7 +141,7 @@ pub(super) async fn a_closed_connection_gives_back_in_order(url: &str) -> Outcom
         held[499].ack_through().await?;
         holder.stop.cancel();
         drop(held);
-        until(Duration::from_secs(2), async || !holder.consume.is_up()).await?;
+        until(Duration::from_secs(60), async || !holder.consume.is_up()).await?;
     }
     rest(&client, 1_501).await
 }
@@ -183,7 +183,7 @@ pub(super) async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
 /// A consumer beside the client library's own ways, on a channel of its own.
 async fn raw(client: &Client, prefetch: u16) -> Outcome<(Channel, Consumer)> {
     let idle = async || client.consume.depth(&FIRST.queue()).await.is_ok_and(|depth| depth.consumers == 0);
-    until(Duration::from_secs(2), idle).await?;
+    until(Duration::from_secs(60), idle).await?;
     subscribe_raw(client, prefetch).await
 }
 
