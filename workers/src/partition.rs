@@ -1,10 +1,11 @@
 //! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskflow_core::batch::{Content, Verdict};
-use taskflow_core::{Item, metric};
+use taskflow_core::{Item, Receipt, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::{self, Lease};
 use taskflow_stores::postgres::receipts::View;
@@ -221,6 +222,7 @@ impl Pipeline<'_> {
             let index = first + index;
             match verdict {
                 Verdict::Finished(receipt) => {
+                    log(&self.name, number, &items[index], &folded.receipts[*receipt]);
                     if let Some(intake) = letters.origins[index].intake {
                         let receipt = View::of(&folded.receipts[*receipt]);
                         announcements.push(Announcement { intake, receipt });
@@ -237,7 +239,7 @@ impl Pipeline<'_> {
             }
         }
         self.context.announcer.announce(announcements);
-        observe_receipts(&self.name, number, &folded.receipts);
+        observe_receipts(&folded.receipts);
         self.newest = number;
         self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) }).await;
         Ok(())
@@ -279,17 +281,39 @@ impl Pipeline<'_> {
     }
 }
 
-fn observe_receipts(partition: &str, batch: i64, receipts: &[taskflow_core::Receipt]) {
+/// One line a command, with what ties it to the lines of the intake and of upstream.
+fn log(partition: &str, batch: i64, item: &Item, receipt: &Receipt) {
+    let command = match &item.content {
+        Content::Command(command) => Some(command),
+        Content::Dead(_) => None,
+    };
+    tracing::debug!(
+        command = %receipt.id,
+        correlation = command.map(|command| tracing::field::display(command.correlation)),
+        trace = command.and_then(|command| command.traceparent.as_deref()),
+        kind = receipt.kind,
+        outcome = receipt.outcome.as_str(),
+        code = receipt.code,
+        partition,
+        batch,
+        "The command has its receipt."
+    );
+}
+
+/// Series are looked up once a batch, not once a command.
+fn observe_receipts(receipts: &[Receipt]) {
+    let mut finished: HashMap<(&'static str, &'static str), u64> = HashMap::new();
+    let mut waits = HashMap::new();
     for receipt in receipts {
         let kind = receipt.kind.unwrap_or("unknown");
-        let labels = [("type", kind), ("outcome", receipt.outcome.as_str())];
-        observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(1);
+        *finished.entry((kind, receipt.outcome.as_str())).or_default() += 1;
         let waited = (receipt.finished_at - receipt.accepted_at).as_seconds_f64();
-        observe::histogram(&metric::COMMAND_LATENCY, &[("type", kind)]).record(waited);
-        tracing::debug!(
-            command = %receipt.id, partition, batch, kind, outcome = receipt.outcome.as_str(), code = receipt.code,
-            "The command has its receipt."
-        );
+        let series = || observe::histogram(&metric::COMMAND_LATENCY, &[("type", kind)]);
+        waits.entry(kind).or_insert_with(series).record(waited);
+    }
+    for ((kind, outcome), count) in finished {
+        let labels = [("type", kind), ("outcome", outcome)];
+        observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(count);
     }
 }
 

@@ -93,6 +93,7 @@ async fn work(
         return Ok(lifecycle::run(parts, signals, stop).await);
     }
     let running = role::start(settings, &Role::ALL, metrics, &stop).await?;
+    running.ready().await?;
     println!("{}", welcome(settings, &env_file, false, start));
     Ok(running.until_stopped(signals, stop).await)
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use taskflow_api::Metrics;
 use taskflow_stores::postgres::PgPool;
+use taskflow_stores::rabbit::link::Link;
+use taskflow_stores::rabbit::{self, topology};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -43,9 +45,16 @@ pub(crate) struct Running {
     /// The connections outlive the roles: what a role holds at its end is acknowledged over them.
     links: CancellationToken,
     postgres: PgPool,
+    publish: Link,
+    rabbit: rabbit::Settings,
 }
 
 impl Running {
+    /// Waits until the broker takes commands.
+    pub(crate) async fn ready(&self) -> Result<(), Exit> {
+        Ok(topology::declare(&self.publish, &self.rabbit).await?)
+    }
+
     /// Works until the process is told to stop, then says goodbye to the stores.
     pub(crate) async fn until_stopped(self, signals: Signals, stop: CancellationToken) -> ExitCode {
         let code = lifecycle::run(self.parts, signals, stop).await;
@@ -96,7 +105,7 @@ pub(crate) async fn start(
             "scheduler"
         });
     }
-    Ok(Running { parts, links, postgres: stores.postgres.clone() })
+    Ok(Running { parts, links, postgres: stores.postgres, publish: stores.publish, rabbit: stores.rabbit })
 }
 
 fn api(

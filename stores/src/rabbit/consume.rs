@@ -30,6 +30,8 @@ use crate::StoreError;
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long the broker may take to make a consumer.
 const SUBSCRIBE: Duration = Duration::from_secs(10);
+/// How long an acknowledgement may take to be written.
+const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// The least that a consumer holds. Never make it smaller: see above.
 pub const PREFETCH: u16 = 1_000;
 
@@ -83,7 +85,12 @@ impl Delivery {
 
     /// Acknowledges this message and all before it on its channel.
     pub async fn ack_through(&self) -> Result<(), StoreError> {
-        match self.0.acker.ack(BasicAckOptions { multiple: true }).await {
+        // On a connection that breaks just now the client library may never answer (seen in the tests).
+        let acked = self.0.acker.ack(BasicAckOptions { multiple: true });
+        let Ok(acked) = tokio::time::timeout(ACKNOWLEDGE, acked).await else {
+            return Err(StoreError::unavailable(STORE, "acknowledge", "no answer in time"));
+        };
+        match acked {
             Ok(true) => Ok(()),
             // The channel it came from is gone; the broker delivers it again.
             Ok(false) => {

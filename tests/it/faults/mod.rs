@@ -2,11 +2,15 @@
 
 mod broker;
 mod crashes;
+mod lease;
 mod shutdown;
 mod stores;
 
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [broker::tests(), crashes::tests(), shutdown::tests(), stores::tests()].into_iter().flatten().collect()
+    [broker::tests(), crashes::tests(), lease::tests(), shutdown::tests(), stores::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
