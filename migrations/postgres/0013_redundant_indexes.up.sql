@@ -4,7 +4,7 @@
 --   idx_tasks_creator          begins idx_tasks_creator_priority
 --   idx_tasks_active           repeats the primary key
 --   idx_tasks_deleted_at       indexes one constant (NULL)
--- The gain is measured by `tests/bench/indexes`; docs/performance.md has the figures.
+-- `tests/bench/indexes` measures the gain.
 DROP INDEX idx_tasks_status_priority;
 DROP INDEX idx_tasks_assignee;
 DROP INDEX idx_tasks_creator;
