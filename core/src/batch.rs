@@ -295,10 +295,10 @@ fn event(command: &Command, receipt: &Receipt, draft: Draft, ordinal: u16, reten
     let class = crate::event::Class::of(draft.kind);
     Event {
         id: EventId::new(receipt.accepted_at, command.id, ordinal),
-        kind: draft.kind.to_owned(),
+        kind: draft.kind.into(),
         actor: command.actor,
         entity: command.subject,
-        entity_type: if command.is_about_task() { "task" } else { "user" }.to_owned(),
+        entity_type: if command.is_about_task() { "task" } else { "user" }.into(),
         version: receipt.version,
         payload: draft.payload,
         metadata,

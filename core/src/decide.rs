@@ -2,10 +2,11 @@
 //! and [`crate::user`].
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::command::{Body, Command};
+use crate::event::Data;
 use crate::receipt::{Code, Rejection};
 use crate::state::{Role, State, Task, User};
 use crate::{task, user};
@@ -32,18 +33,14 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
     pub kind: &'static str,
-    pub payload: Map<String, Value>,
+    pub payload: Data,
     /// The digest of the session that the event is about.
     pub session: Option<String>,
 }
 
 impl Draft {
     pub(crate) fn new(kind: &'static str, payload: Value) -> Self {
-        let payload = match payload {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        };
-        Self { kind, payload, session: None }
+        Self { kind, payload: Data::new(&payload), session: None }
     }
 }
 

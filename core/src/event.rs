@@ -1,9 +1,11 @@
 //! Events: what changed, for the audit trail and for everyone downstream.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -133,21 +135,46 @@ impl<'de> Deserialize<'de> for EventId {
     }
 }
 
+/// What an event tells: a JSON object, kept as text. A batch's events wait in memory for the slowest store; the text
+/// takes a fifth of the room of a parsed object, and goes as it is into the outbox and to the exchange.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Data(Box<RawValue>);
+
+impl Data {
+    /// The text of an object.
+    pub fn new(object: &Value) -> Self {
+        // Texts, numbers and times always have a JSON form; without one nothing is told.
+        Self(serde_json::value::to_raw_value(object).unwrap_or_else(|_| RawValue::NULL.to_owned()))
+    }
+
+    /// The object, parsed.
+    pub fn object(&self) -> Map<String, Value> {
+        serde_json::from_str(self.0.get()).unwrap_or_default()
+    }
+}
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
 /// One change, as the audit trail keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub id: EventId,
     /// One of [`TYPES`].
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     pub actor: Uuid,
     pub entity: Uuid,
     /// `task` or `user`.
-    pub entity_type: String,
+    pub entity_type: Cow<'static, str>,
     /// The entity's version after the change.
     pub version: Option<i32>,
     /// The new values, and under `previous` the old ones.
-    pub payload: Map<String, Value>,
+    pub payload: Data,
     pub metadata: Metadata,
     /// When the command was issued.
     pub issued_at: DateTime<Utc>,
@@ -178,7 +205,7 @@ struct CloudEvent<'a> {
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
-    data: &'a Map<String, Value>,
+    data: &'a Data,
 }
 
 impl Event {

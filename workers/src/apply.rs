@@ -6,9 +6,9 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use taskflow_core::metric;
 use taskflow_core::{Folded, Item, State, batch};
-use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Relayed};
-use taskflow_stores::postgres::outbox::{self, Payload};
-use taskflow_stores::postgres::{receipts, tasks, users};
+use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Known, Record, Relayed};
+use taskflow_stores::postgres::outbox::Payload;
+use taskflow_stores::postgres::{tasks, users};
 use taskflow_stores::redis::cache::{self, Refresh};
 use taskflow_stores::{StoreError, observe};
 use uuid::Uuid;
@@ -40,10 +40,11 @@ pub(crate) async fn apply(
     now: DateTime<Utc>,
 ) -> Result<Option<Applied>, StoreError> {
     let postgres = &context.stores.postgres;
-    let begun = transaction::begin(postgres, fence.partition, fence.epoch, relayed).await?;
-    let Some(mut transaction) = begun else { return Ok(None) };
+    let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
+    let begin = transaction::begin(postgres, fence.partition, fence.epoch, relayed, &ids);
+    let Some((mut transaction, known)) = timed("claim", begin).await? else { return Ok(None) };
     crash::point("fenced");
-    match work(context, fence, items, now, &mut transaction).await {
+    match work(context, fence, items, &known, now, &mut transaction).await {
         Ok((folded, payload)) => {
             let number = transaction.number;
             let refresh = refresh(&folded);
@@ -63,14 +64,12 @@ async fn work(
     context: &Context,
     fence: Fence<'_>,
     items: &[Item],
+    known: &Known,
     now: DateTime<Utc>,
     transaction: &mut BatchTransaction,
 ) -> Result<(Folded, Payload), StoreError> {
     let number = transaction.number;
     let connection = transaction.connection();
-    let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
-    let known = timed("claim", receipts::claimed(connection, &ids)).await?;
-
     let needs = batch::needs(items);
     let state = timed("load", async {
         let loaded_users = users::load_for_update(connection, &needs.users).await?;
@@ -86,7 +85,7 @@ async fn work(
     crash::point("loaded");
 
     let start = Instant::now();
-    let mut folded = batch::fold(items, &known, state, now, &context.retention);
+    let mut folded = batch::fold(items, known, state, now, &context.retention);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
     let payload = payload(&mut folded);
     observe_step("decide", start);
@@ -96,8 +95,15 @@ async fn work(
         users::update(connection, &folded.changed_users).await?;
         tasks::insert(connection, &folded.new_tasks).await?;
         tasks::update(connection, &folded.changed_tasks).await?;
-        receipts::insert(connection, fence.partition, number, &folded.receipts).await?;
-        outbox::insert(connection, fence.partition, number, items.len(), now, &payload).await
+        let record = Record {
+            partition: fence.partition,
+            number,
+            commands: items.len(),
+            applied_at: now,
+            receipts: &folded.receipts,
+            payload: &payload,
+        };
+        transaction::record(connection, record).await
     })
     .await?;
     crash::point("written");

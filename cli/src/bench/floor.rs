@@ -6,14 +6,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use taskflow_core::event::{EventId, Retention};
+use serde_json::json;
+use taskflow_core::event::{Data, EventId, Retention};
 use taskflow_core::state::{TaskPriority, TaskStatus};
 use taskflow_core::{Event, Outcome, Receipt, Task, command};
 use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
-use taskflow_stores::postgres::outbox::{self, Payload};
-use taskflow_stores::postgres::{receipts, tasks};
+use taskflow_stores::postgres::batch::{self, Record};
+use taskflow_stores::postgres::outbox::Payload;
+use taskflow_stores::postgres::tasks;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::Partition;
@@ -80,9 +81,15 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
         let batch = read(&deliveries)?;
         let mut transaction = stores.postgres.begin().await?;
         tasks::insert(&mut transaction, &batch.tasks).await?;
-        receipts::insert(&mut transaction, &name, number, &batch.receipts).await?;
-        outbox::insert(&mut transaction, &name, number, deliveries.len(), clock::now(), &batch.payload)
-            .await?;
+        let record = Record {
+            partition: &name,
+            number,
+            commands: deliveries.len(),
+            applied_at: clock::now(),
+            receipts: &batch.receipts,
+            payload: &batch.payload,
+        };
+        batch::record(&mut transaction, record).await?;
         transaction.commit().await?;
         if let Some(last) = deliveries.last() {
             last.ack_through().await?;
@@ -204,10 +211,7 @@ fn event(bare: &Bare, now: DateTime<Utc>) -> Event {
         entity: bare.subject,
         entity_type: "task".into(),
         version: Some(1),
-        payload: match payload {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        },
+        payload: Data::new(&payload),
         metadata: command::Metadata::default(),
         issued_at: now,
         correlation: bare.id,

@@ -10,8 +10,12 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::FieldTable;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::rabbit::consume::{PREFETCH, Subscription};
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::EVENTS;
+use taskflow_stores::rabbit::topology::{EVENTS, Partition};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::http::Connection;
@@ -27,6 +31,8 @@ const WARM_UP: usize = 50;
 
 pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<Figure>> {
     let site = place.site().await?;
+    tell("a lone message: publish to delivery, the broker alone");
+    let delivered = deliveries(&site, plan.lone).await?;
     let address = free_address()?;
     let api = site.spawn("api", Some(&address))?;
     let worker = site.spawn("worker", None)?;
@@ -40,6 +46,7 @@ pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) ->
     site.close().await;
     let mut figures = Vec::new();
     for (name, times, targets) in [
+        ("publish to delivery, the broker alone", delivered, None),
         ("publish to commit", committed, Some((4.0, 10.0))),
         ("publish to event", told, None),
         ("POST (Prefer: wait) to receipt", posted, Some((6.0, 15.0))),
@@ -74,6 +81,46 @@ async fn posts(address: &str, headers: &str, count: usize) -> Result<Vec<f64>> {
 
 /// Times by command id.
 type Times = Arc<Mutex<HashMap<Uuid, Instant>>>;
+
+/// What the broker alone takes: no command can be faster.
+async fn deliveries(site: &Site, count: usize) -> Result<Vec<f64>> {
+    let stop = CancellationToken::new();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let mut consumers = JoinSet::new();
+    for partition in Partition::all(&site.stores.rabbit) {
+        let subscribed = Subscription::open(&site.stores.consume, partition, PREFETCH, &stop).await?;
+        let mut subscription = subscribed.context("subscribe")?;
+        let (sender, stop) = (sender.clone(), stop.clone());
+        consumers.spawn(async move {
+            while let Some(delivery) = tokio::select! {
+                delivery = subscription.next() => delivery.ok(),
+                () = stop.cancelled() => None,
+            } {
+                let _ = sender.send(Instant::now());
+                if delivery.ack_through().await.is_err() {
+                    break;
+                }
+            }
+            subscription.release().await;
+        });
+    }
+    let mut times = Vec::with_capacity(count);
+    let mut ticks = tokio::time::interval(EVERY);
+    for number in 0..count + WARM_UP {
+        ticks.tick().await;
+        let command = generate::create(number, clock::now());
+        let start = Instant::now();
+        site.stores.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+        let delivered = tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await;
+        let delivered = delivered.context("no delivery within 10 s")?.context("the consumers ended")?;
+        if number >= WARM_UP {
+            times.push(delivered.duration_since(start).as_secs_f64() * 1_000.0);
+        }
+    }
+    stop.cancel();
+    while consumers.join_next().await.is_some() {}
+    Ok(times)
+}
 
 /// The receipt's announcement stands for the commit: it is made right after it, so the figure is an upper bound.
 async fn publishes(site: &Site, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {

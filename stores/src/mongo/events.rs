@@ -102,14 +102,14 @@ fn build(
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     let mut document = RawDocumentBuf::new();
     document.append(cstr!("_id"), ObjectId::from_bytes(event.id.0));
-    document.append(cstr!("type"), event.kind.as_str());
+    document.append(cstr!("type"), &*event.kind);
     document.append(cstr!("actorId"), &*event.actor.hyphenated().encode_lower(&mut text));
     document.append(cstr!("entityId"), &*event.entity.hyphenated().encode_lower(&mut text));
-    document.append(cstr!("entityType"), event.entity_type.as_str());
+    document.append(cstr!("entityType"), &*event.entity_type);
     if let Some(version) = event.version {
         document.append(cstr!("version"), version);
     }
-    document.append(cstr!("payload"), object(&event.payload)?);
+    document.append(cstr!("payload"), object(&event.payload.object())?);
     document.append(cstr!("metadata"), metadata);
     document.append(cstr!("correlationId"), &*event.correlation.hyphenated().encode_lower(&mut text));
     document.append(cstr!("commandId"), &*event.command.hyphenated().encode_lower(&mut text));

@@ -11,9 +11,10 @@ use serde::Deserialize;
 use super::failed;
 use crate::{Kind, StoreError};
 
-const FILES: [(i64, &str); 2] = [
+const FILES: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/mongo/0001_event_logs.json")),
     (2, include_str!("../../../migrations/mongo/0002_redundant_indexes.json")),
+    (3, include_str!("../../../migrations/mongo/0003_plain_type.json")),
 ];
 const VERSIONS: &str = "schema_versions";
 /// `NamespaceExists`, `NamespaceNotFound`, `IndexNotFound`.

@@ -1,9 +1,8 @@
 //! The outbox: what a batch has to tell MongoDB, Redis and the event exchange. One row a batch, written in the
 //! batch's own transaction, removed when all of them have it.
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use taskflow_core::Event;
 use uuid::Uuid;
 
@@ -33,33 +32,9 @@ const ZSTD_LEVEL: i32 = 1;
 /// Bound for reading a row back: far above the largest batch.
 const PAYLOAD_MAX: usize = 1 << 30;
 
-/// Writes the batch's rows: its entry in `batches` and, where there is something to tell, its outbox row.
-pub async fn insert(
-    connection: &mut PgConnection,
-    partition: &str,
-    number: i64,
-    commands: usize,
-    now: DateTime<Utc>,
-    payload: &Payload,
-) -> Result<(), StoreError> {
-    let bytes = if payload.is_empty() { None } else { Some(encode(payload)?) };
-    sqlx::query(
-        "/* insert_outbox */
-        WITH batch AS (
-            INSERT INTO batches (partition, number, commands, applied_at) VALUES ($1, $2, $3, $4)
-        )
-        INSERT INTO outbox (partition, number, created_at, payload)
-        SELECT $1, $2, $4, $5 WHERE $5::bytea IS NOT NULL",
-    )
-    .bind(partition)
-    .bind(number)
-    .bind(commands as i32)
-    .bind(now)
-    .bind(bytes)
-    .execute(connection)
-    .await
-    .map_err(failed("write the outbox"))?;
-    Ok(())
+/// A batch's outbox row; `None` if it has nothing to tell.
+pub(super) fn bytes(payload: &Payload) -> Result<Option<Vec<u8>>, StoreError> {
+    if payload.is_empty() { Ok(None) } else { encode(payload).map(Some) }
 }
 
 fn encode(payload: &Payload) -> Result<Vec<u8>, StoreError> {

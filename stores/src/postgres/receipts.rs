@@ -28,51 +28,6 @@ pub async fn claimed(
     Ok(rows.into_iter().collect())
 }
 
-/// Inserts the receipts of a batch in one statement.
-///
-/// # Errors
-/// [`crate::Kind::Conflict`] when a twin of one of the commands has been applied meanwhile.
-pub async fn insert(
-    connection: &mut PgConnection,
-    partition: &str,
-    batch: i64,
-    receipts: &[Receipt],
-) -> Result<(), StoreError> {
-    if receipts.is_empty() {
-        return Ok(());
-    }
-    fn column<'r, T>(receipts: &'r [Receipt], field: impl Fn(&'r Receipt) -> T) -> Vec<T> {
-        receipts.iter().map(field).collect()
-    }
-    sqlx::query(
-        "/* insert_receipts */
-        INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
-                              finished_at, fingerprint, partition, batch)
-        SELECT r.*, $13, $14
-        FROM UNNEST($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::text[]::command_outcome[], $6::text[],
-                    $7::text[], $8::integer[], $9::smallint[], $10::timestamptz[], $11::timestamptz[],
-                    $12::bytea[]) AS r",
-    )
-    .bind(column(receipts, |r| r.id))
-    .bind(column(receipts, |r| r.kind))
-    .bind(column(receipts, |r| r.subject))
-    .bind(column(receipts, |r| r.actor))
-    .bind(column(receipts, |r| r.outcome.as_str()))
-    .bind(column(receipts, |r| r.code))
-    .bind(column(receipts, |r| r.detail.as_deref()))
-    .bind(column(receipts, |r| r.version))
-    .bind(column(receipts, |r| r.events as i16))
-    .bind(column(receipts, |r| r.accepted_at))
-    .bind(column(receipts, |r| r.finished_at))
-    .bind(column(receipts, |r| r.fingerprint.as_slice()))
-    .bind(partition)
-    .bind(batch)
-    .execute(connection)
-    .await
-    .map_err(failed("insert receipts"))?;
-    Ok(())
-}
-
 /// A receipt as callers see it (public contract, section 3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct View {

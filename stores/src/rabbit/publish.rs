@@ -68,7 +68,7 @@ impl Message {
     pub fn event(event: &Event) -> Self {
         Self {
             exchange: EVENTS.into(),
-            routing_key: event.kind.as_str().into(),
+            routing_key: (&*event.kind).into(),
             body: event.to_cloud_event(),
             properties: BasicProperties::default()
                 .with_content_type(envelope::CONTENT_TYPE.into())
