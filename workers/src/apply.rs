@@ -4,9 +4,10 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
+use taskflow_core::batch::Needs;
 use taskflow_core::metric;
 use taskflow_core::{Folded, Item, State, batch};
-use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Known, Record, Relayed};
+use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Claim, Record, Relayed};
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::postgres::{tasks, users};
 use taskflow_stores::redis::cache::{self, Refresh};
@@ -41,10 +42,11 @@ pub(crate) async fn apply(
 ) -> Result<Option<Applied>, StoreError> {
     let postgres = &context.stores.postgres;
     let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
-    let begin = transaction::begin(postgres, fence.partition, fence.epoch, relayed, &ids);
-    let Some((mut transaction, known)) = timed("claim", begin).await? else { return Ok(None) };
+    let needs = batch::needs(items);
+    let begin = transaction::begin(postgres, fence.partition, fence.epoch, relayed, &ids, &needs.roles);
+    let Some((mut transaction, claim)) = timed("claim", begin).await? else { return Ok(None) };
     crash::point("fenced");
-    match work(context, fence, items, &known, now, &mut transaction).await {
+    match work(context, fence, (items, needs), claim, now, &mut transaction).await {
         Ok((folded, payload)) => {
             let number = transaction.number;
             let refresh = refresh(&folded);
@@ -63,21 +65,20 @@ pub(crate) async fn apply(
 async fn work(
     context: &Context,
     fence: Fence<'_>,
-    items: &[Item],
-    known: &Known,
+    (items, needs): (&[Item], Needs),
+    claim: Claim,
     now: DateTime<Utc>,
     transaction: &mut BatchTransaction,
 ) -> Result<(Folded, Payload), StoreError> {
     let number = transaction.number;
     let connection = transaction.connection();
-    let needs = batch::needs(items);
     let state = timed("load", async {
         let loaded_users = users::load_for_update(connection, &needs.users).await?;
         let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
         Ok(State {
             users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
             tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
-            roles: users::roles(connection, &needs.roles).await?,
+            roles: claim.roles,
             emails: users::holders(connection, &needs.emails).await?,
         })
     })
@@ -85,7 +86,7 @@ async fn work(
     crash::point("loaded");
 
     let start = Instant::now();
-    let mut folded = batch::fold(items, known, state, now, &context.retention);
+    let mut folded = batch::fold(items, &claim.known, state, now, &context.retention);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
     let payload = payload(&mut folded);
     observe_step("decide", start);
@@ -93,7 +94,6 @@ async fn work(
     timed("write", async {
         users::insert(connection, &folded.new_users).await?;
         users::update(connection, &folded.changed_users).await?;
-        tasks::insert(connection, &folded.new_tasks).await?;
         tasks::update(connection, &folded.changed_tasks).await?;
         let record = Record {
             partition: fence.partition,
@@ -101,6 +101,7 @@ async fn work(
             commands: items.len(),
             applied_at: now,
             receipts: &folded.receipts,
+            new_tasks: &folded.new_tasks,
             payload: &payload,
         };
         transaction::record(connection, record).await

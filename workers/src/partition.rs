@@ -31,6 +31,11 @@ const QUIET: Duration = Duration::from_millis(100);
 /// A quiet partition that has nothing to tidy looks up this seldom.
 const QUIET_LONG: Duration = Duration::from_secs(5);
 
+/// A batch of fewer commands leaves the outbox's tidying to a quiet moment …
+const LONE: usize = 16;
+/// … unless as many relayed batches wait for it.
+const TIDY_MAX: usize = 32;
+
 /// Why a pipeline ended.
 enum Left {
     /// It was told to.
@@ -191,7 +196,9 @@ impl Pipeline<'_> {
             return Ok(None);
         }
         observe::histogram(&metric::BATCH_SIZE, &[]).record(decoded.items.len() as f64);
-        let relayed = self.relay.take_relayed();
+        // A lone command does not pay for what was before it: the next quiet moment does.
+        let lone = decoded.items.len() < LONE && self.relay.relayed() < TIDY_MAX;
+        let relayed = if lone { Vec::new() } else { self.relay.take_relayed() };
         let fence = Fence { partition: &self.name, epoch: self.epoch };
         let end = apply_all(context, fence, &mut decoded.items, &relayed, &letters, stop).await;
         let batches = match end {

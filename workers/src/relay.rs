@@ -79,6 +79,11 @@ impl Progress {
         relayed
     }
 
+    fn relayed(&self) -> usize {
+        let batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        batches.values().filter(|at| at.iter().all(Option::is_some)).count()
+    }
+
     fn is_empty(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -140,6 +145,11 @@ impl Relay {
     /// Whether nothing waits: no batch in a queue, none that only some sinks have.
     pub(crate) fn is_idle(&self) -> bool {
         self.queues.iter().all(Queue::is_empty) && self.progress.is_empty()
+    }
+
+    /// How many batches can be tidied away.
+    pub(crate) fn relayed(&self) -> usize {
+        self.progress.relayed()
     }
 
     /// What can be tidied away. Give it back with [`Relay::put_back`] if that fails.

@@ -14,7 +14,6 @@ use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::batch::{self, Record};
 use taskflow_stores::postgres::outbox::Payload;
-use taskflow_stores::postgres::tasks;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::Partition;
@@ -80,13 +79,13 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
         number += 1;
         let batch = read(&deliveries)?;
         let mut transaction = stores.postgres.begin().await?;
-        tasks::insert(&mut transaction, &batch.tasks).await?;
         let record = Record {
             partition: &name,
             number,
             commands: deliveries.len(),
             applied_at: clock::now(),
             receipts: &batch.receipts,
+            new_tasks: &batch.tasks,
             payload: &batch.payload,
         };
         batch::record(&mut transaction, record).await?;

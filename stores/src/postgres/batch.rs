@@ -1,16 +1,58 @@
 //! The transaction of a batch: the fence at its start, its record and the commit at its end.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
-use taskflow_core::Receipt;
 use taskflow_core::command::Fingerprint;
+use taskflow_core::state::Role;
+use taskflow_core::{Receipt, Task};
 use uuid::Uuid;
 
 use super::failed;
 use super::outbox::{self, Payload};
+use super::tasks;
 use crate::StoreError;
+
+/// Removes relayed batches of the partition `$1` from the outbox and notes when each store had them. The arguments are
+/// the parameters of [`Columns`].
+macro_rules! tidied {
+    ($numbers:literal, $audited_at:literal, $cached_at:literal, $published_at:literal) => {
+        concat!(
+            "relayed AS (
+                SELECT * FROM UNNEST(",
+            $numbers,
+            "::bigint[], ",
+            $audited_at,
+            "::timestamptz[], ",
+            $cached_at,
+            "::timestamptz[], ",
+            $published_at,
+            "::timestamptz[])
+                    AS r (number, audited_at, cached_at, published_at)
+            ), gone AS (
+                DELETE FROM outbox o USING relayed r WHERE o.partition = $1 AND o.number = r.number
+            ), stamped AS (
+                UPDATE batches b
+                SET audited_at = r.audited_at, cached_at = r.cached_at, published_at = r.published_at
+                FROM relayed r WHERE b.partition = $1 AND b.number = r.number
+            )"
+        )
+    };
+}
+
+/// Takes the next number of the partition `$1` under the epoch `$2`; finds the receipts of `$3`, the roles of `$4`.
+macro_rules! fenced {
+    () => {
+        "head AS (
+            UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
+        )
+        SELECT batch, NULL::uuid, NULL::bytea, NULL::boolean FROM head
+        UNION ALL SELECT head.batch, r.id, r.fingerprint, NULL FROM head, receipts r WHERE r.id = ANY($3)
+        UNION ALL SELECT batch, id, NULL, role = 'admin' FROM head, users WHERE id = ANY($4)"
+    };
+}
 
 /// A batch that all other stores have: its outbox row can go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,11 +70,18 @@ pub struct BatchTransaction {
     pub number: i64,
 }
 
-/// The receipts that exist for a batch's ids, as fingerprints of what was asked for.
-pub type Known = HashMap<Uuid, Fingerprint>;
+/// What the first statement of a batch finds out.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// The receipts that exist for the batch's ids, as fingerprints of what was asked for.
+    pub known: HashMap<Uuid, Fingerprint>,
+    /// The roles of users that the batch names. Who is missing does not exist.
+    pub roles: HashMap<Uuid, Role>,
+}
 
 /// Opens the transaction of a batch, if the partition still belongs to this epoch; `None` if it does not. The same
-/// statement tells which of the batch's `ids` have receipts, and tidies away what was relayed since the last batch.
+/// statement tells which of the batch's `ids` have receipts and the roles of `users`, and tidies away what was relayed
+/// since the last batch.
 ///
 /// The head's row stays locked until the commit: batches of one partition commit in the order of their numbers, and a
 /// new holder's first batch waits for the old one's last. The statement sees what was there when it began to wait; the
@@ -43,80 +92,55 @@ pub async fn begin(
     epoch: i64,
     relayed: &[Relayed],
     ids: &[Uuid],
-) -> Result<Option<(BatchTransaction, Known)>, StoreError> {
+    users: &[Uuid],
+) -> Result<Option<(BatchTransaction, Claim)>, StoreError> {
     let mut transaction = pool.begin().await.map_err(failed("begin a batch"))?;
-    let rows = fence(&mut transaction, partition, epoch, relayed, ids).await?;
+    // Every statement shows in a lone command's latency: with nothing to tidy, a lean one.
+    let mut statement = sqlx::query_as(if relayed.is_empty() {
+        concat!("/* fence_and_claim */ WITH ", fenced!())
+    } else {
+        concat!("/* fence_claim_and_tidy */ WITH ", tidied!("$5", "$6", "$7", "$8"), ", ", fenced!())
+    });
+    statement = statement.bind(partition).bind(epoch).bind(ids).bind(users);
+    if !relayed.is_empty() {
+        let columns = Columns::of(relayed);
+        statement = statement.bind(columns.numbers).bind(columns.audited_at);
+        statement = statement.bind(columns.cached_at).bind(columns.published_at);
+    }
+    let rows: Vec<Found> = statement.fetch_all(&mut *transaction).await.map_err(failed("fence a batch"))?;
     let Some((number, ..)) = rows.first() else { return Ok(None) };
     let transaction = BatchTransaction { transaction, number: *number };
-    let known = rows.iter().filter_map(|(_, id, fingerprint)| Some(((*id)?, (*fingerprint)?))).collect();
-    Ok(Some((transaction, known)))
+    let mut claim = Claim::default();
+    for (_, id, fingerprint, admin) in rows {
+        match (id, fingerprint, admin) {
+            (Some(id), Some(fingerprint), _) => drop(claim.known.insert(id, fingerprint)),
+            (Some(id), None, Some(true)) => drop(claim.roles.insert(id, Role::Admin)),
+            (Some(id), None, Some(false)) => drop(claim.roles.insert(id, Role::User)),
+            _ => {}
+        }
+    }
+    Ok(Some((transaction, claim)))
 }
+
+/// The batch's number with each: nothing, a receipt, or a user and whether it is an admin.
+type Found = (i64, Option<Uuid>, Option<Fingerprint>, Option<bool>);
 
 /// Tidies away what was relayed, without a batch: for a partition that has become idle.
 pub async fn tidy(pool: &PgPool, partition: &str, relayed: &[Relayed]) -> Result<(), StoreError> {
     let columns = Columns::of(relayed);
-    sqlx::query(
-        "/* tidy_relayed */
-        WITH relayed AS (
-            SELECT * FROM UNNEST($2::bigint[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[])
-                AS r (number, audited_at, cached_at, published_at)
-        ), gone AS (
-            DELETE FROM outbox o USING relayed r WHERE o.partition = $1 AND o.number = r.number
-        )
-        UPDATE batches b
-        SET audited_at = r.audited_at, cached_at = r.cached_at, published_at = r.published_at
-        FROM relayed r WHERE b.partition = $1 AND b.number = r.number",
-    )
-    .bind(partition)
-    .bind(columns.numbers)
-    .bind(columns.audited_at)
-    .bind(columns.cached_at)
-    .bind(columns.published_at)
-    .execute(pool)
-    .await
-    .map_err(failed("tidy the outbox"))?;
+    sqlx::query(concat!("/* tidy_relayed */ WITH ", tidied!("$2", "$3", "$4", "$5"), " SELECT 1"))
+        .bind(partition)
+        .bind(columns.numbers)
+        .bind(columns.audited_at)
+        .bind(columns.cached_at)
+        .bind(columns.published_at)
+        .execute(pool)
+        .await
+        .map_err(failed("tidy the outbox"))?;
     Ok(())
 }
 
-type Claimed = (i64, Option<Uuid>, Option<Fingerprint>);
-
-async fn fence(
-    connection: &mut PgConnection,
-    partition: &str,
-    epoch: i64,
-    relayed: &[Relayed],
-    ids: &[Uuid],
-) -> Result<Vec<Claimed>, StoreError> {
-    let columns = Columns::of(relayed);
-    sqlx::query_as(
-        "/* fence_and_claim */
-        WITH relayed AS (
-            SELECT * FROM UNNEST($3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[])
-                AS r (number, audited_at, cached_at, published_at)
-        ), gone AS (
-            DELETE FROM outbox o USING relayed r WHERE o.partition = $1 AND o.number = r.number
-        ), stamped AS (
-            UPDATE batches b
-            SET audited_at = r.audited_at, cached_at = r.cached_at, published_at = r.published_at
-            FROM relayed r WHERE b.partition = $1 AND b.number = r.number
-        ), head AS (
-            UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
-        )
-        SELECT head.batch, r.id, r.fingerprint FROM head LEFT JOIN receipts r ON r.id = ANY($7)",
-    )
-    .bind(partition)
-    .bind(epoch)
-    .bind(columns.numbers)
-    .bind(columns.audited_at)
-    .bind(columns.cached_at)
-    .bind(columns.published_at)
-    .bind(ids)
-    .fetch_all(connection)
-    .await
-    .map_err(failed("fence a batch"))
-}
-
-/// What a batch leaves behind beside its entities.
+/// What a batch leaves behind, beside changed tasks and users.
 #[derive(Clone, Copy)]
 pub struct Record<'b> {
     pub partition: &'b str,
@@ -125,26 +149,21 @@ pub struct Record<'b> {
     pub commands: usize,
     pub applied_at: DateTime<Utc>,
     pub receipts: &'b [Receipt],
+    pub new_tasks: &'b [Task],
     /// For the other stores; an outbox row is written only if there is something to tell.
     pub payload: &'b Payload,
 }
 
-/// Writes the receipts of a batch, its entry in `batches` and its outbox row, in one statement.
-///
-/// # Errors
-/// [`crate::Kind::Conflict`] when a twin of one of the commands has been applied meanwhile.
-pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result<(), StoreError> {
-    let Record { receipts, .. } = record;
-    fn column<'r, T>(receipts: &'r [Receipt], field: impl Fn(&'r Receipt) -> T) -> Vec<T> {
-        receipts.iter().map(field).collect()
-    }
-    sqlx::query(
+static RECORD: LazyLock<String> = LazyLock::new(|| {
+    format!(
         "/* record_batch */
         WITH batch AS (
             INSERT INTO batches (partition, number, commands, applied_at) VALUES ($13, $14, $15, $16)
         ), told AS (
             INSERT INTO outbox (partition, number, created_at, payload)
             SELECT $13, $14, $16, $17 WHERE $17::bytea IS NOT NULL
+        ), created AS (
+            {}
         )
         INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
                               finished_at, fingerprint, partition, batch)
@@ -152,27 +171,40 @@ pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result
         FROM UNNEST($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::text[]::command_outcome[], $6::text[],
                     $7::text[], $8::integer[], $9::smallint[], $10::timestamptz[], $11::timestamptz[],
                     $12::bytea[]) AS r",
+        tasks::insert_statement(18)
     )
-    .bind(column(receipts, |r| r.id))
-    .bind(column(receipts, |r| r.kind))
-    .bind(column(receipts, |r| r.subject))
-    .bind(column(receipts, |r| r.actor))
-    .bind(column(receipts, |r| r.outcome.as_str()))
-    .bind(column(receipts, |r| r.code))
-    .bind(column(receipts, |r| r.detail.as_deref()))
-    .bind(column(receipts, |r| r.version))
-    .bind(column(receipts, |r| r.events as i16))
-    .bind(column(receipts, |r| r.accepted_at))
-    .bind(column(receipts, |r| r.finished_at))
-    .bind(column(receipts, |r| r.fingerprint.as_slice()))
-    .bind(record.partition)
-    .bind(record.number)
-    .bind(record.commands as i32)
-    .bind(record.applied_at)
-    .bind(outbox::bytes(record.payload)?)
-    .execute(connection)
-    .await
-    .map_err(failed("record a batch"))?;
+});
+
+/// Writes the receipts of a batch, its entry in `batches`, its outbox row and its new tasks, in one statement: a lone
+/// command waits for each.
+///
+/// # Errors
+/// [`crate::Kind::Conflict`] when a twin of one of the commands has been applied meanwhile, or a task exists by now.
+pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result<(), StoreError> {
+    let Record { receipts, .. } = record;
+    fn column<'r, T>(receipts: &'r [Receipt], field: impl Fn(&'r Receipt) -> T) -> Vec<T> {
+        receipts.iter().map(field).collect()
+    }
+    let query = sqlx::query(sqlx::AssertSqlSafe(RECORD.as_str()))
+        .bind(column(receipts, |r| r.id))
+        .bind(column(receipts, |r| r.kind))
+        .bind(column(receipts, |r| r.subject))
+        .bind(column(receipts, |r| r.actor))
+        .bind(column(receipts, |r| r.outcome.as_str()))
+        .bind(column(receipts, |r| r.code))
+        .bind(column(receipts, |r| r.detail.as_deref()))
+        .bind(column(receipts, |r| r.version))
+        .bind(column(receipts, |r| r.events as i16))
+        .bind(column(receipts, |r| r.accepted_at))
+        .bind(column(receipts, |r| r.finished_at))
+        .bind(column(receipts, |r| r.fingerprint.as_slice()))
+        .bind(record.partition)
+        .bind(record.number)
+        .bind(record.commands as i32)
+        .bind(record.applied_at)
+        .bind(outbox::bytes(record.payload)?);
+    let query = tasks::bind_new(query, record.new_tasks);
+    query.execute(connection).await.map_err(failed("record a batch"))?;
     Ok(())
 }
 

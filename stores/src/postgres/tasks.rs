@@ -70,41 +70,60 @@ pub(super) fn unknown_word(column: &str, word: &str) -> sqlx::Error {
     }
 }
 
-/// Inserts new tasks in one statement.
-///
-/// # Errors
-/// [`Kind::Conflict`] when one of them exists by now.
-pub async fn insert(connection: &mut PgConnection, tasks: &[Task]) -> Result<(), StoreError> {
-    if tasks.is_empty() {
-        return Ok(());
-    }
-    let c = Columns::of(tasks);
-    sqlx::query(
-        "/* insert_tasks */
-        INSERT INTO tasks (id, title, description, status, priority, assignee_id, creator_id, created_at,
-                           updated_at, completed_at, due_date, deleted_at, version)
-        SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[]::task_status[], $5::text[]::task_priority[],
-                             $6::uuid[], $7::uuid[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                             $11::timestamptz[], $12::timestamptz[], $13::integer[])",
-    )
-    .bind(c.id)
-    .bind(c.title)
-    .bind(c.description)
-    .bind(c.status)
-    .bind(c.priority)
-    .bind(c.assignee)
-    .bind(c.creator)
-    .bind(c.created_at)
-    .bind(c.updated_at)
-    .bind(c.completed_at)
-    .bind(c.due_date)
-    .bind(c.deleted_at)
-    .bind(c.version)
-    .execute(connection)
-    .await
-    .map_err(failed("insert tasks"))?;
+/// Inserts new tasks in one statement; a batch's are part of its record ([`super::batch::record`]).
+pub(super) async fn insert(connection: &mut PgConnection, tasks: &[Task]) -> Result<(), StoreError> {
+    let statement = sqlx::AssertSqlSafe(insert_statement(1));
+    bind_new(sqlx::query(statement), tasks).execute(connection).await.map_err(failed("insert tasks"))?;
     Ok(())
 }
+
+/// The statement that inserts new tasks; its parameters begin at number `first` ([`bind_new`]).
+pub(super) fn insert_statement(first: usize) -> String {
+    let types = [
+        "uuid[]",
+        "text[]",
+        "text[]",
+        "text[]::task_status[]",
+        "text[]::task_priority[]",
+        "uuid[]",
+        "uuid[]",
+        "timestamptz[]",
+        "timestamptz[]",
+        "timestamptz[]",
+        "timestamptz[]",
+        "timestamptz[]",
+        "integer[]",
+    ];
+    let arrays: Vec<String> =
+        types.iter().zip(first..).map(|(kind, number)| format!("${number}::{kind}")).collect();
+    format!(
+        "INSERT INTO tasks (id, title, description, status, priority, assignee_id, creator_id, created_at,
+                            updated_at, completed_at, due_date, deleted_at, version)
+        SELECT * FROM UNNEST({})",
+        arrays.join(", ")
+    )
+}
+
+/// Binds new tasks to the parameters of [`insert_statement`].
+pub(super) fn bind_new<'q>(query: Bound<'q>, tasks: &'q [Task]) -> Bound<'q> {
+    let new = Columns::of(tasks);
+    query
+        .bind(new.id)
+        .bind(new.title)
+        .bind(new.description)
+        .bind(new.status)
+        .bind(new.priority)
+        .bind(new.assignee)
+        .bind(new.creator)
+        .bind(new.created_at)
+        .bind(new.updated_at)
+        .bind(new.completed_at)
+        .bind(new.due_date)
+        .bind(new.deleted_at)
+        .bind(new.version)
+}
+
+type Bound<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
 /// Writes the final states of changed tasks in one statement. No task may occur twice.
 pub async fn update(connection: &mut PgConnection, tasks: &[Task]) -> Result<(), StoreError> {

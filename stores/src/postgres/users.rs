@@ -31,20 +31,6 @@ pub async fn load_for_update(connection: &mut PgConnection, ids: &[Uuid]) -> Res
     .map_err(failed("load users"))
 }
 
-/// The roles of users that a batch names. Who is missing does not exist.
-pub async fn roles(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Role>, StoreError> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let rows: Vec<(Uuid, bool)> =
-        sqlx::query_as("/* user_roles */ SELECT id, role = 'admin' FROM users WHERE id = ANY($1)")
-            .bind(ids)
-            .fetch_all(connection)
-            .await
-            .map_err(failed("load roles"))?;
-    Ok(rows.into_iter().map(|(id, admin)| (id, if admin { Role::Admin } else { Role::User })).collect())
-}
-
 /// Who holds which of these addresses (in lower case).
 pub async fn holders(
     connection: &mut PgConnection,
