@@ -50,7 +50,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_batch: 500, linger_ms: 2, lease_ms: 8_000, relay_queue: 2, drain_ms: 10_000 }
+        Self { max_batch: 250, linger_ms: 2, lease_ms: 8_000, relay_queue: 2, drain_ms: 10_000 }
     }
 }
 
