@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::envelope::{self, Malformed};
-use taskflow_core::{Command, Fault, metric};
+use taskflow_core::{Command, metric};
 use taskflow_stores::rabbit::publish::{Message, Pending};
 use taskflow_stores::{clock, observe};
 use uuid::Uuid;
@@ -70,7 +70,7 @@ impl App {
         let mut good: Vec<(u64, Command, Fingerprint)> = Vec::with_capacity(incoming.len());
         let mut here: HashMap<Uuid, Fingerprint> = HashMap::with_capacity(incoming.len());
         for one in incoming {
-            match check(caller, one.text, at) {
+            match check(caller, one.text) {
                 Ok(command) => {
                     let fingerprint = command.fingerprint();
                     if *here.entry(command.id).or_insert(fingerprint) == fingerprint {
@@ -107,13 +107,9 @@ impl App {
 
 type Fault3 = (Option<Uuid>, &'static str, Problem);
 
-fn check(caller: &Caller, text: &[u8], now: DateTime<Utc>) -> Result<Command, Fault3> {
-    let invalid = |Malformed { id, faults }| (id, "invalid", Problem::invalid(faults));
+fn check(caller: &Caller, text: &[u8]) -> Result<Command, Fault3> {
+    let invalid = |Malformed { id, faults, .. }| (id, "invalid", Problem::invalid(faults));
     let command = envelope::parse(text).map_err(invalid)?;
-    if command.not_before.is_some_and(|time| time > now) {
-        let fault = Fault::new("/notbefore", "lies in the future: this version does not schedule commands");
-        return Err((Some(command.id), "invalid", Problem::invalid(vec![fault])));
-    }
     caller.may_send(&command).map_err(|problem| (Some(command.id), "forbidden", problem))?;
     Ok(command)
 }

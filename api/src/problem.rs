@@ -92,6 +92,15 @@ impl Problem {
         )
     }
 
+    pub(crate) fn not_scheduled(id: uuid::Uuid, status: &str) -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "not_scheduled",
+            "Too late to cancel",
+            format!("only a command that waits for its notbefore can be cancelled; {id} is {status}"),
+        )
+    }
+
     pub(crate) fn too_large(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
     }

@@ -56,6 +56,7 @@ impl Recent {
             events: Vec::new(),
             acceptedat: Some(accepted.at),
             finishedat: None,
+            nextattemptat: None,
             auditedat: None,
             cachedat: None,
             publishedat: None,

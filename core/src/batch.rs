@@ -3,7 +3,7 @@
 //! Each command sees its predecessors' effects. The result of a batch is the result of its commands one by one,
 //! whatever the batch's borders: the property tests hold this.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -11,64 +11,10 @@ use uuid::Uuid;
 use crate::command::{Body, Command, Fingerprint};
 use crate::decide::{Change, Draft, Effect, decide};
 use crate::event::{Event, EventId, Retention};
-use crate::receipt::{Outcome, Receipt};
+pub use crate::item::{Content, Dead, Item, UNKNOWN_TYPE, Unknown};
+use crate::receipt::{Code, Outcome, Receipt, Rejection};
 use crate::state::{State, Task, User, email_key};
-
-/// One message of a batch, read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Item {
-    pub id: Uuid,
-    pub fingerprint: Fingerprint,
-    /// When an intake took it.
-    pub accepted_at: DateTime<Utc>,
-    pub content: Content,
-}
-
-/// What there is to do about a message.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Content {
-    Command(Box<Command>),
-    /// It can't be applied for a technical reason: it gets its receipt and goes to the dead letters.
-    Dead(Dead),
-}
-
-/// Why a message is dead.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Dead {
-    /// One word: `malformed`, `wrong_slot`, `failing`.
-    pub reason: &'static str,
-    pub detail: String,
-    pub kind: Option<&'static str>,
-    pub subject: Option<Uuid>,
-    pub actor: Option<Uuid>,
-}
-
-impl Item {
-    pub fn command(command: Command, accepted_at: DateTime<Utc>) -> Self {
-        Self {
-            id: command.id,
-            fingerprint: command.fingerprint(),
-            accepted_at,
-            content: Content::Command(Box::new(command)),
-        }
-    }
-
-    /// The same item, given up for a technical reason.
-    #[must_use]
-    pub fn into_dead(self, reason: &'static str, detail: String) -> Self {
-        let dead = match self.content {
-            Content::Command(command) => Dead {
-                reason,
-                detail,
-                kind: Some(command.kind()),
-                subject: Some(command.subject),
-                actor: Some(command.actor),
-            },
-            Content::Dead(dead) => dead,
-        };
-        Self { content: Content::Dead(dead), ..self }
-    }
-}
+use crate::wait::{Held, Patience, Waited, Why};
 
 /// What must be loaded to decide a batch. All lists are sorted and without repeats: locks are taken in one order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -119,6 +65,10 @@ pub enum Verdict {
     Duplicate,
     /// Another command has this id: it goes to the dead letters without a receipt of its own.
     Mismatch,
+    /// It waits: the index in [`Folded::held`].
+    Held(usize),
+    /// It waited behind another command and still does: nothing to write.
+    Stays,
 }
 
 /// The result of a batch.
@@ -128,6 +78,7 @@ pub struct Folded {
     pub verdicts: Vec<Verdict>,
     pub receipts: Vec<Receipt>,
     pub events: Vec<Event>,
+    pub held: Vec<Held>,
     /// Final states, sorted by id; no entity is in two of these lists.
     pub new_tasks: Vec<Task>,
     pub changed_tasks: Vec<Task>,
@@ -139,15 +90,25 @@ pub struct Folded {
     pub state: State,
 }
 
+/// What a fold goes by, beside the commands and the state.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'r> {
+    /// The batch's time.
+    pub now: DateTime<Utc>,
+    pub retention: &'r Retention,
+    pub patience: &'r Patience,
+}
+
 /// Folds a batch over what was loaded for it.
 ///
-/// `known` holds the receipts that exist already for ids of the batch. `now` is the batch's time.
+/// `known` holds the receipts that exist already for ids of the batch; `lines` the subjects of which a command waits
+/// that is not in the batch: theirs line up.
 pub fn fold(
     items: &[Item],
     known: &HashMap<Uuid, Fingerprint>,
+    lines: &HashSet<Uuid>,
     state: State,
-    now: DateTime<Utc>,
-    retention: &Retention,
+    rules: Rules<'_>,
 ) -> Folded {
     let mut folded = Folded { state, ..Folded::default() };
     folded.verdicts.reserve(items.len());
@@ -155,15 +116,27 @@ pub fn fold(
     folded.events.reserve(items.len());
     let mut here: HashMap<Uuid, Fingerprint> = HashMap::with_capacity(items.len());
     let mut touched = Touched::default();
-    for item in items {
+    let mut blocked: HashSet<Uuid> = HashSet::new();
+    for (index, item) in items.iter().enumerate() {
         let verdict = match known.get(&item.id).or_else(|| here.get(&item.id)) {
             Some(first) if *first == item.fingerprint => Verdict::Duplicate,
             Some(_) => Verdict::Mismatch,
             None => {
-                let receipt = finish(item, &mut folded, &mut touched, now, retention);
                 here.insert(item.id, item.fingerprint);
-                folded.receipts.push(receipt);
-                Verdict::Finished(folded.receipts.len() - 1)
+                let waits = |subject| lines.contains(&subject) || blocked.contains(&subject);
+                let behind = item.subject().is_some_and(waits);
+                match end(item, behind, &mut folded, &mut touched, rules) {
+                    Ended::Receipt(receipt) => {
+                        folded.receipts.push(receipt);
+                        Verdict::Finished(folded.receipts.len() - 1)
+                    }
+                    Ended::Held(held) => {
+                        blocked.extend(item.subject().filter(|_| held.why.blocks()));
+                        folded.held.push(Held { item: index, ..held });
+                        Verdict::Held(folded.held.len() - 1)
+                    }
+                    Ended::Stays => Verdict::Stays,
+                }
             }
         };
         folded.verdicts.push(verdict);
@@ -225,65 +198,116 @@ impl Touched {
     }
 }
 
-fn finish(
-    item: &Item,
-    folded: &mut Folded,
-    touched: &mut Touched,
-    now: DateTime<Utc>,
-    retention: &Retention,
-) -> Receipt {
+/// What became of one item.
+enum Ended {
+    Receipt(Receipt),
+    Held(Held),
+    Stays,
+}
+
+/// Ends an item, or lets it wait. `behind`: an earlier command of its subject waits.
+fn end(item: &Item, behind: bool, folded: &mut Folded, touched: &mut Touched, rules: Rules<'_>) -> Ended {
     // Clocks differ between intake and worker; nothing is applied before it was accepted.
-    let now = now.max(item.accepted_at);
-    let mut receipt = Receipt {
+    let now = rules.now.max(item.accepted_at);
+    let before = item.waited.unwrap_or(Waited { why: Why::Scheduled, attempts: 0, since: now });
+    let receipt = Receipt {
         id: item.id,
         kind: None,
-        subject: None,
+        subject: item.subject(),
         actor: None,
         outcome: Outcome::Dead,
         code: None,
         detail: None,
         version: None,
         events: 0,
+        attempts: before.attempts.saturating_add(1),
         accepted_at: item.accepted_at,
         finished_at: now,
         fingerprint: item.fingerprint,
     };
+    let hold = |why, due_at| Held {
+        item: 0,
+        why,
+        code: None,
+        detail: None,
+        due_at,
+        attempts: before.attempts,
+        since: before.since,
+    };
+    let line_up = || match item.waited {
+        Some(Waited { why: Why::Parked | Why::Behind, .. }) => Ended::Stays,
+        _ => Ended::Held(hold(Why::Behind, None)),
+    };
+    let park = |limit_ms, code, detail: String| {
+        let (attempts, since) = match before.attempts {
+            0 => (1, now),
+            tried => (tried.saturating_add(1), before.since),
+        };
+        let due_at = rules.patience.next_try(limit_ms, item.id, attempts, since, now)?;
+        let (code, detail, due_at) = (Some(code), Some(detail), Some(due_at));
+        Some(Ended::Held(Held { item: 0, why: Why::Parked, code, detail, due_at, attempts, since }))
+    };
     let command = match &item.content {
         Content::Command(command) => command,
+        Content::Unknown(_) if behind => return line_up(),
+        Content::Unknown(unknown) => {
+            let detail = format!("this version does not know the command type {:?}", unknown.kind);
+            // Its end is not decided here: the dead letters have it before its receipt is written.
+            let limit_ms = rules.patience.unknown_type_ms;
+            let park = |limit_ms| park(limit_ms, UNKNOWN_TYPE, detail.clone());
+            return park(limit_ms).or_else(|| park(u32::MAX)).unwrap_or(Ended::Stays);
+        }
         Content::Dead(dead) => {
-            return Receipt {
+            return Ended::Receipt(Receipt {
                 kind: dead.kind,
-                subject: dead.subject,
                 actor: dead.actor,
                 code: Some(dead.reason),
                 detail: Some(dead.detail.clone()),
                 ..receipt
-            };
+            });
         }
     };
-    receipt.kind = Some(command.kind());
-    receipt.subject = Some(command.subject);
-    receipt.actor = Some(command.actor);
+    let receipt = Receipt { kind: Some(command.kind()), actor: Some(command.actor), ..receipt };
     if command.expires_at.is_some_and(|time| time < now) {
-        receipt.outcome = Outcome::Expired;
-        return receipt;
+        return Ended::Receipt(Receipt { outcome: Outcome::Expired, ..receipt });
+    }
+    if let Some(time) = command.not_before.filter(|time| *time > now) {
+        // It is looked at again when it may be applied, or may no longer be.
+        let due_at =
+            command.expires_at.map_or(time, |expiry| time.min(expiry + chrono::TimeDelta::milliseconds(1)));
+        return Ended::Held(hold(Why::Scheduled, Some(due_at)));
+    }
+    if behind {
+        return line_up();
     }
     match decide(&folded.state, command, item.accepted_at, now) {
-        Ok(Effect { change, events, version }) => {
-            receipt.outcome = Outcome::Applied;
-            receipt.version = version;
-            receipt.events = events.len() as u16;
-            for (ordinal, draft) in events.into_iter().enumerate() {
-                folded.events.push(event(command, &receipt, draft, ordinal as u16, retention));
-            }
-            touched.note(change, folded);
-        }
-        Err(rejection) => {
-            receipt.outcome = Outcome::Rejected;
-            receipt.code = Some(rejection.code.as_str());
-            receipt.detail = Some(rejection.detail);
+        Ok(effect) => Ended::Receipt(apply(command, receipt, effect, folded, touched, rules.retention)),
+        Err(Rejection { code, detail }) => {
+            // Upstream may have sent the user at the same time, and another partition be slower.
+            let parked = match code {
+                Code::UnknownUser => park(rules.patience.unknown_user_ms, code.as_str(), detail.clone()),
+                _ => None,
+            };
+            let (code, detail) = (Some(code.as_str()), Some(detail));
+            parked.unwrap_or(Ended::Receipt(Receipt { outcome: Outcome::Rejected, code, detail, ..receipt }))
         }
     }
+}
+
+fn apply(
+    command: &Command,
+    receipt: Receipt,
+    effect: Effect,
+    folded: &mut Folded,
+    touched: &mut Touched,
+    retention: &Retention,
+) -> Receipt {
+    let Effect { change, events, version } = effect;
+    let receipt = Receipt { outcome: Outcome::Applied, version, events: events.len() as u16, ..receipt };
+    for (ordinal, draft) in events.into_iter().enumerate() {
+        folded.events.push(event(command, &receipt, draft, ordinal as u16, retention));
+    }
+    touched.note(change, folded);
     receipt
 }
 

@@ -52,12 +52,6 @@ pub fn decide(
     accepted_at: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<Effect, Rejection> {
-    if command.not_before.is_some_and(|time| time > now) {
-        return Err(Rejection::new(
-            Code::ValidationFailed,
-            "notbefore lies in the future: this version does not schedule commands; send it when it is due",
-        ));
-    }
     match &command.body {
         Body::RegisterUser(body) => user::register(state, command, body, accepted_at, now),
         Body::UpdateProfile(body) => user::update_profile(state, command, body, now),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use crate::batch::Unknown;
 use crate::command::{Body, Command, Metadata, Priority, TYPES};
 use crate::fault::{Fault, Faults, Object};
 
@@ -14,6 +15,8 @@ use crate::fault::{Fault, Faults, Object};
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// Largest command, in bytes of JSON. RabbitMQ 4 takes messages of up to 16 MiB; a command is far smaller.
 pub const COMMAND_MAX: usize = 1024 * 1024;
+/// Bytes of a type that a newer version may know.
+const TYPE_MAX: usize = 64;
 /// Characters of `source`.
 const SOURCE_MAX: usize = 512;
 
@@ -25,11 +28,13 @@ pub struct Malformed {
     pub id: Option<Uuid>,
     /// At least one.
     pub faults: Vec<Fault>,
+    /// Set if nothing is wrong but that this version does not know the type.
+    pub unknown: Option<Unknown>,
 }
 
 impl Malformed {
     fn whole(detail: impl Into<String>) -> Self {
-        Self { id: None, faults: vec![Fault::new("", detail)] }
+        Self { id: None, faults: vec![Fault::new("", detail)], unknown: None }
     }
 
     /// All faults in one line.
@@ -62,19 +67,31 @@ pub fn read(value: Value) -> Result<Command, Malformed> {
         return Err(Malformed::whole("a command is a JSON object (CloudEvents 1.0)"));
     };
     let mut faults = Faults::default();
-    let (id, command) = read_fields(fields, &mut faults);
+    let kind =
+        fields.get("type").and_then(Value::as_str).filter(|kind| kind.len() <= TYPE_MAX).map(str::to_owned);
+    let (head, command) = read_fields(fields, &mut faults);
     match command {
         Some(command) if faults.0.is_empty() => Ok(command),
         _ => {
             if faults.0.is_empty() {
                 faults.add("", "not a command");
             }
-            Err(Malformed { id, faults: faults.0 })
+            let only_the_type = faults.0.len() == 1 && faults.0[0].pointer == "/type";
+            let unknown = kind.zip(head.subject).filter(|_| only_the_type && head.id.is_some());
+            let unknown = unknown.map(|(kind, subject)| Unknown { kind, subject, actor: head.actor });
+            Err(Malformed { id: head.id, faults: faults.0, unknown })
         }
     }
 }
 
-fn read_fields(fields: Map<String, Value>, faults: &mut Faults) -> (Option<Uuid>, Option<Command>) {
+/// What is told of a command even if it can't be read whole.
+struct Head {
+    id: Option<Uuid>,
+    subject: Option<Uuid>,
+    actor: Option<Uuid>,
+}
+
+fn read_fields(fields: Map<String, Value>, faults: &mut Faults) -> (Head, Option<Command>) {
     let mut event = Object::new(fields, "", faults);
     event.required("specversion", |event, name| event.word(name, &[("1.0", ())]));
     let id = event.required("id", Object::uuid);
@@ -131,7 +148,7 @@ fn read_fields(fields: Map<String, Value>, faults: &mut Faults) -> (Option<Uuid>
             body: body?,
         })
     };
-    (id, command())
+    (Head { id, subject, actor }, command())
 }
 
 fn read_source(event: &mut Object<'_>, name: &'static str) -> Option<String> {

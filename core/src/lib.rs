@@ -14,12 +14,14 @@ pub mod decide;
 pub mod envelope;
 pub mod event;
 pub mod fault;
+mod item;
 pub mod metric;
 pub mod receipt;
 pub mod slot;
 pub mod state;
 mod task;
 mod user;
+pub mod wait;
 
 pub use batch::{Folded, Item, fold, needs};
 pub use command::{Body, Command};

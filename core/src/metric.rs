@@ -59,6 +59,10 @@ metrics! {
         "1 where this worker holds the partition's lease.";
     QUEUE_MESSAGES = "taskflow_queue_messages" Kind::Gauge, ["queue", "state"],
         "Messages in a queue, by state (ready), as the broker counts them.";
+    PARKED = "taskflow_parked_commands" Kind::Gauge, [],
+        "Commands that wait for what may come (a user, a version that knows their type), or behind one that does.";
+    SCHEDULED = "taskflow_scheduled_commands" Kind::Gauge, [],
+        "Commands that wait for their notbefore, about.";
     DEAD_LETTERS = "taskflow_dead_letters" Kind::Gauge, [],
         "Messages in the dead-letter queue.";
     DEAD_LETTERED = "taskflow_dead_lettered_total" Kind::Counter, ["reason"],

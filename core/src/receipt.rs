@@ -100,6 +100,8 @@ pub struct Receipt {
     pub version: Option<i32>,
     /// How many events it caused: their ids follow from the id and `accepted_at` ([`EventId::new`]).
     pub events: u16,
+    /// How often it was tried, the last time included.
+    pub attempts: u16,
     pub accepted_at: DateTime<Utc>,
     pub finished_at: DateTime<Utc>,
     pub fingerprint: Fingerprint,

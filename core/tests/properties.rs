@@ -2,17 +2,19 @@
 //! other; nothing but the arguments matters.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use taskflow_core::batch::{Content, Verdict};
+use taskflow_core::batch::{Content, Rules, Verdict};
 use taskflow_core::command::{
     AssignTask, Body, ChangeStatus, Command, CreateTask, DeleteTask, Fingerprint, Metadata, Priority,
     RecordSession, RegisterUser, UpdateProfile, UpdateTask,
 };
 use taskflow_core::event::Retention;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
+use taskflow_core::wait::Patience;
 use taskflow_core::{Event, Folded, Item, Outcome, Receipt, State, User, fold, needs};
 use uuid::Uuid;
 
@@ -20,6 +22,11 @@ const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 
 fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_900_000_000, 0).expect("a time")
+}
+
+fn rules() -> Rules<'static> {
+    static RETENTION: LazyLock<Retention> = LazyLock::new(Retention::default);
+    Rules { now: now(), retention: &RETENTION, patience: &Patience::NONE }
 }
 
 fn user_id(number: u8) -> Uuid {
@@ -144,7 +151,7 @@ fn run(batches: &[&[Item]]) -> Trail {
     let mut known: HashMap<Uuid, Fingerprint> = HashMap::new();
     for batch in batches {
         let state = std::mem::take(&mut trail.state);
-        let folded = fold(batch, &known, state, now(), &Retention::default());
+        let folded = fold(batch, &known, &HashSet::new(), state, rules());
         sane(batch, &folded);
         known.extend(folded.receipts.iter().map(|receipt| (receipt.id, receipt.fingerprint)));
         trail.receipts.extend(folded.receipts);
@@ -280,7 +287,7 @@ proptest! {
                 roles: needs.roles.iter().filter_map(|id| Some((*id, database.users.get(id)?.role))).collect(),
                 emails: needs.emails.iter().filter_map(|key| Some((key.clone(), *database.emails.get(key)?))).collect(),
             };
-            let folded = fold(batch, &known, loaded, now(), &Retention::default());
+            let folded = fold(batch, &known, &HashSet::new(), loaded, rules());
             known.extend(folded.receipts.iter().map(|receipt| (receipt.id, receipt.fingerprint)));
             receipts.extend(folded.receipts);
             // Only what the fold says is written.

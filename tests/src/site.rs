@@ -67,6 +67,9 @@ impl Site {
             ("METRICS__LISTEN", "127.0.0.1:0"),
             // A killed worker's partitions should not keep a test waiting.
             ("WORKER__LEASE_MS", "2000"),
+            // Long enough to be seen waiting, too short to be waited for.
+            ("WORKER__PATIENCE__UNKNOWN_USER_MS", "1500"),
+            ("WORKER__PATIENCE__UNKNOWN_TYPE_MS", "1500"),
             ("ENVIRONMENT", "development"),
         ];
         Ok(Self {

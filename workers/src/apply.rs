@@ -1,10 +1,11 @@
 //! One transaction: fence, claim, load, decide, write, commit. The number of its statements does not depend on the
 //! number of its commands.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use taskflow_core::batch::Needs;
+use taskflow_core::batch::{Needs, Rules};
 use taskflow_core::metric;
 use taskflow_core::{Folded, Item, State, batch};
 use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Claim, Record, Relayed};
@@ -14,6 +15,8 @@ use taskflow_stores::redis::cache::{self, Refresh};
 use taskflow_stores::{StoreError, observe};
 use uuid::Uuid;
 
+use crate::bisect::Source;
+use crate::waiting::{self, Settled};
 use crate::{Context, crash};
 
 /// A batch that has lasted.
@@ -23,6 +26,15 @@ pub(crate) struct Applied {
     /// For the sinks.
     pub payload: Payload,
     pub refresh: Refresh,
+    pub settled: Settled,
+}
+
+/// Items of a batch that are applied in one transaction.
+#[derive(Clone, Copy)]
+pub(crate) struct Range<'i> {
+    pub items: &'i [Item],
+    /// The index of the first of them in the batch.
+    pub first: usize,
 }
 
 /// The partition under whose lease a batch is applied.
@@ -36,23 +48,27 @@ pub(crate) struct Fence<'p> {
 pub(crate) async fn apply(
     context: &Context,
     fence: Fence<'_>,
-    items: &[Item],
+    range: Range<'_>,
+    lines: &HashSet<Uuid>,
     relayed: &[Relayed],
+    source: &impl Source,
     now: DateTime<Utc>,
 ) -> Result<Option<Applied>, StoreError> {
     let postgres = &context.stores.postgres;
+    let items = range.items;
     let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
     let needs = batch::needs(items);
     let begin = transaction::begin(postgres, fence.partition, fence.epoch, relayed, &ids, &needs.roles);
     let Some((mut transaction, claim)) = timed("claim", begin).await? else { return Ok(None) };
     crash::point("fenced");
-    match work(context, fence, (items, needs), claim, now, &mut transaction).await {
-        Ok((folded, payload)) => {
+    let work = work(context, fence, (range, needs), claim, lines, source, now, &mut transaction);
+    match work.await {
+        Ok((folded, payload, settled)) => {
             let number = transaction.number;
             let refresh = refresh(&folded);
             timed("commit", transaction.commit()).await?;
             crash::point("committed");
-            Ok(Some(Applied { number, folded, payload, refresh }))
+            Ok(Some(Applied { number, folded, payload, refresh, settled }))
         }
         Err(error) => {
             // Whether this succeeds or not: without a commit nothing lasts.
@@ -62,14 +78,21 @@ pub(crate) async fn apply(
     }
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the steps of one transaction, in a function of their own for its end"
+)]
 async fn work(
     context: &Context,
     fence: Fence<'_>,
-    (items, needs): (&[Item], Needs),
+    (range, needs): (Range<'_>, Needs),
     claim: Claim,
+    lines: &HashSet<Uuid>,
+    source: &impl Source,
     now: DateTime<Utc>,
     transaction: &mut BatchTransaction,
-) -> Result<(Folded, Payload), StoreError> {
+) -> Result<(Folded, Payload, Settled), StoreError> {
+    let items = range.items;
     let number = transaction.number;
     let connection = transaction.connection();
     let state = timed("load", async {
@@ -86,12 +109,13 @@ async fn work(
     crash::point("loaded");
 
     let start = Instant::now();
-    let mut folded = batch::fold(items, &claim.known, state, now, &context.retention);
+    let rules = Rules { now, retention: &context.retention, patience: &context.settings.patience };
+    let mut folded = batch::fold(items, &claim.known, lines, state, rules);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
     let payload = payload(&mut folded);
     observe_step("decide", start);
 
-    timed("write", async {
+    let settled = timed("write", async {
         users::insert(connection, &folded.new_users).await?;
         users::update(connection, &folded.changed_users).await?;
         tasks::update(connection, &folded.changed_tasks).await?;
@@ -104,11 +128,12 @@ async fn work(
             new_tasks: &folded.new_tasks,
             payload: &payload,
         };
-        transaction::record(connection, record).await
+        transaction::record(connection, record).await?;
+        waiting::settle(connection, fence.partition, range, source, &mut folded, now).await
     })
     .await?;
     crash::point("written");
-    Ok((folded, payload))
+    Ok((folded, payload, settled))
 }
 
 fn payload(folded: &mut Folded) -> Payload {

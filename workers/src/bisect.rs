@@ -1,15 +1,17 @@
 //! Applying a batch to its end, whatever fails: conflicts are run again, and a batch whose data the store refuses is
 //! halved until the guilty command stands alone. That one is dead; its neighbours apply.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::{Kind, StoreError, clock, observe};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::Context;
-use crate::apply::{Applied, Fence, apply};
+use crate::apply::{Applied, Fence, Range, apply};
 use crate::backoff::Backoff;
 
 /// Conflicts in a row before the batch is halved: smaller batches meet fewer others.
@@ -25,13 +27,19 @@ pub(crate) enum End {
     Fenced,
 }
 
-/// Somebody who takes dead commands before their receipts are written.
-pub(crate) trait DeadLetters {
+/// Where the items of a batch come from: the broker, or the waiting room.
+pub(crate) trait Source {
+    /// The message of an item, as it came.
+    fn body(&self, index: usize) -> &[u8];
+
+    /// The intake that waits for an item's receipt.
+    fn intake(&self, index: usize) -> Option<Uuid>;
+
     /// Puts the message of an item into the dead letters.
     async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError>;
 }
 
-/// Applies all items, in order.
+/// Applies all items, in order. `lines` are the subjects of which a command waits; it is kept up to date.
 ///
 /// # Errors
 /// Only what is not a command's fault: [`Kind::Unavailable`] and [`Kind::Bug`]. What was applied before it stays
@@ -40,16 +48,19 @@ pub(crate) async fn apply_all(
     context: &Context,
     fence: Fence<'_>,
     items: &mut [Item],
+    lines: &mut HashSet<Uuid>,
     mut relayed: &[Relayed],
-    letters: &impl DeadLetters,
+    source: &impl Source,
     stop: &CancellationToken,
 ) -> Result<End, StoreError> {
     let mut applied = Vec::with_capacity(1);
     // Ranges still to be applied, the next one last.
     let mut ranges = vec![(0, items.len())];
     while let Some((from, to)) = ranges.pop() {
-        let error = match persist(context, fence, &items[from..to], relayed, stop).await {
+        let range = Range { items: &items[from..to], first: from };
+        let error = match persist(context, fence, range, lines, relayed, source, stop).await {
             Ok(Some(batch)) => {
+                lines.extend(&batch.settled.lines);
                 applied.push((from, batch));
                 relayed = &[];
                 continue;
@@ -71,7 +82,7 @@ pub(crate) async fn apply_all(
             // It stands alone and still somebody is always faster: the store is the trouble, not the command.
             return Err(StoreError { kind: Kind::Unavailable, ..error });
         } else {
-            give_up(&mut items[from], from, &error, letters).await?;
+            give_up(&mut items[from], from, &error, source).await?;
             ranges.push((from, to));
         }
     }
@@ -82,7 +93,7 @@ async fn give_up(
     item: &mut Item,
     index: usize,
     error: &StoreError,
-    letters: &impl DeadLetters,
+    source: &impl Source,
 ) -> Result<(), StoreError> {
     if matches!(item.content, taskflow_core::batch::Content::Dead(_)) {
         // Its receipt holds nothing of the command any more: the fault is ours.
@@ -90,7 +101,7 @@ async fn give_up(
     }
     tracing::error!(command = %item.id, %error, "A command can't be applied; it goes to the dead letters.");
     let detail = error.to_string().replace('\0', "\u{fffd}");
-    letters.bury(index, "failing", &detail).await?;
+    source.bury(index, "failing", &detail).await?;
     *item = item.clone().into_dead("failing", detail);
     Ok(())
 }
@@ -99,13 +110,15 @@ async fn give_up(
 async fn persist(
     context: &Context,
     fence: Fence<'_>,
-    items: &[Item],
+    range: Range<'_>,
+    lines: &HashSet<Uuid>,
     relayed: &[Relayed],
+    source: &impl Source,
     stop: &CancellationToken,
 ) -> Result<Option<Applied>, StoreError> {
     let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
     loop {
-        let error = match apply(context, fence, items, relayed, clock::now()).await {
+        let error = match apply(context, fence, range, lines, relayed, source, clock::now()).await {
             Ok(applied) => return Ok(applied),
             Err(error) => error,
         };

@@ -3,9 +3,12 @@
 use chrono::{DateTime, Utc};
 use taskflow_core::batch::{Content, Dead};
 use taskflow_core::command::digest;
+use taskflow_core::wait::Patience;
 use taskflow_core::{Item, envelope, slot};
 use taskflow_stores::rabbit::consume::Delivery;
 use uuid::Uuid;
+
+use crate::waiting::give_up_unknown;
 
 /// A batch of deliveries, read.
 pub(crate) struct Decoded {
@@ -26,7 +29,7 @@ pub(crate) struct Origin {
 }
 
 /// Reads deliveries. `now` stands in for the time of acceptance where a publisher gave none.
-pub(crate) fn decode(deliveries: &[Delivery], now: DateTime<Utc>) -> Decoded {
+pub(crate) fn decode(deliveries: &[Delivery], patience: &Patience, now: DateTime<Utc>) -> Decoded {
     let mut decoded = Decoded {
         items: Vec::with_capacity(deliveries.len()),
         origins: Vec::with_capacity(deliveries.len()),
@@ -37,7 +40,7 @@ pub(crate) fn decode(deliveries: &[Delivery], now: DateTime<Utc>) -> Decoded {
         let accepted_at = delivery.accepted_at().unwrap_or(now).min(now);
         match read(delivery, accepted_at) {
             Ok(item) => {
-                decoded.items.push(item);
+                decoded.items.push(give_up_unknown(item, patience, now));
                 decoded.origins.push(Origin { delivery: index, intake: delivery.intake() });
             }
             Err(detail) => decoded.nameless.push((index, detail)),
@@ -49,22 +52,42 @@ pub(crate) fn decode(deliveries: &[Delivery], now: DateTime<Utc>) -> Decoded {
 fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String> {
     match envelope::parse(delivery.body()) {
         Ok(command) => {
-            let expected = slot::routing_key(slot::of(command.subject));
-            let item = Item::command(command, accepted_at);
-            if delivery.routing_key() == expected {
-                return Ok(item);
-            }
-            let detail = format!(
-                "published with routing key {:?}, the subject's slot is {expected:?}: it would overtake or be overtaken",
-                delivery.routing_key()
-            );
-            Ok(item.into_dead("wrong_slot", detail))
+            let subject = command.subject;
+            Ok(in_its_slot(Item::command(command, accepted_at), subject, delivery))
         }
         Err(malformed) => {
             let detail = malformed.summary();
             let Some(id) = malformed.id else { return Err(detail) };
-            let dead = Dead { reason: "malformed", detail, kind: None, subject: None, actor: None };
-            Ok(Item { id, fingerprint: digest(delivery.body()), accepted_at, content: Content::Dead(dead) })
+            let item = |content| Item {
+                id,
+                fingerprint: digest(delivery.body()),
+                accepted_at,
+                content,
+                waited: None,
+            };
+            if let Some(unknown) = malformed.unknown {
+                let subject = unknown.subject;
+                return Ok(in_its_slot(item(Content::Unknown(unknown)), subject, delivery));
+            }
+            Ok(item(Content::Dead(Dead {
+                reason: "malformed",
+                detail,
+                kind: None,
+                subject: None,
+                actor: None,
+            })))
         }
     }
+}
+
+fn in_its_slot(item: Item, subject: Uuid, delivery: &Delivery) -> Item {
+    let expected = slot::routing_key(slot::of(subject));
+    if delivery.routing_key() == expected {
+        return item;
+    }
+    let detail = format!(
+        "published with routing key {:?}, the subject's slot is {expected:?}: it would overtake or be overtaken",
+        delivery.routing_key()
+    );
+    item.into_dead("wrong_slot", detail)
 }

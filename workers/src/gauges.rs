@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use taskflow_core::metric;
-use taskflow_stores::postgres::{self, outbox};
+use taskflow_stores::postgres::{self, outbox, waiting};
 use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
 use taskflow_stores::{StoreError, mongo, observe};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,13 @@ pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
                 observe::gauge(&metric::OUTBOX_OLDEST, &[]).set(oldest_s);
             }
             Err(error) => tracing::debug!(%error, "The outbox could not be measured."),
+        }
+        match waiting::count(&stores.postgres).await {
+            Ok((parked, scheduled)) => {
+                observe::gauge(&metric::PARKED, &[]).set(parked as f64);
+                observe::gauge(&metric::SCHEDULED, &[]).set(scheduled as f64);
+            }
+            Err(error) => tracing::debug!(%error, "The waiting commands could not be counted."),
         }
         tokio::select! {
             () = stop.cancelled() => return,

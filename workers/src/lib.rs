@@ -13,14 +13,18 @@ pub mod crash;
 mod decode;
 mod gauges;
 mod lease;
+mod messages;
 mod partition;
 mod relay;
+mod report;
 mod sink;
+mod waiting;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
+use taskflow_core::wait::Patience;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
@@ -46,11 +50,20 @@ pub struct Settings {
     /// How long a stopping worker waits for what it holds to reach the other stores, in milliseconds. The outbox
     /// keeps the rest.
     pub drain_ms: u64,
+    /// How long commands wait for what may come.
+    pub patience: Patience,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_batch: 250, linger_ms: 2, lease_ms: 8_000, relay_queue: 2, drain_ms: 10_000 }
+        Self {
+            max_batch: 250,
+            linger_ms: 2,
+            lease_ms: 8_000,
+            relay_queue: 2,
+            drain_ms: 10_000,
+            patience: Patience::default(),
+        }
     }
 }
 

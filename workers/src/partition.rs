@@ -1,30 +1,33 @@
 //! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskflow_core::batch::{Content, Verdict};
-use taskflow_core::{Item, Receipt, metric};
+use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::{self, Lease};
 use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::postgres::waiting;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
-use taskflow_stores::rabbit::dead_letters;
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{Kind, StoreError, clock, observe};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::announce::Announcement;
 use crate::apply::{Applied, Fence, observe_step};
 use crate::backoff::Backoff;
-use crate::bisect::{DeadLetters, End, apply_all};
+use crate::bisect::{End, Source, apply_all};
 use crate::collect::{Collected, Collector};
-use crate::decode::{Origin, decode};
+use crate::decode::decode;
+use crate::messages::Messages;
 use crate::relay::Relay;
 use crate::sink::Batch;
-use crate::{Context, crash};
+use crate::waiting::{Due, Room};
+use crate::{Context, crash, report};
 
 /// A quiet partition tidies its outbox after this long.
 const QUIET: Duration = Duration::from_millis(100);
@@ -53,6 +56,7 @@ struct Pipeline<'c> {
     /// The number of the newest batch.
     newest: i64,
     relay: Relay,
+    room: Room,
     lease_until: watch::Receiver<Instant>,
 }
 
@@ -72,6 +76,7 @@ pub(crate) async fn run(
         epoch: lease.epoch,
         newest: lease.batch,
         relay,
+        room: Room::default(),
         lease_until,
         name,
     };
@@ -144,9 +149,16 @@ impl Pipeline<'_> {
         stop: &CancellationToken,
     ) -> Result<Left, StoreError> {
         let settings = &self.context.settings;
+        self.room = Room::open(&self.context.stores.postgres, &self.name).await?;
         let mut collector = Collector::new(settings.max_batch, Duration::from_millis(settings.linger_ms));
         let mut patience = QUIET;
         loop {
+            if self.room.is_due()
+                && let Some(left) = self.due(stop).await?
+            {
+                return Ok(left);
+            }
+            patience = self.room.pause().map_or(patience, |pause| patience.min(pause));
             let deliveries = match collector.collect(subscription, patience, stop).await? {
                 Collected::Batch(deliveries) => deliveries,
                 Collected::Quiet => {
@@ -157,9 +169,6 @@ impl Pipeline<'_> {
             };
             patience = QUIET;
             crash::point("collected");
-            if *self.lease_until.borrow() <= Instant::now() {
-                return Ok(Left::Fenced);
-            }
             if let Some(left) = self.batch(&deliveries, stop).await? {
                 return Ok(left);
             }
@@ -180,27 +189,61 @@ impl Pipeline<'_> {
     ) -> Result<Option<Left>, StoreError> {
         let context = self.context;
         let start = Instant::now();
-        let mut decoded = decode(deliveries, clock::now());
-        let letters = Letters { context, partition: self.partition, deliveries, origins: &decoded.origins };
+        let mut decoded = decode(deliveries, &context.settings.patience, clock::now());
+        let messages = Messages { context, partition: self.partition, deliveries, origins: &decoded.origins };
         for (delivery, detail) in &decoded.nameless {
-            letters.send(*delivery, "malformed", detail).await?;
+            messages.send(*delivery, "malformed", detail).await?;
         }
-        // The letter comes before the receipt that speaks of it; a crash in between sends it again.
-        for (index, item) in decoded.items.iter().enumerate() {
-            if let Content::Dead(dead) = &item.content {
-                letters.bury(index, dead.reason, &dead.detail).await?;
-            }
-        }
+        bury_dead(&decoded.items, &messages).await?;
         observe_step("decode", start);
         if decoded.items.is_empty() {
             return Ok(None);
         }
-        observe::histogram(&metric::BATCH_SIZE, &[]).record(decoded.items.len() as f64);
+        let mut lines = std::mem::take(&mut self.room.lines);
+        let left = self.apply(&mut decoded.items, &mut lines, &messages, stop).await;
+        self.room.lines = lines;
+        left
+    }
+
+    /// Commands that have waited and are due: a batch like any other, but nothing to acknowledge.
+    async fn due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
+        let context = self.context;
+        let postgres = &context.stores.postgres;
+        let rows = waiting::due(postgres, &self.name, clock::now(), context.settings.max_batch).await?;
+        let due = Due { context, partition: self.partition, rows };
+        let mut items = due.items();
+        bury_dead(&items, &due).await?;
+        // Their own lines are tried from the beginning; who joins a line meets it as it is.
+        let mut lines = self.room.lines.clone();
+        for subject in due.lines() {
+            lines.remove(&subject);
+        }
+        if !items.is_empty()
+            && let Some(left) = self.apply(&mut items, &mut lines, &due, stop).await?
+        {
+            return Ok(Some(left));
+        }
+        self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
+        Ok(None)
+    }
+
+    /// Applies items of either source, and hands over.
+    async fn apply(
+        &mut self,
+        items: &mut [Item],
+        lines: &mut HashSet<Uuid>,
+        source: &impl Source,
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        if *self.lease_until.borrow() <= Instant::now() {
+            return Ok(Some(Left::Fenced));
+        }
+        observe::histogram(&metric::BATCH_SIZE, &[]).record(items.len() as f64);
         // A lone command does not pay for what was before it: the next quiet moment does.
-        let lone = decoded.items.len() < LONE && self.relay.relayed() < TIDY_MAX;
+        let lone = items.len() < LONE && self.relay.relayed() < TIDY_MAX;
         let relayed = if lone { Vec::new() } else { self.relay.take_relayed() };
         let fence = Fence { partition: &self.name, epoch: self.epoch };
-        let end = apply_all(context, fence, &mut decoded.items, &relayed, &letters, stop).await;
+        let end = apply_all(self.context, fence, items, lines, &relayed, source, stop).await;
         let batches = match end {
             Ok(End::Applied(batches)) => batches,
             Ok(End::Fenced) => return Ok(Some(Left::Fenced)),
@@ -210,7 +253,7 @@ impl Pipeline<'_> {
             }
         };
         for (first, applied) in batches {
-            self.finish(first, applied, &decoded.items, &letters).await?;
+            self.finish(first, applied, items, source).await?;
         }
         Ok(None)
     }
@@ -221,16 +264,16 @@ impl Pipeline<'_> {
         first: usize,
         applied: Applied,
         items: &[Item],
-        letters: &Letters<'_>,
+        source: &impl Source,
     ) -> Result<(), StoreError> {
-        let Applied { number, folded, payload, refresh } = applied;
+        let Applied { number, folded, payload, refresh, settled } = applied;
         let mut announcements = Vec::new();
         for (index, verdict) in folded.verdicts.iter().enumerate() {
             let index = first + index;
             match verdict {
                 Verdict::Finished(receipt) => {
-                    log(&self.name, number, &items[index], &folded.receipts[*receipt]);
-                    if let Some(intake) = letters.origins[index].intake {
+                    report::finished(&self.name, number, &items[index], &folded.receipts[*receipt]);
+                    if let Some(intake) = source.intake(index) {
                         let receipt = View::of(&folded.receipts[*receipt]);
                         announcements.push(Announcement { intake, receipt });
                     }
@@ -241,12 +284,15 @@ impl Pipeline<'_> {
                 Verdict::Mismatch => {
                     observe::counter(&metric::COMMAND_DUPLICATES, &[("type", "mismatch")]).increment(1);
                     let detail = format!("another command with the id {} was there first", items[index].id);
-                    letters.bury(index, "idempotency_mismatch", &detail).await?;
+                    source.bury(index, "idempotency_mismatch", &detail).await?;
                 }
+                Verdict::Held(held) => report::held(&self.name, &items[index], &folded.held[*held]),
+                Verdict::Stays => {}
             }
         }
         self.context.announcer.announce(announcements);
-        observe_receipts(&folded.receipts);
+        report::receipts(&folded.receipts);
+        self.room.note(&settled);
         self.newest = number;
         self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) }).await;
         Ok(())
@@ -288,61 +334,12 @@ impl Pipeline<'_> {
     }
 }
 
-/// One line a command, with what ties it to the lines of the intake and of upstream.
-fn log(partition: &str, batch: i64, item: &Item, receipt: &Receipt) {
-    let command = match &item.content {
-        Content::Command(command) => Some(command),
-        Content::Dead(_) => None,
-    };
-    tracing::debug!(
-        command = %receipt.id,
-        correlation = command.map(|command| tracing::field::display(command.correlation)),
-        trace = command.and_then(|command| command.traceparent.as_deref()),
-        kind = receipt.kind,
-        outcome = receipt.outcome.as_str(),
-        code = receipt.code,
-        partition,
-        batch,
-        "The command has its receipt."
-    );
-}
-
-/// Series are looked up once a batch, not once a command.
-fn observe_receipts(receipts: &[Receipt]) {
-    let mut finished: HashMap<(&'static str, &'static str), u64> = HashMap::new();
-    let mut waits = HashMap::new();
-    for receipt in receipts {
-        let kind = receipt.kind.unwrap_or("unknown");
-        *finished.entry((kind, receipt.outcome.as_str())).or_default() += 1;
-        let waited = (receipt.finished_at - receipt.accepted_at).as_seconds_f64();
-        let series = || observe::histogram(&metric::COMMAND_LATENCY, &[("type", kind)]);
-        waits.entry(kind).or_insert_with(series).record(waited);
+/// The letter comes before the receipt that speaks of it; a crash in between sends it again.
+async fn bury_dead(items: &[Item], source: &impl Source) -> Result<(), StoreError> {
+    for (index, item) in items.iter().enumerate() {
+        if let Content::Dead(dead) = &item.content {
+            source.bury(index, dead.reason, &dead.detail).await?;
+        }
     }
-    for ((kind, outcome), count) in finished {
-        let labels = [("type", kind), ("outcome", outcome)];
-        observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(count);
-    }
-}
-
-/// Sends messages of a batch to the dead letters.
-struct Letters<'b> {
-    context: &'b Context,
-    partition: Partition,
-    deliveries: &'b [Delivery],
-    origins: &'b [Origin],
-}
-
-impl Letters<'_> {
-    async fn send(&self, delivery: usize, reason: &'static str, detail: &str) -> Result<(), StoreError> {
-        let delivery = &self.deliveries[delivery];
-        dead_letters::send(&self.context.stores.publisher, self.partition, delivery, reason, detail).await?;
-        observe::counter(&metric::DEAD_LETTERED, &[("reason", reason)]).increment(1);
-        Ok(())
-    }
-}
-
-impl DeadLetters for Letters<'_> {
-    async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError> {
-        self.send(self.origins[index].delivery, reason, detail).await
-    }
+    Ok(())
 }

@@ -14,7 +14,9 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use taskflow_core::envelope;
-use taskflow_stores::postgres::receipts::{self, View};
+use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::postgres::waiting;
+use taskflow_stores::{Kind, StoreError, clock};
 use uuid::Uuid;
 
 use super::ndjson;
@@ -27,7 +29,7 @@ use crate::{App, Shared};
 const WAIT_MAX_S: u64 = 30;
 
 pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/v1/commands", post(send)).route("/v1/commands/{id}", get(receipt))
+    Router::new().route("/v1/commands", post(send)).route("/v1/commands/{id}", get(receipt).delete(cancel))
 }
 
 /// The answer to one command.
@@ -158,8 +160,31 @@ async fn receipt(State(app): Shared, caller: Caller, Path(id): Path<String>) -> 
     }
 }
 
+/// Cancels a command that waits for its time.
+async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> Result<Json<View>, Problem> {
+    let id: Uuid = id.parse().map_err(|_| Problem::not_found("a command's id is a UUID"))?;
+    let found = read_receipt(&app, id).await?.or_else(|| app.recent.find(id));
+    let Some(found) = found.filter(|receipt| caller.may_see(receipt.actor)) else {
+        return Err(Problem::not_found(format!("no command {id} that is yours")));
+    };
+    if found.status == "scheduled" {
+        match waiting::cancel(&app.stores.postgres, id, clock::now()).await {
+            Ok(true) => tracing::info!(command = %id, "A scheduled command was cancelled."),
+            // A worker was faster.
+            Ok(false) | Err(StoreError { kind: Kind::Conflict, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match read_receipt(&app, id).await?.or(Some(found)) {
+        Some(receipt) if receipt.status == "cancelled" => Ok(Json(receipt)),
+        other => {
+            Err(Problem::not_scheduled(id, other.as_ref().map_or("unknown", |view| view.status.as_str())))
+        }
+    }
+}
+
 async fn read_receipt(app: &App, id: Uuid) -> Result<Option<View>, Problem> {
-    Ok(receipts::read_many(&app.stores.postgres, &[id]).await?.pop())
+    Ok(waiting::find(&app.stores.postgres, id).await?)
 }
 
 /// Reads a body whole, up to the limit.

@@ -192,6 +192,7 @@ fn receipt(bare: &Bare, now: DateTime<Utc>) -> Receipt {
         detail: None,
         version: Some(1),
         events: 1,
+        attempts: 1,
         accepted_at: now,
         finished_at: now,
         fingerprint: *bare.id.as_bytes(),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use taskflow_stores::postgres::{self, receipts};
+use taskflow_stores::postgres::{self, receipts, waiting};
 use uuid::Uuid;
 
 use crate::exit::{Exit, FAILED};
@@ -20,10 +20,12 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
     let pool = postgres::connect(&settings.postgres, "taskflow receipt")?;
-    let mut waiting = false;
+    let mut told = false;
     loop {
-        let receipt = receipts::read_many(&pool, &[options.id]).await?.pop();
-        let complete = receipt.as_ref().is_some_and(|r| r.events.is_empty() || r.auditedat.is_some());
+        let receipt = waiting::find(&pool, options.id).await?;
+        let ended =
+            |r: &receipts::View| r.finishedat.is_some() && (r.events.is_empty() || r.auditedat.is_some());
+        let complete = receipt.as_ref().is_some_and(ended);
         if !options.watch || complete {
             return match receipt {
                 Some(receipt) => {
@@ -39,9 +41,9 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
                 }
             };
         }
-        if !waiting {
+        if !told {
             eprintln!("waiting for {} …", options.id);
-            waiting = true;
+            told = true;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -158,20 +158,20 @@ static RECORD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* record_batch */
         WITH batch AS (
-            INSERT INTO batches (partition, number, commands, applied_at) VALUES ($13, $14, $15, $16)
+            INSERT INTO batches (partition, number, commands, applied_at) VALUES ($14, $15, $16, $17)
         ), told AS (
             INSERT INTO outbox (partition, number, created_at, payload)
-            SELECT $13, $14, $16, $17 WHERE $17::bytea IS NOT NULL
+            SELECT $14, $15, $17, $18 WHERE $18::bytea IS NOT NULL
         ), created AS (
             {}
         )
         INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
-                              finished_at, fingerprint, partition, batch)
-        SELECT r.*, $13, $14
+                              finished_at, fingerprint, attempts, partition, batch)
+        SELECT r.*, $14, $15
         FROM UNNEST($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::text[]::command_outcome[], $6::text[],
                     $7::text[], $8::integer[], $9::smallint[], $10::timestamptz[], $11::timestamptz[],
-                    $12::bytea[]) AS r",
-        tasks::insert_statement(18)
+                    $12::bytea[], $13::smallint[]) AS r",
+        tasks::insert_statement(19)
     )
 });
 
@@ -198,6 +198,7 @@ pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result
         .bind(column(receipts, |r| r.accepted_at))
         .bind(column(receipts, |r| r.finished_at))
         .bind(column(receipts, |r| r.fingerprint.as_slice()))
+        .bind(column(receipts, |r| r.attempts as i16))
         .bind(record.partition)
         .bind(record.number)
         .bind(record.commands as i32)

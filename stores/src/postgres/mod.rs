@@ -11,12 +11,14 @@ pub mod receipts;
 pub mod seed;
 pub mod tasks;
 pub mod users;
+pub mod waiting;
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sqlx::Connection;
+pub use sqlx::PgConnection;
 pub use sqlx::postgres::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 

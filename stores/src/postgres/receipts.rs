@@ -46,6 +46,9 @@ pub struct View {
     pub events: Vec<EventId>,
     pub acceptedat: Option<DateTime<Utc>>,
     pub finishedat: Option<DateTime<Utc>>,
+    /// When a scheduled or parked command is tried (again).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nextattemptat: Option<DateTime<Utc>>,
     /// When MongoDB had its events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auditedat: Option<DateTime<Utc>>,
@@ -75,10 +78,11 @@ impl View {
             events: receipt.event_ids(),
             acceptedat: Some(receipt.accepted_at),
             finishedat: Some(receipt.finished_at),
+            nextattemptat: None,
             auditedat: None,
             cachedat: None,
             publishedat: None,
-            attempts: 1,
+            attempts: receipt.attempts,
             actor: receipt.actor,
         }
     }
@@ -89,7 +93,7 @@ pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreEr
     sqlx::query(
         "/* read_receipts */
         SELECT r.id, r.type, r.subject, r.actor, r.outcome::text, r.code, r.detail, r.version, r.events,
-               r.accepted_at, r.finished_at, b.audited_at, b.cached_at, b.published_at
+               r.accepted_at, r.finished_at, b.audited_at, b.cached_at, b.published_at, r.attempts
         FROM receipts r LEFT JOIN batches b ON b.partition = r.partition AND b.number = r.batch
         WHERE r.id = ANY($1)",
     )
@@ -117,9 +121,10 @@ fn read(row: PgRow) -> Result<View, sqlx::Error> {
         events: (0..events as u16).map(|ordinal| EventId::new(accepted_at, id, ordinal)).collect(),
         acceptedat: Some(accepted_at),
         finishedat: row.try_get(10)?,
+        nextattemptat: None,
         auditedat: row.try_get(11)?,
         cachedat: row.try_get(12)?,
         publishedat: row.try_get(13)?,
-        attempts: 1,
+        attempts: row.try_get::<i16, _>(14)? as u16,
     })
 }

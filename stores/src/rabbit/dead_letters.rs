@@ -6,6 +6,8 @@
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use taskflow_core::{envelope, slot};
+use uuid::Uuid;
 
 use super::consume::Delivery;
 use super::publish::{Message, PERSISTENT, PublishError, Publisher};
@@ -29,17 +31,48 @@ pub async fn send(
     detail: &str,
 ) -> Result<(), StoreError> {
     let mut headers = theirs(delivery.properties());
+    ours(&mut headers, partition, delivery.routing_key(), reason, detail);
+    headers.insert("taskflow-returns".into(), AMQPValue::LongLongInt(delivery.returns()));
+    publish(publisher, delivery.body().to_vec(), properties(delivery.properties(), headers)).await
+}
+
+/// Puts a command into the dead letters that was on the broker once and has waited in Postgres since.
+pub async fn send_waited(
+    publisher: &Publisher,
+    partition: Partition,
+    (id, subject): (Uuid, Uuid),
+    body: &[u8],
+    reason: &str,
+    detail: &str,
+) -> Result<(), StoreError> {
+    let mut headers = FieldTable::default();
+    ours(&mut headers, partition, slot::routing_key(slot::of(subject)), reason, detail);
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers)
+        .with_content_type(envelope::CONTENT_TYPE.into())
+        .with_message_id(id.to_string().into());
+    publish(publisher, body.to_vec(), properties).await
+}
+
+fn ours(headers: &mut FieldTable, partition: Partition, routing_key: &str, reason: &str, detail: &str) {
     let text = |value: &str| AMQPValue::LongString(value.into());
     headers.insert("taskflow-reason".into(), text(reason));
     headers.insert("taskflow-detail".into(), text(&detail[..detail.floor_char_boundary(DETAIL_MAX)]));
     headers.insert("taskflow-queue".into(), text(&partition.queue()));
-    headers.insert("taskflow-routing-key".into(), text(delivery.routing_key()));
-    headers.insert("taskflow-returns".into(), AMQPValue::LongLongInt(delivery.returns()));
+    headers.insert("taskflow-routing-key".into(), text(routing_key));
+}
+
+async fn publish(
+    publisher: &Publisher,
+    body: Vec<u8>,
+    properties: BasicProperties,
+) -> Result<(), StoreError> {
     let message = Message {
         exchange: "".into(),
         routing_key: DEAD_LETTERS.into(),
-        body: delivery.body().to_vec(),
-        properties: properties(delivery.properties(), headers),
+        body,
+        properties,
         mandatory: true,
         lane: 0,
     };

@@ -8,6 +8,7 @@ mod duplicates;
 mod order;
 mod sessions;
 mod stream;
+mod waiting;
 
 use libtest_mimic::Trial;
 
@@ -19,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         amqp::tests(),
         bad_input::tests(),
         stream::tests(),
+        waiting::tests(),
         sessions::tests(),
         cli::tests(),
     ]

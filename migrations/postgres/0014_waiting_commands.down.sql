@@ -1,0 +1,2 @@
+ALTER TABLE receipts DROP COLUMN attempts;
+DROP TABLE waiting_commands;

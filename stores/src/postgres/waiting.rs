@@ -1,0 +1,320 @@
+//! The table `waiting_commands`: commands that wait for their time, for another command, or behind one that waits.
+//!
+//! Only the holder of a partition's lease adds to its rows and takes from them, in the transactions of its batches. A
+//! scheduled command may also be cancelled by an intake; the primary key of the receipts decides who was first.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgPool, Row};
+use taskflow_core::command::Fingerprint;
+use taskflow_core::wait::{Held, Waited, Why};
+use uuid::Uuid;
+
+use super::failed;
+use super::receipts::{self, View};
+use super::tasks::unknown_word;
+use crate::StoreError;
+
+/// A command that has waited, as its message came.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    pub id: Uuid,
+    pub subject: Uuid,
+    pub waited: Waited,
+    pub accepted_at: DateTime<Utc>,
+    pub body: Vec<u8>,
+}
+
+/// A command that begins to wait, or waits on.
+pub struct Hold<'b> {
+    pub id: Uuid,
+    pub subject: Uuid,
+    pub actor: Option<Uuid>,
+    pub kind: Option<&'b str>,
+    pub accepted_at: DateTime<Utc>,
+    pub fingerprint: Fingerprint,
+    pub body: &'b [u8],
+    pub held: &'b Held,
+}
+
+/// The subjects of a partition of which commands are parked.
+pub async fn lines(pool: &PgPool, partition: &str) -> Result<HashSet<Uuid>, StoreError> {
+    let subjects: Vec<Uuid> = sqlx::query_scalar(
+        "/* waiting_lines */ SELECT DISTINCT subject FROM waiting_commands WHERE partition = $1 AND state <> 'scheduled'",
+    )
+    .bind(partition)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read who waits"))?;
+    Ok(subjects.into_iter().collect())
+}
+
+/// When the next command of a partition is due.
+pub async fn next_due(pool: &PgPool, partition: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+    sqlx::query_scalar(
+        "/* waiting_next */ SELECT min(due_at) FROM waiting_commands WHERE partition = $1 AND due_at IS NOT NULL",
+    )
+    .bind(partition)
+    .fetch_one(pool)
+    .await
+    .map_err(failed("read what is due next"))
+}
+
+/// What is due, each parked command with those behind it: at most `limit` and, of each line, always its beginning.
+/// In the order in which they are to be applied.
+pub async fn due(
+    pool: &PgPool,
+    partition: &str,
+    now: DateTime<Utc>,
+    limit: usize,
+) -> Result<Vec<Waiting>, StoreError> {
+    sqlx::query(
+        "/* waiting_due */
+        WITH due AS (
+            SELECT id, subject, state FROM waiting_commands
+            WHERE partition = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
+        )
+        SELECT id, subject, state, attempts, since, accepted_at, body FROM waiting_commands w
+        WHERE w.id IN (SELECT id FROM due)
+           OR (w.partition = $1 AND w.state = 'behind' AND w.due_at IS NULL
+               AND w.subject IN (SELECT subject FROM due WHERE state <> 'scheduled'))
+        ORDER BY state = 'scheduled', CASE WHEN state = 'scheduled' THEN due_at END, place LIMIT $3",
+    )
+    .bind(partition)
+    .bind(now)
+    .bind(limit as i64)
+    .try_map(read)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read what is due"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
+fn read(row: PgRow) -> Result<Waiting, sqlx::Error> {
+    let state: &str = row.try_get(2)?;
+    let attempts: i16 = row.try_get(3)?;
+    Ok(Waiting {
+        id: row.try_get(0)?,
+        subject: row.try_get(1)?,
+        waited: Waited {
+            why: Why::from_word(state).ok_or_else(|| unknown_word("state", state))?,
+            attempts: attempts as u16,
+            since: row.try_get(4)?,
+        },
+        accepted_at: row.try_get(5)?,
+        body: row.try_get(6)?,
+    })
+}
+
+/// Writes commands that begin to wait, in order. Returns the fingerprints of those that wait already: the same command
+/// sent again, or another one under its id.
+pub async fn hold(
+    connection: &mut PgConnection,
+    partition: &str,
+    holds: &[Hold<'_>],
+) -> Result<Vec<(Uuid, Fingerprint)>, StoreError> {
+    if holds.is_empty() {
+        return Ok(Vec::new());
+    }
+    fn column<'h, T>(holds: &'h [Hold<'h>], field: impl Fn(&'h Hold<'h>) -> T) -> Vec<T> {
+        holds.iter().map(field).collect()
+    }
+    let ids = column(holds, |h| h.id);
+    let written = sqlx::query(
+        "/* hold_commands */
+        INSERT INTO waiting_commands (id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at,
+                                      fingerprint, body, partition)
+        SELECT id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at, fingerprint, body, $14
+        FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::smallint[],
+                    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[])
+            WITH ORDINALITY AS h (id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at,
+                                  fingerprint, body, ordinal)
+        ORDER BY ordinal
+        ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(&ids)
+    .bind(column(holds, |h| h.subject))
+    .bind(column(holds, |h| h.actor))
+    .bind(column(holds, |h| h.kind))
+    .bind(column(holds, |h| h.held.why.as_str()))
+    .bind(column(holds, |h| h.held.code))
+    .bind(column(holds, |h| h.held.detail.as_deref()))
+    .bind(column(holds, |h| h.held.attempts as i16))
+    .bind(column(holds, |h| h.held.since))
+    .bind(column(holds, |h| h.held.due_at))
+    .bind(column(holds, |h| h.accepted_at))
+    .bind(column(holds, |h| h.fingerprint.as_slice()))
+    .bind(column(holds, |h| h.body))
+    .bind(partition)
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("let commands wait"))?;
+    if written.rows_affected() == holds.len() as u64 {
+        return Ok(Vec::new());
+    }
+    // Rare: one of them waits already. What was written just now has the fingerprint that was given.
+    sqlx::query_as("/* held_before */ SELECT id, fingerprint FROM waiting_commands WHERE id = ANY($1)")
+        .bind(&ids)
+        .fetch_all(connection)
+        .await
+        .map_err(failed("look up who waits"))
+}
+
+/// Writes the new state of commands that have waited and wait on. Who joins a line goes to its end.
+pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> Result<(), StoreError> {
+    if holds.is_empty() {
+        return Ok(());
+    }
+    fn column<'h, T>(holds: &[(Uuid, &'h Held)], field: impl Fn(&'h Held) -> T) -> Vec<T> {
+        holds.iter().map(|(_, held)| field(held)).collect()
+    }
+    sqlx::query(
+        "/* hold_on */
+        UPDATE waiting_commands w
+        SET state = h.state, code = h.code, detail = h.detail, attempts = h.attempts, since = h.since, due_at = h.due_at,
+            place = CASE WHEN w.state = 'scheduled' AND h.state <> 'scheduled' THEN nextval('waiting_commands_place_seq')
+                         ELSE w.place END
+        FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[])
+            AS h (id, state, code, detail, attempts, since, due_at)
+        WHERE w.id = h.id",
+    )
+    .bind(holds.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(column(holds, |h| h.why.as_str()))
+    .bind(column(holds, |h| h.code))
+    .bind(column(holds, |h| h.detail.as_deref()))
+    .bind(column(holds, |h| h.attempts as i16))
+    .bind(column(holds, |h| h.since))
+    .bind(column(holds, |h| h.due_at))
+    .execute(connection)
+    .await
+    .map_err(failed("let commands wait on"))?;
+    Ok(())
+}
+
+/// Takes commands out that have ended, and makes whoever is first in a line now due at once. Returns those of the
+/// `subjects` that still have a line.
+pub async fn take(
+    connection: &mut PgConnection,
+    partition: &str,
+    ended: &[Uuid],
+    subjects: &[Uuid],
+    now: DateTime<Utc>,
+) -> Result<Vec<Uuid>, StoreError> {
+    if !ended.is_empty() {
+        sqlx::query("/* take_waiting */ DELETE FROM waiting_commands WHERE id = ANY($1)")
+            .bind(ended)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed("take commands out that waited"))?;
+    }
+    sqlx::query_scalar(
+        "/* first_in_line */
+        WITH first AS (
+            SELECT DISTINCT ON (subject) id, subject FROM waiting_commands
+            WHERE partition = $1 AND subject = ANY($2) AND state <> 'scheduled' ORDER BY subject, place
+        ), called AS (
+            UPDATE waiting_commands w SET due_at = $3 FROM first f WHERE w.id = f.id AND w.due_at IS NULL
+        )
+        SELECT subject FROM first",
+    )
+    .bind(partition)
+    .bind(subjects)
+    .bind(now)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("call the first in line"))
+}
+
+/// A command's receipt, or what there is to see of it while it waits.
+pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<View>, StoreError> {
+    // In this order: it gets its receipt in the transaction in which it ends to wait.
+    let waiting = read_many(pool, &[id]).await?.pop();
+    Ok(receipts::read_many(pool, &[id]).await?.pop().or(waiting))
+}
+
+/// What callers see of commands that wait.
+async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
+    sqlx::query(
+        "/* read_waiting */
+        SELECT id, type, subject, actor, state, code, detail, attempts, accepted_at, due_at
+        FROM waiting_commands WHERE id = ANY($1)",
+    )
+    .bind(ids)
+    .try_map(view)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read who waits"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
+fn view(row: PgRow) -> Result<View, sqlx::Error> {
+    let state: &str = row.try_get(4)?;
+    let attempts: i16 = row.try_get(7)?;
+    let why = Why::from_word(state).ok_or_else(|| unknown_word("state", state))?;
+    // To a caller, waiting behind a parked command is being parked.
+    let (status, code) = match why {
+        Why::Scheduled => ("scheduled", None),
+        Why::Parked => ("parked", row.try_get(5)?),
+        Why::Behind => ("parked", Some("behind".to_owned())),
+    };
+    Ok(View {
+        id: row.try_get(0)?,
+        kind: row.try_get(1)?,
+        subject: row.try_get(2)?,
+        actor: row.try_get(3)?,
+        status: status.to_owned(),
+        code,
+        detail: row.try_get(6)?,
+        version: None,
+        events: Vec::new(),
+        acceptedat: row.try_get(8)?,
+        finishedat: None,
+        nextattemptat: row.try_get(9)?,
+        auditedat: None,
+        cachedat: None,
+        publishedat: None,
+        attempts: attempts as u16,
+    })
+}
+
+/// Cancels a scheduled command: it leaves the waiting room and gets its receipt, in one transaction. `false` if it does
+/// not wait for its time (any more).
+///
+/// # Errors
+/// [`crate::Kind::Conflict`] when a worker was faster: it has its receipt.
+pub async fn cancel(pool: &PgPool, id: Uuid, now: DateTime<Utc>) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "/* cancel_scheduled */
+        WITH gone AS (
+            DELETE FROM waiting_commands WHERE id = $1 AND state = 'scheduled'
+            RETURNING id, type, subject, actor, attempts, accepted_at, fingerprint, partition
+        )
+        INSERT INTO receipts (id, type, subject, actor, outcome, events, attempts, accepted_at, finished_at, fingerprint,
+                              partition, batch)
+        SELECT id, type, subject, actor, 'cancelled', 0, attempts, accepted_at, greatest(accepted_at, $2), fingerprint,
+               partition, 0
+        FROM gone",
+    )
+    .bind(id)
+    .bind(now)
+    .execute(pool)
+    .await
+    .map_err(failed("cancel a command"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// How many commands are parked (those behind included), and about how many are scheduled: a million of them are not
+/// counted one by one.
+pub async fn count(pool: &PgPool) -> Result<(i64, i64), StoreError> {
+    sqlx::query_as(
+        "/* count_waiting */
+        SELECT parked, greatest(0, reltuples::bigint - parked)
+        FROM (SELECT count(*) AS parked FROM waiting_commands WHERE state <> 'scheduled') p, pg_class
+        WHERE oid = 'waiting_commands'::regclass",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("count who waits"))
+}

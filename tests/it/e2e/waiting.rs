@@ -1,0 +1,237 @@
+//! Commands that wait: for a user, for their time, for a version that knows them; and those behind them.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use chrono::{SecondsFormat, TimeDelta};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use taskflow_core::{envelope, slot};
+use taskflow_stores::clock;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::rabbit::topology::COMMANDS;
+use taskflow_tests::commands::{HASH, command, command_of, id, ndjson};
+use taskflow_tests::{Client, Result, Site, wait};
+use uuid::Uuid;
+
+use crate::{cluster, with_site};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        with_site("a command waits for its user, and its subject's later ones behind it", parked),
+        with_site("a command whose user never comes is rejected, and the line goes on", given_up),
+        with_site("a scheduled command is applied in its time, or cancelled", scheduled),
+        with_site("a command of an unknown type waits, then goes to the dead letters", unknown_type),
+        with_site("a worker that dies with commands in the waiting room loses none", survives),
+    ]
+}
+
+async fn send(client: &Client, commands: &[Value]) -> Result {
+    let (status, answer) = client.send("application/x-ndjson", ndjson(commands)).await?;
+    ensure!(status == 202 && answer["accepted"] == commands.len(), "{status} {answer}");
+    Ok(())
+}
+
+async fn receipt(client: &Client, id: &Value) -> Result<Value> {
+    Ok(client.get(&format!("/v1/commands/{}", id.as_str().unwrap_or_default())).await?.json().await?)
+}
+
+async fn until_status(client: &Client, id: &Value, status: &str) -> Result<Value> {
+    let mut last = Value::Null;
+    let reached = wait::until("the command has that status", async || {
+        last = receipt(client, id).await?;
+        Ok(last["status"] == status)
+    })
+    .await;
+    reached.with_context(|| format!("it was never {status}, but {last}"))?;
+    Ok(last)
+}
+
+fn in_ms(milliseconds: i64) -> String {
+    (clock::now() + TimeDelta::milliseconds(milliseconds)).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// A task of a user who is not there, and what happens to it.
+fn life(actor: Uuid, task: Uuid) -> Vec<Value> {
+    vec![
+        command_of(actor, "task.create", task, json!({ "title": "one" })),
+        command("task.update", task, json!({ "title": "two", "expectedversion": 1 })),
+        command("task.change_status", task, json!({ "status": "review", "expectedversion": 2 })),
+        command("task.update", task, json!({ "title": "three", "expectedversion": 3 })),
+    ]
+}
+
+async fn parked(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    // Patient: the test decides when the user comes.
+    let worker = cluster.spawn("worker", &[("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "60000")])?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let (ada, task, other) = (id(), id(), id());
+    let commands = life(ada, task);
+    send(&admin, &commands[..3]).await?;
+    let first = until_status(&admin, &commands[0]["id"], "parked").await?;
+    ensure!(first["code"] == "unknown_user" && first["attempts"].as_i64() >= Some(1), "{first}");
+    ensure!(first["nextattemptat"].is_string() && first["detail"].is_string(), "{first}");
+    let second = until_status(&admin, &commands[1]["id"], "parked").await?;
+    ensure!(second["code"] == "behind", "{second}");
+    // The neighbours go on; who comes later lines up; who comes twice is there once.
+    let (status, answer) = admin
+        .send("application/json", command("task.create", other, json!({ "title": "x" })).to_string())
+        .await?;
+    ensure!(status == 202, "{answer}");
+    wait::until(
+        "the neighbour is applied",
+        async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1),
+    )
+    .await?;
+    send(&admin, &[commands[1].clone(), commands[3].clone(), commands[0].clone()]).await?;
+    until_status(&admin, &commands[3]["id"], "parked").await?;
+    ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 4, "somebody waits twice");
+    let register = json!({ "email": "ada@example.org", "passwordhash": HASH });
+    send(&admin, &[command_of(ada, "user.register", ada, register)]).await?;
+    for (index, command) in commands.iter().enumerate() {
+        let receipt = until_status(&admin, &command["id"], "applied").await?;
+        ensure!(receipt["version"] == index + 1, "{receipt}");
+    }
+    let receipt = receipt(&admin, &commands[0]["id"]).await?;
+    ensure!(receipt["attempts"].as_i64() >= Some(2), "{receipt}");
+    ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 0, "somebody still waits");
+    worker.stop().await
+}
+
+async fn given_up(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let task = id();
+    let mut commands = life(id(), task);
+    commands.push(command("task.create", task, json!({ "title": "by somebody who is there" })));
+    send(&admin, &commands).await?;
+    let first = until_status(&admin, &commands[0]["id"], "rejected").await?;
+    ensure!(first["code"] == "unknown_user" && first["attempts"].as_i64() >= Some(3), "{first}");
+    for command in &commands[1..4] {
+        let receipt = until_status(&admin, &command["id"], "rejected").await?;
+        ensure!(receipt["code"] == "not_found", "{receipt}");
+    }
+    until_status(&admin, &commands[4]["id"], "applied").await?;
+    worker.stop().await
+}
+
+async fn scheduled(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let task = id();
+    let later = |milliseconds, data| {
+        let mut command = command("task.update", task, data);
+        command["notbefore"] = json!(in_ms(milliseconds));
+        command
+    };
+    let create = command("task.create", task, json!({ "title": "now" }));
+    let soon = later(1_500, json!({ "title": "soon" }));
+    let far = later(3_600_000, json!({ "title": "far" }));
+    let mut fleeting = later(3_600_000, json!({ "title": "never" }));
+    fleeting["expirytime"] = json!(in_ms(1_000));
+    let at_once = command("task.update", task, json!({ "description": "holds nobody up" }));
+    let commands = [create, soon, far, fleeting, at_once];
+    send(&admin, &commands).await?;
+    let waits = until_status(&admin, &commands[2]["id"], "scheduled").await?;
+    ensure!(waits["nextattemptat"].is_string() && waits["attempts"] == 0, "{waits}");
+    // A resend changes nothing.
+    send(&admin, &[commands[2].clone()]).await?;
+    let before = until_status(&admin, &commands[4]["id"], "applied").await?;
+    ensure!(before["version"] == 2, "{before}");
+    let soon = until_status(&admin, &commands[1]["id"], "applied").await?;
+    ensure!(soon["version"] == 3, "{soon}");
+    let (due, done) = (commands[1]["notbefore"].as_str(), soon["finishedat"].as_str());
+    ensure!(due < done, "due at {due:?}, applied at {done:?}");
+    until_status(&admin, &commands[3]["id"], "expired").await?;
+
+    let far = format!("/v1/commands/{}", commands[2]["id"].as_str().unwrap_or_default());
+    let stranger = client.user().await?.delete(&far).await?;
+    ensure!(stranger.status() == 404, "somebody else may see it");
+    let cancelled: Value = admin.delete(&far).await?.json().await?;
+    ensure!(cancelled["status"] == "cancelled" && cancelled["finishedat"].is_string(), "{cancelled}");
+    let again = admin.delete(&far).await?;
+    ensure!(again.status() == 200, "cancelling is idempotent");
+    let late = admin.delete(&format!("/v1/commands/{}", soon["id"].as_str().unwrap_or_default())).await?;
+    let (status, problem): (_, Value) = (late.status(), late.json().await?);
+    ensure!(status == 409 && problem["code"] == "not_scheduled", "{status} {problem}");
+    ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 0, "somebody still waits");
+    // Sent again, it stays cancelled.
+    send(&admin, &[commands[2].clone()]).await?;
+    let still: Value = admin.get(&far).await?.json().await?;
+    ensure!(still["status"] == "cancelled", "{still}");
+    worker.stop().await
+}
+
+async fn unknown_type(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let task = id();
+    let newer = command("task.paint", task, json!({ "colour": "green" }));
+    let create = command("task.create", task, json!({ "title": "behind it" }));
+    for value in [&newer, &create] {
+        // Over AMQP: an intake of this version refuses what it does not know.
+        let message = Message {
+            exchange: COMMANDS.into(),
+            routing_key: slot::routing_key(slot::of(task)).into(),
+            body: value.to_string().into_bytes(),
+            properties: lapin::BasicProperties::default().with_delivery_mode(2),
+            mandatory: true,
+            lane: 0,
+        };
+        site.publisher.publish(message).await?;
+    }
+    let waits = until_status(&admin, &newer["id"], "parked").await?;
+    ensure!(waits["code"] == "unknown_type" && waits["type"] == "task.paint", "{waits}");
+    let dead = until_status(&admin, &newer["id"], "dead").await?;
+    ensure!(dead["code"] == "unknown_type", "{dead}");
+    until_status(&admin, &create["id"], "applied").await?;
+    worker.stop().await
+}
+
+/// Parked commands of many subjects, a worker that dies at each step of trying them, and one that ends the work.
+async fn survives(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let patient = ("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "60000");
+    let (ada, tasks): (Uuid, Vec<Uuid>) = (id(), (0..20).map(|_| id()).collect());
+    let mut commands: Vec<Value> = tasks.iter().flat_map(|task| life(ada, *task)).collect();
+    for (index, task) in tasks.iter().enumerate() {
+        let mut command = command("task.update", *task, json!({ "description": "in its time" }));
+        command["notbefore"] = json!(in_ms(6_000 + 20 * index as i64));
+        commands.push(command);
+    }
+    let publish = async |value: &Value| -> Result {
+        let command = envelope::read(value.clone())?;
+        Ok(site.publisher.publish(Message::command(&command, clock::now(), None)).await?)
+    };
+    for value in &commands {
+        publish(value).await?;
+    }
+    for point in ["written:9", "committed:9", "loaded:14"] {
+        let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_AT", point)])?;
+        worker.ended().await?;
+    }
+    let register = json!({ "email": "ada@example.org", "passwordhash": HASH });
+    publish(&command_of(ada, "user.register", ada, register)).await?;
+    let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_AT", "committed:12")])?;
+    worker.ended().await?;
+    let worker = cluster.spawn("worker", &[patient])?;
+    wait::until("nobody waits and all have receipts", async || {
+        let have = site.count("SELECT count(*) FROM receipts WHERE outcome = 'applied'").await?;
+        let waiting = site.count("SELECT count(*) FROM waiting_commands").await?;
+        ensure!(have == commands.len() as i64 + 1 && waiting == 0, "{have} applied, {waiting} wait");
+        Ok(true)
+    })
+    .await?;
+    // One to four in order, and the scheduled one somewhere after the first.
+    let torn = "SELECT count(*) FROM tasks WHERE version <> 5 OR title <> 'three' OR description IS NULL";
+    ensure!(site.count(torn).await? == 0, "a task has lost, doubled or mixed up a command");
+    worker.stop().await
+}

@@ -1,0 +1,214 @@
+//! The waiting room of a partition: commands that wait for their time, for what may come, or behind one that does.
+//!
+//! The pipeline knows which subjects have a line and when the next command is due; the rest is in Postgres. It is the
+//! only one to add to the room and to take from it, so it need not look into it for each batch.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use taskflow_core::batch::{Content, Dead, UNKNOWN_TYPE, Verdict};
+use taskflow_core::command::digest;
+use taskflow_core::wait::{Patience, Waited};
+use taskflow_core::{Folded, Item, envelope, metric};
+use taskflow_stores::postgres::waiting::{self, Hold, Waiting};
+use taskflow_stores::postgres::{PgConnection, PgPool};
+use taskflow_stores::rabbit::dead_letters;
+use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::{StoreError, clock, observe};
+use uuid::Uuid;
+
+use crate::Context;
+use crate::apply::Range;
+use crate::bisect::Source;
+
+/// What a pipeline knows of its partition's waiting room.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// Subjects of which a command is parked.
+    pub lines: HashSet<Uuid>,
+    pub next_due: Option<DateTime<Utc>>,
+}
+
+impl Room {
+    /// Looks at the room anew: at the beginning of a lease, and after anything that leaves in doubt what lasted.
+    pub(crate) async fn open(pool: &PgPool, partition: &str) -> Result<Self, StoreError> {
+        let lines = waiting::lines(pool, partition).await?;
+        Ok(Self { lines, next_due: waiting::next_due(pool, partition).await? })
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.next_due.is_some_and(|due| due <= clock::now())
+    }
+
+    /// How long until the next command is due.
+    pub(crate) fn pause(&self) -> Option<std::time::Duration> {
+        self.next_due.map(|due| (due - clock::now()).to_std().unwrap_or_default())
+    }
+
+    /// Somebody has begun to wait.
+    pub(crate) fn note(&mut self, settled: &Settled) {
+        self.next_due = [self.next_due, settled.due_at].into_iter().flatten().min();
+    }
+}
+
+/// What a batch changed in the waiting room.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// Subjects of the batch that have a line now.
+    pub lines: HashSet<Uuid>,
+    /// When the first of those who began to wait is due.
+    pub due_at: Option<DateTime<Utc>>,
+}
+
+/// Writes who begins to wait, who waits on and who has ended to, in the batch's transaction. For a batch that has
+/// nothing to do with the waiting room it costs nothing.
+pub(crate) async fn settle(
+    connection: &mut PgConnection,
+    partition: &str,
+    range: Range<'_>,
+    source: &impl Source,
+    folded: &mut Folded,
+    now: DateTime<Utc>,
+) -> Result<Settled, StoreError> {
+    let mut settled = Settled::default();
+    let (mut new, mut on, mut ended, mut called) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (index, (item, verdict)) in range.items.iter().zip(&folded.verdicts).enumerate() {
+        let subject = item.subject();
+        match (verdict, item.waited) {
+            (Verdict::Held(held), waited) => {
+                let held = &folded.held[*held];
+                settled.due_at = [settled.due_at, held.due_at].into_iter().flatten().min();
+                settled.lines.extend(subject.filter(|_| held.why.blocks()));
+                match (waited, subject) {
+                    (Some(_), _) => on.push((item.id, held)),
+                    (None, Some(subject)) => new.push(Hold {
+                        id: item.id,
+                        subject,
+                        actor: actor(item),
+                        kind: kind(item),
+                        accepted_at: item.accepted_at,
+                        fingerprint: item.fingerprint,
+                        body: source.body(range.first + index),
+                        held,
+                    }),
+                    (None, None) => {}
+                }
+            }
+            (Verdict::Stays, _) | (_, None) => {}
+            (_, Some(_)) => ended.push(item.id),
+        }
+        if item.waited.is_some_and(|waited| waited.why.blocks()) {
+            called.extend(subject);
+        }
+    }
+    let before = waiting::hold(connection, partition, &new).await?;
+    let same = |hold: &&Hold<'_>| before.contains(&(hold.id, hold.fingerprint));
+    let taken: HashSet<Uuid> =
+        new.iter().filter(|hold| !before.is_empty() && !same(hold)).map(|h| h.id).collect();
+    waiting::hold_on(connection, &on).await?;
+    if !taken.is_empty() {
+        // Those behind them must not wait for somebody who is not there.
+        called.extend(settled.lines.drain());
+        settled.due_at = Some(now);
+    }
+    if !ended.is_empty() || !called.is_empty() {
+        settled.lines.extend(waiting::take(connection, partition, &ended, &called, now).await?);
+    }
+    for (item, verdict) in range.items.iter().zip(&mut folded.verdicts) {
+        if taken.contains(&item.id) && matches!(verdict, Verdict::Held(_)) {
+            *verdict = Verdict::Mismatch;
+        }
+    }
+    Ok(settled)
+}
+
+fn kind(item: &Item) -> Option<&str> {
+    match &item.content {
+        Content::Command(command) => Some(command.kind()),
+        Content::Unknown(unknown) => Some(&unknown.kind),
+        Content::Dead(dead) => dead.kind,
+    }
+}
+
+fn actor(item: &Item) -> Option<Uuid> {
+    match &item.content {
+        Content::Command(command) => Some(command.actor),
+        Content::Unknown(unknown) => unknown.actor,
+        Content::Dead(dead) => dead.actor,
+    }
+}
+
+/// Commands that are due, as a batch.
+pub(crate) struct Due<'c> {
+    pub context: &'c Context,
+    pub partition: Partition,
+    pub rows: Vec<Waiting>,
+}
+
+impl Due<'_> {
+    /// The items, in order.
+    pub(crate) fn items(&self) -> Vec<Item> {
+        let now = clock::now();
+        self.rows.iter().map(|row| item(row, &self.context.settings.patience, now)).collect()
+    }
+
+    /// Subjects whose lines are in the batch, from their beginning.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = Uuid> {
+        self.rows.iter().filter(|row| row.waited.why.blocks()).map(|row| row.subject)
+    }
+}
+
+fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
+    let waited: Option<Waited> = Some(row.waited);
+    let item = match envelope::parse(&row.body) {
+        Ok(command) => Item { waited, ..Item::command(command, row.accepted_at) },
+        Err(malformed) => {
+            let fault = malformed.summary();
+            let content = match malformed.unknown {
+                Some(unknown) => Content::Unknown(unknown),
+                // A newer version took it, this one can't.
+                None => Content::Dead(Dead {
+                    reason: "malformed",
+                    detail: fault,
+                    kind: None,
+                    subject: Some(row.subject),
+                    actor: None,
+                }),
+            };
+            Item { id: row.id, fingerprint: digest(&row.body), accepted_at: row.accepted_at, content, waited }
+        }
+    };
+    give_up_unknown(item, patience, now)
+}
+
+/// A command of a type that no version has come to know is dead in the end.
+pub(crate) fn give_up_unknown(item: Item, patience: &Patience, now: DateTime<Utc>) -> Item {
+    if !item.is_given_up(patience, now) {
+        return item;
+    }
+    let detail = match &item.content {
+        Content::Unknown(unknown) => format!("no worker came to know the command type {:?}", unknown.kind),
+        _ => String::new(),
+    };
+    item.into_dead(UNKNOWN_TYPE, detail)
+}
+
+impl Source for Due<'_> {
+    fn body(&self, index: usize) -> &[u8] {
+        &self.rows[index].body
+    }
+
+    /// It answered long ago; who still waits asks Postgres.
+    fn intake(&self, _index: usize) -> Option<Uuid> {
+        None
+    }
+
+    async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError> {
+        let row = &self.rows[index];
+        let publisher = &self.context.stores.publisher;
+        let letter = (row.id, row.subject);
+        dead_letters::send_waited(publisher, self.partition, letter, &row.body, reason, detail).await?;
+        observe::counter(&metric::DEAD_LETTERED, &[("reason", reason)]).increment(1);
+        Ok(())
+    }
+}
