@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use taskflow_core::batch::Content;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::{Kind, StoreError, clock, observe};
@@ -37,6 +38,16 @@ pub(crate) trait Source {
 
     /// Puts the message of an item into the dead letters.
     async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError>;
+}
+
+/// The letter comes before the receipt that speaks of it; a crash in between sends it again.
+pub(crate) async fn bury_dead(items: &[Item], source: &impl Source) -> Result<(), StoreError> {
+    for (index, item) in items.iter().enumerate() {
+        if let Content::Dead(dead) = &item.content {
+            source.bury(index, dead.reason, &dead.detail).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Applies all items, in order. `lines` are the subjects of which a command waits; it is kept up to date.
@@ -95,7 +106,7 @@ async fn give_up(
     error: &StoreError,
     source: &impl Source,
 ) -> Result<(), StoreError> {
-    if matches!(item.content, taskflow_core::batch::Content::Dead(_)) {
+    if matches!(item.content, Content::Dead(_)) {
         // Its receipt holds nothing of the command any more: the fault is ours.
         return Err(StoreError { kind: Kind::Bug, ..error.clone() });
     }

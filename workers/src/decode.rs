@@ -8,6 +8,7 @@ use taskflow_core::{Item, envelope, slot};
 use taskflow_stores::rabbit::consume::Delivery;
 use uuid::Uuid;
 
+use crate::crash;
 use crate::waiting::give_up_unknown;
 
 /// A batch of deliveries, read.
@@ -36,6 +37,7 @@ pub(crate) fn decode(deliveries: &[Delivery], patience: &Patience, now: DateTime
         nameless: Vec::new(),
     };
     for (index, delivery) in deliveries.iter().enumerate() {
+        crash::poison(delivery.body());
         // An intake's clock may be ahead of ours; nothing is accepted in the future.
         let accepted_at = delivery.accepted_at().unwrap_or(now).min(now);
         match read(delivery, accepted_at) {

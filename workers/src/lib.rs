@@ -18,6 +18,7 @@ mod partition;
 mod relay;
 mod report;
 mod sink;
+mod suspect;
 mod waiting;
 
 use std::sync::Arc;

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskflow_core::batch::{Content, Verdict};
+use taskflow_core::batch::Verdict;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::{self, Lease};
 use taskflow_stores::postgres::receipts::View;
-use taskflow_stores::postgres::waiting;
+use taskflow_stores::postgres::{suspects, waiting};
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{Kind, StoreError, clock, observe};
@@ -20,12 +20,13 @@ use uuid::Uuid;
 use crate::announce::Announcement;
 use crate::apply::{Applied, Fence, observe_step};
 use crate::backoff::Backoff;
-use crate::bisect::{End, Source, apply_all};
+use crate::bisect::{End, Source, apply_all, bury_dead};
 use crate::collect::{Collected, Collector};
-use crate::decode::decode;
+use crate::decode::{Origin, decode};
 use crate::messages::Messages;
 use crate::relay::Relay;
 use crate::sink::Batch;
+use crate::suspect::{self, Trial};
 use crate::waiting::{Due, Room};
 use crate::{Context, crash, report};
 
@@ -169,7 +170,7 @@ impl Pipeline<'_> {
             };
             patience = QUIET;
             crash::point("collected");
-            if let Some(left) = self.batch(&deliveries, stop).await? {
+            if let Some(left) = self.take(&deliveries, stop).await? {
                 return Ok(left);
             }
             let start = Instant::now();
@@ -179,6 +180,61 @@ impl Pipeline<'_> {
             observe_step("ack", start);
             crash::point("acknowledged");
         }
+    }
+
+    /// A batch, unless one of its messages may be what kills workers: then one by one.
+    async fn take(
+        &mut self,
+        deliveries: &[Delivery],
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        if !deliveries.iter().any(suspect::is_suspicious) {
+            return self.batch(deliveries, stop).await;
+        }
+        let postgres = &self.context.stores.postgres;
+        for delivery in deliveries {
+            let alone = std::slice::from_ref(delivery);
+            let left = match suspect::trial(postgres, &self.name, delivery).await? {
+                Trial::None => self.batch(alone, stop).await?,
+                Trial::Alone(digest) => {
+                    let result = self.batch(alone, stop).await;
+                    match result {
+                        Ok(None) => suspects::forget(postgres, digest).await?,
+                        _ => suspects::take_back(postgres, digest).await?,
+                    }
+                    result?
+                }
+                Trial::Condemned(digest) => {
+                    let left = self.condemn(delivery, stop).await?;
+                    suspects::forget(postgres, digest).await?;
+                    left
+                }
+            };
+            if left.is_some() {
+                return Ok(left);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Buries a message that kills, unread.
+    async fn condemn(
+        &mut self,
+        delivery: &Delivery,
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        let (item, reason, detail) = suspect::remains(delivery);
+        tracing::error!(partition = self.name, command = ?delivery.message_id(), detail, "A message goes to the dead letters unread.");
+        let origins = [Origin { delivery: 0, intake: delivery.intake() }];
+        let deliveries = std::slice::from_ref(delivery);
+        let messages =
+            Messages { context: self.context, partition: self.partition, deliveries, origins: &origins };
+        messages.send(0, reason, &detail).await?;
+        let Some(item) = item else { return Ok(None) };
+        let mut lines = std::mem::take(&mut self.room.lines);
+        let left = self.apply(&mut [item], &mut lines, &messages, stop).await;
+        self.room.lines = lines;
+        left
     }
 
     /// Decode, apply, hand over. The caller acknowledges.
@@ -332,14 +388,4 @@ impl Pipeline<'_> {
             }
         }
     }
-}
-
-/// The letter comes before the receipt that speaks of it; a crash in between sends it again.
-async fn bury_dead(items: &[Item], source: &impl Source) -> Result<(), StoreError> {
-    for (index, item) in items.iter().enumerate() {
-        if let Content::Dead(dead) = &item.content {
-            source.bury(index, dead.reason, &dead.detail).await?;
-        }
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@ pub mod migrate;
 pub mod outbox;
 pub mod receipts;
 pub mod seed;
+pub mod suspects;
 pub mod tasks;
 pub mod users;
 pub mod waiting;

@@ -65,6 +65,11 @@ impl Delivery {
         self.0.properties.reply_to().as_ref()?.as_str().parse().ok()
     }
 
+    /// The id that its publisher gave beside the bytes.
+    pub fn message_id(&self) -> Option<Uuid> {
+        self.0.properties.message_id().as_ref()?.as_str().parse().ok()
+    }
+
     /// How often the broker has returned it before.
     pub fn returns(&self) -> i64 {
         match self.header("x-delivery-count") {

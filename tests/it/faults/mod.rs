@@ -3,13 +3,14 @@
 mod broker;
 mod crashes;
 mod lease;
+mod poison;
 mod shutdown;
 mod stores;
 
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [broker::tests(), crashes::tests(), lease::tests(), shutdown::tests(), stores::tests()]
+    [broker::tests(), crashes::tests(), lease::tests(), poison::tests(), shutdown::tests(), stores::tests()]
         .into_iter()
         .flatten()
         .collect()

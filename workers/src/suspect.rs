@@ -1,0 +1,62 @@
+//! Finding the message that kills: one that makes the process abort, or exhausts its memory.
+//!
+//! When a worker dies, the broker's count of returns rises for everything that it held, so the count can't tell the
+//! culprit. It only says when to go slowly: a message that came back twice is tried alone, and that is written down
+//! before. Who was alone so often and never came to an end is dead; nobody else is charged.
+
+use taskflow_core::Item;
+use taskflow_core::batch::{Content, Dead};
+use taskflow_core::command::{Fingerprint, digest};
+use taskflow_stores::postgres::{PgPool, suspects};
+use taskflow_stores::rabbit::consume::Delivery;
+use taskflow_stores::{StoreError, clock};
+
+/// Returns after which a message is tried alone. The first may be a deployment.
+const RETURNS: i64 = 2;
+/// Tries alone before a message is given up.
+const TRIES: i16 = 3;
+const REASON: &str = "poison";
+
+/// How a message is to be taken.
+pub(crate) enum Trial {
+    /// As any other.
+    None,
+    /// Alone; the try is written down.
+    Alone(Fingerprint),
+    /// Not at all.
+    Condemned(Fingerprint),
+}
+
+/// Whether a message may have killed somebody.
+pub(crate) fn is_suspicious(delivery: &Delivery) -> bool {
+    delivery.returns() >= RETURNS
+}
+
+/// Says how a message is to be taken, and writes down if it is alone.
+pub(crate) async fn trial(pool: &PgPool, partition: &str, delivery: &Delivery) -> Result<Trial, StoreError> {
+    if !is_suspicious(delivery) {
+        return Ok(Trial::None);
+    }
+    let digest = digest(delivery.body());
+    let tries = suspects::note_try(pool, digest, partition).await?;
+    Ok(if tries > TRIES { Trial::Condemned(digest) } else { Trial::Alone(digest) })
+}
+
+/// What is left of a message that kills. It is not read: its id is known if its publisher named it beside the bytes.
+pub(crate) fn remains(delivery: &Delivery) -> (Option<Item>, &'static str, String) {
+    let detail = format!("the worker died {TRIES} times while it worked on this message alone");
+    let item = delivery.message_id().map(|id| Item {
+        id,
+        fingerprint: digest(delivery.body()),
+        accepted_at: delivery.accepted_at().unwrap_or_else(clock::now).min(clock::now()),
+        content: Content::Dead(Dead {
+            reason: REASON,
+            detail: detail.clone(),
+            kind: None,
+            subject: None,
+            actor: None,
+        }),
+        waited: None,
+    });
+    (item, REASON, detail)
+}
