@@ -33,14 +33,14 @@ pub fn point(name: &str) {
 #[inline]
 pub fn point(_name: &str) {}
 
-/// Ends the process if a message holds the text of `TASKFLOW_POISON`: what a fault in a decoder would do.
+/// Ends the process if a message holds the text of `TASKFLOW_CRASH_ON`: what a fault in a decoder would do.
 #[cfg(feature = "crash-points")]
 pub(crate) fn poison(body: &[u8]) {
     use std::sync::OnceLock;
 
     static TEXT: OnceLock<Option<String>> = OnceLock::new();
     #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
-    let text = TEXT.get_or_init(|| std::env::var("TASKFLOW_POISON").ok());
+    let text = TEXT.get_or_init(|| std::env::var("TASKFLOW_CRASH_ON").ok());
     if let Some(text) = text
         && body.windows(text.len()).any(|window| window == text.as_bytes())
     {

@@ -28,7 +28,7 @@ async fn poison(site: Arc<Site>) -> Result {
     let value = command("task.create", subject_in_slot(0), json!({ "title": "the pill" }));
     let pill = envelope::read(value)?;
     site.publisher.publish(Message::command(&pill, clock::now(), None)).await?;
-    let deadly = ("TASKFLOW_POISON", "the pill");
+    let deadly = ("TASKFLOW_CRASH_ON", "the pill");
     let dead = format!(
         "SELECT count(*) FROM receipts WHERE id = '{}' AND outcome = 'dead' AND code = 'poison'",
         pill.id
