@@ -43,7 +43,7 @@ metrics! {
         "Commands that an HTTP intake has refused: invalid, forbidden, mismatch, unavailable.";
     COMMANDS_FINISHED = "taskflow_commands_finished_total" Kind::Counter, ["type", "outcome"],
         "Commands that have their receipt.";
-    COMMAND_DUPLICATES = "taskflow_command_duplicates_total" Kind::Counter, ["type"],
+    COMMAND_DUPLICATES = "taskflow_command_duplicates_total" Kind::Counter, ["result"],
         "Messages whose command had its receipt already: same (dropped) or mismatch (dead letter).";
     COMMAND_LATENCY = "taskflow_command_latency_seconds" Kind::Histogram(LATENCY_SECONDS), ["type"],
         "Time from a command's acceptance to the commit of its receipt.";

@@ -29,7 +29,7 @@ impl Collector {
         Self { max_batch, linger, streaming: false }
     }
 
-    /// The next batch, or `Quiet` after `patience` without any.
+    /// The next batch, of at most `limit`, or `Quiet` after `patience` without any.
     ///
     /// # Errors
     /// The subscription ended: the broker or the connection is gone.
@@ -37,25 +37,27 @@ impl Collector {
         &mut self,
         subscription: &mut Subscription,
         patience: Duration,
+        limit: Option<usize>,
         stop: &CancellationToken,
     ) -> Result<Collected, StoreError> {
+        let most = limit.map_or(self.max_batch, |limit| limit.min(self.max_batch));
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Collected::Stopped),
             first = subscription.next() => first?,
             () = tokio::time::sleep(patience) => return Ok(Collected::Quiet),
         };
-        let mut batch = Vec::with_capacity(if self.streaming { self.max_batch } else { 16 });
+        let mut batch = Vec::with_capacity(if self.streaming { most } else { 16 });
         batch.push(first);
-        self.take_ready(subscription, &mut batch)?;
-        if self.streaming && batch.len() < self.max_batch && !self.linger.is_zero() {
+        Self::take_ready(most, subscription, &mut batch)?;
+        if self.streaming && batch.len() < most && !self.linger.is_zero() {
             let deadline = tokio::time::Instant::now() + self.linger;
-            while batch.len() < self.max_batch {
+            while batch.len() < most {
                 match tokio::time::timeout_at(deadline, subscription.next()).await {
                     Ok(delivery) => batch.push(delivery?),
                     Err(_) => break,
                 }
-                self.take_ready(subscription, &mut batch)?;
+                Self::take_ready(most, subscription, &mut batch)?;
             }
         }
         self.streaming = batch.len() >= self.max_batch / 4;
@@ -63,11 +65,11 @@ impl Collector {
     }
 
     fn take_ready(
-        &self,
+        most: usize,
         subscription: &mut Subscription,
         batch: &mut Vec<Delivery>,
     ) -> Result<(), StoreError> {
-        while batch.len() < self.max_batch {
+        while batch.len() < most {
             match subscription.try_next()? {
                 Some(delivery) => batch.push(delivery),
                 None => break,

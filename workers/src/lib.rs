@@ -12,6 +12,7 @@ mod collect;
 pub mod crash;
 mod decode;
 mod gauges;
+mod give_way;
 mod lease;
 mod messages;
 mod partition;
@@ -88,6 +89,7 @@ pub(crate) struct Context {
     pub stores: Stores,
     pub events: mongo::events::Events,
     pub announcer: announce::Announcer,
+    pub give_way: give_way::GiveWay,
     /// This process, new at every start.
     pub worker: Uuid,
 }
@@ -103,6 +105,7 @@ pub async fn run(
     let context = Arc::new(Context {
         events: mongo::events::collection(&stores.mongo),
         announcer: announce::start(stores.redis.clone(), stop.clone()),
+        give_way: give_way::GiveWay::default(),
         worker: clock::new_id(),
         settings,
         retention,

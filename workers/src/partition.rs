@@ -160,7 +160,9 @@ impl Pipeline<'_> {
                 return Ok(left);
             }
             patience = self.room.pause().map_or(patience, |pause| patience.min(pause));
-            let deliveries = match collector.collect(subscription, patience, stop).await? {
+            let give_way = &self.context.give_way;
+            let limit = give_way.limit(self.partition.low);
+            let deliveries = match collector.collect(subscription, patience, limit, stop).await? {
                 Collected::Batch(deliveries) => deliveries,
                 Collected::Quiet => {
                     patience = if self.tidy().await { QUIET_LONG } else { QUIET };
@@ -170,6 +172,7 @@ impl Pipeline<'_> {
             };
             patience = QUIET;
             crash::point("collected");
+            let turn = give_way.begin(self.partition.low).await;
             if let Some(left) = self.take(&deliveries, stop).await? {
                 return Ok(left);
             }
@@ -179,6 +182,7 @@ impl Pipeline<'_> {
             }
             observe_step("ack", start);
             crash::point("acknowledged");
+            turn.end(stop).await;
         }
     }
 
@@ -335,10 +339,10 @@ impl Pipeline<'_> {
                     }
                 }
                 Verdict::Duplicate => {
-                    observe::counter(&metric::COMMAND_DUPLICATES, &[("type", "same")]).increment(1);
+                    observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "same")]).increment(1);
                 }
                 Verdict::Mismatch => {
-                    observe::counter(&metric::COMMAND_DUPLICATES, &[("type", "mismatch")]).increment(1);
+                    observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "mismatch")]).increment(1);
                     let detail = format!("another command with the id {} was there first", items[index].id);
                     source.bury(index, "idempotency_mismatch", &detail).await?;
                 }

@@ -123,7 +123,7 @@ async fn deliveries(site: &Site, count: usize) -> Result<Vec<f64>> {
 }
 
 /// The receipt's announcement stands for the commit: it is made right after it, so the figure is an upper bound.
-async fn publishes(site: &Site, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+pub(super) async fn publishes(site: &Site, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let me = clock::new_id();
     let (committed, told) = (Times::default(), Times::default());
     let announcements = site.stores.redis.announcements(me).await?;
@@ -194,7 +194,7 @@ async fn note_events(mut events: lapin::Consumer, times: Times) {
     }
 }
 
-fn percentile(times: &[f64], share: f64) -> f64 {
+pub(super) fn percentile(times: &[f64], share: f64) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);

@@ -6,6 +6,7 @@ mod generate;
 mod http;
 mod intake;
 mod latency;
+mod low;
 mod place;
 pub(crate) mod report;
 mod throughput;
@@ -49,6 +50,7 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
             Phase::Mixed => throughput::mixed(plan, &mut place, &tell).await,
             Phase::Intake => intake::run(plan, &mut place, &tell).await,
             Phase::Latency => latency::run(plan, &mut place, &tell).await,
+            Phase::Low => low::run(plan, &mut place, &tell).await,
         };
         match measured {
             Ok(measured) => figures.extend(measured),

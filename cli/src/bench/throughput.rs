@@ -84,7 +84,7 @@ fn creates(count: usize) -> Vec<Command> {
 }
 
 /// Publishes a backlog; returns the rate.
-async fn preload(site: &Site, commands: Vec<Command>) -> Result<f64> {
+pub(super) async fn preload(site: &Site, commands: Vec<Command>) -> Result<f64> {
     let start = Instant::now();
     let count = commands.len();
     publish(&site.stores.publisher, &commands).await?;

@@ -45,12 +45,14 @@ pub(crate) enum Phase {
     Intake,
     /// A lone command: publish to commit, to its event, and POST to receipt
     Latency,
+    /// Lone commands of normal priority, without and with a backlog of low ones
+    Low,
 }
 
 pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Result<ExitCode, Exit> {
     telemetry::start_logs(&settings)?;
     let phases = match options.phases.as_slice() {
-        [] => vec![Phase::Drain, Phase::Mixed, Phase::Intake, Phase::Latency],
+        [] => vec![Phase::Drain, Phase::Mixed, Phase::Intake, Phase::Latency, Phase::Low],
         some => some.to_vec(),
     };
     let plan = Plan {
