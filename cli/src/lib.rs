@@ -8,6 +8,7 @@ mod lifecycle;
 mod monitor;
 mod settings;
 mod telemetry;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,8 @@ enum Command {
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
     Bench(commands::bench::Options),
+    /// Check the promise on this deployment: send a known stream, break what you like, count what is wrong
+    Verify(commands::verify::Options),
     /// Print a completion script for a shell
     Completions(commands::completions::Options),
 }
@@ -104,6 +107,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Receipt(options) => Box::pin(commands::receipt::run(options, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
+        Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,
         Command::Completions(options) => {
             commands::completions::run(options, &mut <Program as clap::CommandFactory>::command());
             Ok(ExitCode::SUCCESS)

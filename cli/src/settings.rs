@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub scheduler: taskflow_scheduler::Settings,
     pub metrics: Metrics,
     pub retention: Retention,
+    pub verify: crate::verify::Settings,
     pub environment: Environment,
     /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
     pub log: LogFilter,

@@ -76,6 +76,15 @@ pub(crate) async fn deliver(
             batch.payload.events.len()
         }
     };
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for event in &batch.payload.events {
+            tracing::debug!(
+                event = %event.id, command = %event.command, correlation = %event.correlation,
+                trace = event.traceparent.as_deref(), sink = sink.as_str(), partition, batch = batch.number,
+                "A sink has the event."
+            );
+        }
+    }
     observe::counter(&metric::EVENTS_RELAYED, &[("sink", sink.as_str())]).increment(count as u64);
     Ok(clock::now())
 }

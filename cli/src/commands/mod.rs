@@ -9,3 +9,4 @@ pub(crate) mod receipt;
 pub(crate) mod role;
 pub(crate) mod seed;
 pub(crate) mod send;
+pub(crate) mod verify;

@@ -6,12 +6,21 @@ mod lease;
 mod poison;
 mod shutdown;
 mod stores;
+mod verify;
 
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [broker::tests(), crashes::tests(), lease::tests(), poison::tests(), shutdown::tests(), stores::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        broker::tests(),
+        crashes::tests(),
+        lease::tests(),
+        poison::tests(),
+        shutdown::tests(),
+        stores::tests(),
+        verify::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

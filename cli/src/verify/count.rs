@@ -1,0 +1,179 @@
+//! The count: what became of each accepted command, by its receipt, its task's row and its events.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bson::{Document, doc};
+use futures_util::TryStreamExt;
+use serde::Serialize;
+use taskflow_stores::mongo::events;
+use taskflow_stores::postgres::receipts::{self, View};
+use taskflow_stores::postgres::{tasks, waiting};
+use taskflow_stores::rabbit::topology::Partition;
+use uuid::Uuid;
+
+use super::{Run, stream};
+use crate::connect::Stores;
+
+/// What a run found.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Count {
+    pub accepted: usize,
+    pub applied: usize,
+    /// Accepted, without a receipt, and nowhere any more; or applied without its event.
+    pub lost: usize,
+    /// With more than one event, or a row that was changed more often than there were commands.
+    pub doubled: usize,
+    /// Applied at another place than sent, or refused since one before it was missing.
+    pub reordered: usize,
+    /// Accepted, without a receipt, and still waiting although nothing moves.
+    pub stuck: usize,
+    /// The first of what is wrong.
+    pub examples: Vec<String>,
+}
+
+/// Examples that are told.
+const EXAMPLES: usize = 10;
+const IDS_AT_ONCE: usize = 5_000;
+
+impl Count {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.lost + self.doubled + self.reordered + self.stuck == 0
+    }
+
+    fn example(&mut self, text: String) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(text);
+        }
+    }
+}
+
+/// Waits until everything has ended, or nothing has for `patience`; then counts. Stores that are away are waited for.
+pub(crate) async fn count(
+    stores: &Stores,
+    run: Run,
+    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    patience: Duration,
+    tell: impl Fn(usize),
+) -> Result<Count> {
+    let found = settle(stores, accepted, patience, tell).await;
+    let mut count = Count { accepted: accepted.values().map(Vec::len).sum(), ..Count::default() };
+    let missing = accepted.values().flatten().filter(|id| !found.contains_key(id)).count();
+    if missing > 0 {
+        if anything_waits(stores).await? {
+            count.stuck = missing;
+        } else {
+            count.lost = missing;
+        }
+        count.example(format!("{missing} commands have no receipt"));
+    }
+    for (subject, ids) in accepted {
+        for (place, receipt) in ids.iter().enumerate().filter_map(|(place, id)| Some((place, found.get(id)?)))
+        {
+            if receipt.status == "applied" && receipt.version == Some(place as i32 + 1) {
+                count.applied += 1;
+            } else {
+                count.reordered += 1;
+                let (id, version, status) = (receipt.id, receipt.version, &receipt.status);
+                let code = receipt.code.as_deref().unwrap_or_default();
+                count.example(format!(
+                    "command {} of {subject} ({id}) is {status} {code}, version {version:?}",
+                    place + 1
+                ));
+            }
+        }
+    }
+    check_rows(stores, accepted, &mut count).await?;
+    check_events(stores, run, accepted, &found, &mut count).await?;
+    Ok(count)
+}
+
+/// Reads receipts until all are there and audited, or nothing has changed for `patience`.
+async fn settle(
+    stores: &Stores,
+    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    patience: Duration,
+    tell: impl Fn(usize),
+) -> HashMap<Uuid, View> {
+    let mut found: HashMap<Uuid, View> = HashMap::new();
+    let mut open: HashSet<Uuid> = accepted.values().flatten().copied().collect();
+    let mut deadline = Instant::now() + patience;
+    while !open.is_empty() && Instant::now() < deadline {
+        let before = (open.len(), found.len());
+        let ids: Vec<Uuid> = open.iter().copied().collect();
+        for some in ids.chunks(IDS_AT_ONCE) {
+            // A store that is away now may be back before the patience ends.
+            for receipt in receipts::read_many(&stores.postgres, some).await.unwrap_or_default() {
+                if receipt.events.is_empty() || receipt.auditedat.is_some() {
+                    open.remove(&receipt.id);
+                }
+                found.insert(receipt.id, receipt);
+            }
+        }
+        tell(found.len());
+        if (open.len(), found.len()) != before {
+            deadline = Instant::now() + patience;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    found
+}
+
+async fn anything_waits(stores: &Stores) -> Result<bool> {
+    let (parked, scheduled) = waiting::count(&stores.postgres).await?;
+    let queues: Vec<String> = Partition::all(&stores.rabbit).iter().map(|one| one.queue()).collect();
+    let depths = stores.consume.depths(&queues).await?;
+    Ok(parked + scheduled > 0 || depths.values().any(|depth| depth.ready > 0))
+}
+
+async fn check_rows(stores: &Stores, accepted: &HashMap<Uuid, Vec<Uuid>>, count: &mut Count) -> Result<()> {
+    let subjects: Vec<Uuid> = accepted.keys().copied().collect();
+    for some in subjects.chunks(IDS_AT_ONCE) {
+        let mut connection = stores.postgres.acquire().await.context("postgres")?;
+        for task in tasks::read_many(&mut connection, some).await? {
+            let sent = accepted.get(&task.id).map_or(0, Vec::len) as i32;
+            if task.version > sent {
+                count.doubled += (task.version - sent) as usize;
+                count.example(format!("task {} has version {} after {sent} commands", task.id, task.version));
+            }
+            if task.title != stream::title(task.version) {
+                count.reordered += 1;
+                count.example(format!(
+                    "task {} has version {} and is called {:?}",
+                    task.id, task.version, task.title
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn check_events(
+    stores: &Stores,
+    run: Run,
+    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    found: &HashMap<Uuid, View>,
+    count: &mut Count,
+) -> Result<()> {
+    let mut events: HashMap<String, usize> = HashMap::new();
+    let collection = stores.mongo.collection::<Document>(events::COLLECTION);
+    let cursor =
+        collection.find(doc! { "correlationId": run.id.to_string() }).projection(doc! { "commandId": 1 });
+    let mut cursor = cursor.await.context("mongodb")?;
+    while let Some(event) = cursor.try_next().await.context("mongodb")? {
+        *events.entry(event.get_str("commandId").unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    for id in accepted.values().flatten() {
+        let told = events.get(&id.to_string()).copied().unwrap_or(0);
+        let applied = found.get(id).is_some_and(|receipt| receipt.status == "applied");
+        if told > 1 {
+            count.doubled += told - 1;
+            count.example(format!("command {id} has {told} events"));
+        } else if told == 0 && applied {
+            count.lost += 1;
+            count.example(format!("command {id} was applied, the audit trail does not know of it"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The promise, checked from outside on any deployment: a known stream of dependent commands under a user of its own,
+//! and a count of what was lost, doubled, reordered or got stuck, from receipts, rows and events.
+
+mod count;
+mod stream;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use taskflow_core::command::{Body, Command, DeleteTask, Metadata, Priority, RegisterUser};
+use taskflow_core::state::Role;
+use taskflow_stores::postgres::receipts;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::{StoreError, clock};
+use uuid::Uuid;
+
+pub(crate) use self::count::{Count, count};
+pub(crate) use self::stream::Stream;
+use crate::connect::Stores;
+
+/// The consent of whoever owns the deployment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Whether `taskflow verify` may send commands here. They are real ones, under a user of their own.
+    pub allowed: bool,
+    /// The same for `environment = "production"`.
+    pub allowed_in_production: bool,
+}
+
+/// How much is sent, and how long is waited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub subjects: usize,
+    /// Commands a second.
+    pub rate: f64,
+    pub seconds: u64,
+    /// How long nothing may happen before what is missing is given up.
+    pub patience: Duration,
+}
+
+/// Who the commands are from, so that they can be told apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// The correlation id of everything that is sent.
+    pub id: Uuid,
+    /// A user of the run's own.
+    pub user: Uuid,
+}
+
+impl Run {
+    /// Registers the run's user, and waits until it is there.
+    pub(crate) async fn begin(stores: &Stores, patience: Duration) -> Result<Self> {
+        let run = Self { id: clock::new_id(), user: clock::new_id() };
+        let body = Body::RegisterUser(RegisterUser {
+            email: format!("verify-{}@taskflow.invalid", run.id.simple()),
+            // Nobody knows it: the run's user can't log in.
+            passwordhash: crate::hash_password(&clock::new_id().to_string(), 10)?,
+            role: Role::User,
+            profile: None,
+        });
+        let command = run.command(run.user, body);
+        let id = command.id;
+        let message = Message::command(&command, clock::now(), None);
+        stores.publisher.publish(message).await.map_err(StoreError::from).context("register a user")?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let found = receipts::read_many(&stores.postgres, &[id]).await.unwrap_or_default().pop();
+            match found {
+                Some(receipt) if receipt.status == "applied" => return Ok(run),
+                Some(receipt) => bail!("the run's user was {}: {:?}", receipt.status, receipt.detail),
+                None if Instant::now() > deadline => {
+                    bail!(
+                        "no worker has applied the first command within {} s; does one run?",
+                        patience.as_secs()
+                    )
+                }
+                None => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    fn command(self, subject: Uuid, body: Body) -> Command {
+        Command {
+            id: clock::new_id(),
+            source: "/taskflow/verify".into(),
+            subject,
+            actor: self.user,
+            correlation: self.id,
+            issued_at: Some(clock::now()),
+            priority: Priority::Normal,
+            not_before: None,
+            expires_at: None,
+            traceparent: None,
+            metadata: Metadata::default(),
+            body,
+        }
+    }
+
+    /// Deletes the run's tasks, as any user would. Its user stays, with its history.
+    pub(crate) async fn clean_up(self, stores: &Stores, subjects: impl Iterator<Item = Uuid>) -> Result<()> {
+        let mut pending = Vec::new();
+        for subject in subjects {
+            let command = self.command(subject, Body::DeleteTask(DeleteTask { expectedversion: None }));
+            let message = Message::command(&command, clock::now(), None);
+            pending.push(stores.publisher.send(message).await.map_err(StoreError::from)?);
+        }
+        for confirm in pending {
+            confirm.confirmed().await.map_err(StoreError::from)?;
+        }
+        Ok(())
+    }
+}
