@@ -35,20 +35,18 @@ fn shared() -> &'static Shared {
     })
 }
 
+async fn shared_world() -> Result<&'static World> {
+    shared().world.get_or_try_init(|| World::start(120)).await
+}
+
 /// A test with a corner of the shared servers.
 fn with_site(name: &str, test: impl AsyncFnOnce(Arc<Site>) -> Result + Send + 'static) -> Trial {
-    trial(name, async move || {
-        let world = shared().world.get_or_try_init(|| World::start(100)).await?;
-        test(Arc::new(Site::new(world).await?)).await
-    })
+    trial(name, async move || test(Arc::new(Site::new(shared_world().await?).await?)).await)
 }
 
 /// A test with nothing but a virtual host of the shared broker.
 fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'static) -> Trial {
-    trial(name, async move || {
-        let world = shared().world.get_or_try_init(|| World::start(100)).await?;
-        test(world.vhost()?).await
-    })
+    trial(name, async move || test(shared_world().await?.vhost()?).await)
 }
 
 /// A test with servers of its own, which it may stop.
@@ -67,8 +65,23 @@ fn plain(name: &str, test: impl FnOnce() -> Result + Send + 'static) -> Trial {
 }
 
 fn trial(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
+    trial_after(name, async || Ok(()), async move |()| test().await)
+}
+
+/// A test that first waits for its turn, for as long as it takes.
+fn trial_after<T>(
+    name: &str,
+    turn: impl AsyncFnOnce() -> Result<T> + Send + 'static,
+    test: impl AsyncFnOnce(T) -> Result + Send + 'static,
+) -> Trial {
     Trial::test(name, move || {
-        let limited = async { tokio::time::timeout(LONGEST, test()).await };
+        let limited = async {
+            let turn = match turn().await {
+                Ok(turn) => turn,
+                Err(error) => return Ok(Err(error)),
+            };
+            tokio::time::timeout(LONGEST, test(turn)).await
+        };
         match shared().runtime.block_on(limited) {
             Ok(result) => result.map_err(|error| format!("{error:#}").into()),
             Err(_) => Err(format!("not done after {} s", LONGEST.as_secs()).into()),
@@ -85,6 +98,9 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let tests = [e2e::tests(), faults::tests(), contract::tests()].into_iter().flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, tests);
+    if let Some(shared) = SHARED.get() {
+        shared.runtime.block_on(faults::stop());
+    }
     if let Some(shared) = SHARED.get()
         && shared.world.initialized()
     {

@@ -59,6 +59,32 @@ impl<'s> Cluster<'s> {
         Ok(Process { child, log })
     }
 
+    /// Lines that all processes of a role have logged by now, those that have ended too.
+    pub fn log_lines(&self, role: &str) -> usize {
+        self.logs(role).map(|(_, text)| text.lines().count()).sum()
+    }
+
+    /// The last lines of each log.
+    pub fn log_tails(&self, lines: usize) -> String {
+        let tail = |(name, text): (String, String)| {
+            let lines: Vec<&str> = text.lines().rev().take(lines).collect();
+            let lines = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+            format!("--- {name}\n{lines}\n")
+        };
+        self.logs("").map(tail).collect()
+    }
+
+    fn logs(&self, role: &str) -> impl Iterator<Item = (String, String)> {
+        let end = format!("{role}.log");
+        let files = std::fs::read_dir(self.logs.path()).into_iter().flatten().flatten();
+        files.filter_map(move |file| {
+            let name = file.file_name().into_string().ok()?;
+            name.ends_with(&end).then_some(())?;
+            let text = std::fs::read_to_string(file.path()).ok()?;
+            Some((name, text))
+        })
+    }
+
     /// Runs a subcommand to its end.
     pub async fn run(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Output> {
         Ok(self.command(args, env).stdin(Stdio::null()).output().await?)

@@ -4,8 +4,17 @@
 pub mod client;
 pub mod cluster;
 pub mod commands;
+pub mod dice;
+pub mod disk;
+pub mod faults;
+pub mod harness;
+pub mod load;
 pub mod promise;
+pub mod proxy;
 pub mod site;
+pub mod soak;
+pub mod trial;
+pub mod verdict;
 pub mod wait;
 pub mod world;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use sqlx::Connection;
-use taskflow_servers::{Options, Ports, Servers};
+use taskflow_servers::{Kind, Options, Ports, Servers};
 use taskflow_stores::postgres;
 use tokio::sync::Mutex;
 
@@ -34,10 +34,18 @@ pub(crate) struct Urls {
 impl World {
     /// Starts a set of servers of its own.
     pub async fn start(corners: usize) -> Result<Self> {
+        Self::start_on(corners, &[]).await
+    }
+
+    /// Starts a set of servers of its own, some of them on small disks ([`crate::disk`]).
+    pub async fn start_on(corners: usize, small_disks: &[Kind]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("taskflow-test-").tempdir_in("/tmp")?.keep();
         // The servers run as users of their own.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&folder, open)?;
+        for kind in small_disks {
+            crate::disk::mount(&folder.join(kind.as_str()))?;
+        }
         let options = Options {
             data_dir: folder.clone(),
             ports: Ports::free()?,
@@ -71,6 +79,11 @@ impl World {
     /// The address of a virtual host that nobody has had.
     pub fn vhost(&self) -> Result<String> {
         Ok(with_name(&self.urls.amqp, &format!("t{}", self.next_corner()?)))
+    }
+
+    /// Where a server keeps its data.
+    pub fn folder_of(&self, kind: Kind) -> PathBuf {
+        self.folder.join(kind.as_str())
     }
 
     pub(crate) fn urls(&self) -> &Urls {
@@ -109,6 +122,9 @@ impl World {
     pub async fn discard(&self) {
         for server in self.servers.lock().await.all() {
             server.kill().await;
+        }
+        for kind in Kind::ALL {
+            crate::disk::unmount(&self.folder.join(kind.as_str()));
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }

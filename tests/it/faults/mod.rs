@@ -1,6 +1,7 @@
 //! What breaks, and what must hold all the same.
 
 mod broker;
+mod catalogue;
 mod crashes;
 mod lease;
 mod poison;
@@ -19,8 +20,14 @@ pub(crate) fn tests() -> Vec<Trial> {
         shutdown::tests(),
         stores::tests(),
         verify::tests(),
+        catalogue::tests(),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Stops servers that faults have shared.
+pub(crate) async fn stop() {
+    catalogue::stop().await;
 }

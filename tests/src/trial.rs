@@ -1,0 +1,251 @@
+//! One fault under load, from the start of the program to the verdict.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use taskflow_servers::Kind;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::dice::Dice;
+use crate::faults::{Fault, Intake, Meanwhile};
+use crate::harness::{Harness, heads};
+use crate::load::{Load, Plan};
+use crate::verdict::{Verdict, examine};
+use crate::{Cluster, Site, World, wait};
+
+/// The longest that a fault's own doing may take, the holding apart.
+const ACT: Duration = Duration::from_secs(180);
+/// The longest that the way back is watched.
+const RECOVERY: Duration = Duration::from_secs(120);
+/// How often progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// How large a trial is.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    pub seed: u64,
+    pub per_second: u64,
+    pub senders: usize,
+    /// The long form: faults last as long as they do in earnest, and leases too.
+    pub long: bool,
+}
+
+impl Size {
+    /// For a test beside others on a small machine.
+    pub const SHORT: Self = Self { seed: 1, per_second: 200, senders: 16, long: false };
+
+    /// Before the fault and after it.
+    fn calm(self) -> Duration {
+        Duration::from_millis(if self.long { 5_000 } else { 700 })
+    }
+}
+
+/// What came of a trial: a row of the table.
+#[derive(Debug)]
+pub struct Row {
+    pub fault: &'static str,
+    pub seed: u64,
+    pub accepted: usize,
+    /// Accepted commands a second while nothing was broken.
+    pub per_second: f64,
+    pub verdict: Verdict,
+    /// From the end of the fault until every partition had applied a command again.
+    pub recovery: Duration,
+    /// Whether that was in time.
+    pub in_time: bool,
+    /// Lines of the workers' logs, a second of the fault and partition.
+    pub lines: f64,
+}
+
+impl Row {
+    /// An error that says what was not as promised.
+    pub fn must_be_clean(&self) -> Result<()> {
+        ensure!(self.verdict.is_clean(), "{}, seed {}:\n{}", self.fault, self.seed, self.verdict);
+        Ok(())
+    }
+}
+
+/// Runs one trial with a fresh corner of these servers. `program` is the one under test.
+pub async fn run(world: &World, program: &str, fault: &Fault, size: Size) -> Result<Row> {
+    let corner = Site::new(world).await?;
+    let cluster = Cluster::new(&corner, program)?;
+    let mut harness = Harness::new(world, &corner, &cluster, Dice::new(size.seed).part(7))?;
+    if size.long {
+        // As in earnest; the site's own is short so that tests need not wait.
+        harness.env.push(("TASKFLOW_WORKER__LEASE_MS".into(), "8000".into()));
+    }
+    harness.hold = Duration::from_secs_f64(if size.long { fault.hold.1 } else { fault.hold.0 });
+    let ran = through(&mut harness, fault, size).await;
+    ran.map_err(|error| {
+        let logs = cluster.log_tails(15);
+        error.context(format!("{}, seed {}; the ends of the logs:\n{logs}", fault.name, size.seed))
+    })
+}
+
+async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result<Row> {
+    for kind in fault.wires {
+        harness.lay_wire(*kind).await?;
+    }
+    act(harness, fault.prepare, "prepare").await?;
+    for _ in 0..2 {
+        harness.start_worker()?;
+    }
+    harness.start_api().await?;
+    let plan = Plan { seed: size.seed, per_second: size.per_second, senders: size.senders };
+    let load = Load::start(harness.site, &harness.base, plan).await?;
+    harness.load = Some(Arc::clone(&load.control));
+    let corner = harness.site;
+    let partitions = usize::from(corner.rabbit.partitions);
+    wait::until("all partitions are at work", async || Ok(heads(corner).await?.len() == partitions)).await?;
+    let (calm, before) = (Instant::now(), load.control.accepted());
+    sleep(size.calm()).await;
+    let per_second = (load.control.accepted() - before) as f64 / calm.elapsed().as_secs_f64();
+
+    let lines = harness.cluster.log_lines("worker");
+    let broken = Instant::now();
+    act(harness, fault.cause, "cause").await?;
+    hold(harness, fault).await?;
+    act(harness, fault.heal, "heal").await?;
+    let healed = Instant::now();
+    let recovery = recovered(harness, healed).await?;
+    let lasted = broken.elapsed().as_secs_f64();
+    let lines = (harness.cluster.log_lines("worker") - lines) as f64 / lasted.max(1.0) / partitions as f64;
+    sleep(size.calm()).await;
+    harness.kept.clear();
+
+    let accepted = load.end().await?;
+    let verdict = examine(corner, &accepted).await?;
+    for worker in std::mem::take(&mut harness.workers) {
+        worker.stop().await?;
+    }
+    if let Some(api) = harness.api.take() {
+        api.stop().await?;
+    }
+    Ok(Row {
+        fault: fault.name,
+        seed: size.seed,
+        accepted: accepted.commands(),
+        per_second,
+        verdict,
+        recovery,
+        in_time: recovery <= fault.within,
+        lines,
+    })
+}
+
+async fn act(harness: &mut Harness<'_>, act: crate::harness::Act, what: &str) -> Result<()> {
+    timeout(ACT, act(harness))
+        .await
+        .with_context(|| format!("{what}: not done in time"))?
+        .with_context(|| what.to_owned())
+}
+
+/// Lets the fault last, and looks whether it does what it is there for: in its second half, so that what was on its
+/// way at first has arrived.
+async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
+    sleep(harness.hold / 2).await;
+    if harness.hold.is_zero() {
+        return Ok(());
+    }
+    let postgres_answers = fault.meanwhile == Meanwhile::Applies;
+    let applied = if postgres_answers { harness.heads().await? } else { Vec::new() };
+    let taken = harness.load()?.accepted();
+    let finished = harness.site;
+    let before = timeout(LOOK_EVERY * 20, heads(finished)).await;
+    sleep(harness.hold / 2).await;
+    let taken = harness.load()?.accepted() - taken;
+    match fault.meanwhile {
+        Meanwhile::Applies => {
+            let now = harness.heads().await?;
+            ensure!(
+                now.iter().zip(&applied).all(|(now, then)| now.1 > then.1),
+                "commands are not applied meanwhile: {applied:?} to {now:?}"
+            );
+        }
+        Meanwhile::Stands => {
+            // Where Postgres itself is the fault, it can't be asked, and can't apply either.
+            if let Ok(Ok(then)) = before
+                && let Ok(Ok(now)) = timeout(LOOK_EVERY * 20, heads(finished)).await
+            {
+                ensure!(
+                    now.iter().zip(&then).any(|(now, then)| now.1 == then.1),
+                    "the fault shows no effect: {then:?} to {now:?}"
+                );
+            }
+        }
+        Meanwhile::Either => {}
+    }
+    match fault.intake {
+        Intake::Takes => ensure!(taken > 0, "nothing is accepted meanwhile"),
+        Intake::Refuses => {
+            ensure!(taken == 0, "{taken} commands are accepted meanwhile: the fault shows no effect");
+        }
+        Intake::Either => {}
+    }
+    Ok(())
+}
+
+/// Waits until every partition has applied something that it had not when the fault was healed.
+async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
+    let mut base: Option<Vec<(String, i64)>> = None;
+    loop {
+        if let Ok(now) = harness.heads().await {
+            match &base {
+                None => base = Some(now),
+                Some(base) => {
+                    if now.iter().zip(base).all(|(now, then)| now.1 > then.1) {
+                        return Ok(healed.elapsed());
+                    }
+                }
+            }
+        }
+        if healed.elapsed() > RECOVERY {
+            bail!("not all partitions apply commands {} s after the fault: {base:?}", RECOVERY.as_secs());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Servers, one set after another: a corner is for one trial, and a set has so many.
+pub struct Worlds {
+    world: Option<World>,
+    used: usize,
+    small_disks: &'static [Kind],
+}
+
+/// Trials with one set of servers.
+const CORNERS: usize = 40;
+
+impl Worlds {
+    pub fn new() -> Self {
+        Self { world: None, used: 0, small_disks: &[] }
+    }
+
+    /// A set of servers for a trial of this fault, the last one's if it has a corner left.
+    pub async fn get(&mut self, fault: &Fault) -> Result<&World> {
+        if self.used >= CORNERS || self.small_disks != fault.small_disks {
+            self.stop().await;
+        }
+        self.used += 1;
+        if self.world.is_none() {
+            self.used = 1;
+            self.small_disks = fault.small_disks;
+            self.world = Some(World::start_on(CORNERS, fault.small_disks).await?);
+        }
+        self.world.as_ref().context("there are no servers")
+    }
+
+    /// After a trial that failed: nobody knows what it has left.
+    pub async fn stop(&mut self) {
+        if let Some(world) = self.world.take() {
+            world.stop().await;
+        }
+    }
+}
+
+impl Default for Worlds {
+    fn default() -> Self {
+        Self::new()
+    }
+}
