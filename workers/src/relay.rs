@@ -5,11 +5,13 @@
 //! knows by the numbers: a partition's batches are numbered without gaps by the fence.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::postgres::outbox;
 use taskflow_stores::{StoreError, observe};
@@ -194,6 +196,23 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, newest: i64, mut queue: mpsc::Receiver<Handover>) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        // A panic is a fault of ours. A sink that ended by it would miss all that follows, until the lease changes
+        // hands; as it is, the batch in hand is found in the outbox.
+        while AssertUnwindSafe(self.follow(newest, &mut queue)).catch_unwind().await.is_err() {
+            self.lagging.store(true, Ordering::Relaxed);
+            tracing::error!(
+                partition = self.partition,
+                sink = self.sink.as_str(),
+                "The sink has panicked; it begins again with what the outbox keeps."
+            );
+            if !backoff.wait(&self.abandon).await {
+                return;
+            }
+        }
+    }
+
+    async fn follow(&mut self, newest: i64, queue: &mut mpsc::Receiver<Handover>) {
         self.catch_up(newest).await;
         while let Some(handover) = tokio::select! {
             handover = queue.recv() => handover,
