@@ -95,6 +95,12 @@ async fn follow(
             }
             continue;
         }
+        if leased && !mine {
+            // Ours in the database, and nobody here consumes it: giving it back has failed, or the answer to taking
+            // it was lost. Renewed with the others it would never run out, and nobody could have the partition.
+            give_back(context, *partition).await;
+            continue;
+        }
         if mine && !membership.taken.contains(&name) {
             match acquire(context, *partition, valid_until, stop).await {
                 Ok(Some(one)) => drop(held.insert(*partition, one)),
