@@ -124,7 +124,7 @@ async fn run(options: &Options) -> Result<bool> {
                 }
                 Err(error) => println!("FAILS {} [{seconds} s]: {error:#}", fault.name),
             }
-            if !ended.as_ref().is_ok_and(|row| row.verdict.is_clean()) {
+            if fault.spoils || !ended.as_ref().is_ok_and(|row| row.verdict.is_clean()) {
                 // What it has left would be blamed on the next one.
                 worlds.stop().await;
             }

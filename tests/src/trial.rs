@@ -112,7 +112,6 @@ async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result
     let lasted = broken.elapsed().as_secs_f64();
     let lines = (harness.cluster.log_lines("worker") - lines) as f64 / lasted.max(1.0) / partitions as f64;
     sleep(size.calm()).await;
-    harness.kept.clear();
 
     let accepted = load.end().await?;
     let verdict = examine(corner, &accepted).await?;
@@ -122,6 +121,7 @@ async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result
     if let Some(api) = harness.api.take() {
         api.stop().await?;
     }
+    harness.kept.clear();
     Ok(Row {
         fault: fault.name,
         seed: size.seed,

@@ -6,6 +6,8 @@
 #![expect(clippy::unused_async, reason = "every act has the same shape, also one that waits for nothing")]
 
 pub mod broker;
+pub mod cluster;
+pub mod failover;
 pub mod mongodb;
 pub mod network;
 pub mod postgres;
@@ -69,6 +71,8 @@ pub struct Fault {
     pub wires: &'static [Kind],
     /// Servers that get a disk of their own, which can be filled.
     pub small_disks: &'static [Kind],
+    /// Whether the servers are of no use to others afterwards.
+    pub spoils: bool,
     /// Before the program starts.
     pub prepare: Act,
     pub cause: Act,
@@ -92,6 +96,7 @@ impl Fault {
             intake: Intake::Either,
             wires: &[],
             small_disks: &[],
+            spoils: false,
             prepare: act!(nothing),
             cause,
             heal,
@@ -137,6 +142,10 @@ impl Fault {
 
     const fn small_disk(self, small_disks: &'static [Kind]) -> Self {
         Self { small_disks, scope: Scope::Servers, ..self }
+    }
+
+    const fn spoils(self) -> Self {
+        Self { spoils: true, scope: Scope::Servers, ..self }
     }
 
     const fn prepared(self, prepare: Act) -> Self {
