@@ -40,6 +40,14 @@ impl Caller {
         ))
     }
 
+    /// What operators do is for admins.
+    pub(crate) fn must_be_admin(&self) -> Result<(), Problem> {
+        if self.role == Role::Admin {
+            return Ok(());
+        }
+        Err(Problem::forbidden("forbidden", "this is for admins; log in as one"))
+    }
+
     /// Whether the caller may see what this user has sent.
     pub(crate) fn may_see(&self, actor: Option<Uuid>) -> bool {
         self.role == Role::Admin || actor == Some(self.user)

@@ -11,7 +11,8 @@ use serde::Serialize;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::envelope::{self, Malformed};
 use taskflow_core::{Command, metric};
-use taskflow_stores::rabbit::publish::{Message, Pending};
+use taskflow_stores::rabbit::publish::{Message, Pending, PublishError};
+use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{clock, observe};
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ pub(crate) struct Sent {
     pub refused: Vec<Refused>,
     /// Commands that have their receipt already: taken, with nothing left to do.
     pub known: Vec<Command>,
-    pending: Vec<(u64, Command, Result<Pending, Problem>)>,
+    pending: Vec<(u64, Command, Result<Pending, PublishError>)>,
     at: DateTime<Utc>,
 }
 
@@ -92,16 +93,34 @@ impl App {
                 }
                 Some(_) => sent.known.push(command),
                 None => {
+                    let partition = self.partition(&command);
+                    if let Some(problem) = self.too_far_behind(partition) {
+                        refuse(index, Some(command.id), "backlog", problem);
+                        continue;
+                    }
                     stamp(&mut command, caller, headers, at);
                     let intake = wants_receipt.then_some(self.intake);
                     let message = Message::command(&command, at, intake);
-                    let pending = self.stores.publisher.send(message).await.map_err(Problem::from);
+                    let pending = self.stores.publisher.send(message).await;
                     sent.pending.push((index, command, pending));
                 }
             }
         }
         sent.refused = refused;
         sent
+    }
+
+    /// The partition that a command goes to.
+    fn partition(&self, command: &Command) -> Partition {
+        Partition::of(command, &self.stores.rabbit)
+    }
+
+    /// Why no more is taken for a partition, if operators have set a bound.
+    fn too_far_behind(&self, partition: Partition) -> Option<Problem> {
+        let most_s = self.settings.backlog_age_max_s;
+        let age_s = self.pressure.age(partition).as_secs();
+        let behind = most_s > 0 && age_s > most_s;
+        behind.then(|| Problem::backlog(age_s, most_s).retry_after(self.pressure.retry_after_s(partition)))
     }
 }
 
@@ -136,8 +155,8 @@ impl Sent {
         let mut accepted: HashMap<&'static str, u64> = HashMap::new();
         for (index, command, pending) in self.pending {
             let result = match pending {
-                Ok(pending) => pending.confirmed().await.map_err(Problem::from),
-                Err(problem) => Err(problem),
+                Ok(pending) => pending.confirmed().await,
+                Err(error) => Err(error),
             };
             match result {
                 Ok(()) => {
@@ -150,8 +169,10 @@ impl Sent {
                         "The broker has the command."
                     );
                 }
-                Err(problem) => {
+                Err(error) => {
                     observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
+                    let retry_after_s = app.pressure.retry_after_s(app.partition(&command));
+                    let problem = Problem::from(error).retry_after(retry_after_s);
                     outcome.refused.push(Refused { index, id: Some(command.id), problem });
                 }
             }

@@ -9,6 +9,7 @@ mod intake;
 mod lookup;
 mod observe_http;
 mod passwords;
+mod pressure;
 mod problem;
 mod recent;
 mod routes;
@@ -22,9 +23,11 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use serde::{Deserialize, Serialize};
 use taskflow_stores::postgres::PgPool;
+use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::{clock, mongo};
+use taskflow_stores::vitals::Vitals;
+use taskflow_stores::{clock, mongo, rabbit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -41,6 +44,9 @@ pub struct Settings {
     pub batch_max: usize,
     /// Password checks at a time: each occupies a core for a quarter of a second.
     pub password_checks: usize,
+    /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
+    /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
+    pub backlog_age_max_s: u64,
 }
 
 impl Default for Settings {
@@ -50,6 +56,7 @@ impl Default for Settings {
             body_max: 8 * 1024 * 1024,
             batch_max: 10_000,
             password_checks: 2,
+            backlog_age_max_s: 0,
         }
     }
 }
@@ -61,6 +68,9 @@ pub struct Stores {
     pub mongo: mongo::Database,
     pub redis: Redis,
     pub publisher: Publisher,
+    /// The publisher's connection, for a look at the queues.
+    pub broker: Link,
+    pub rabbit: rabbit::Settings,
 }
 
 /// Renders the metrics of this process.
@@ -77,6 +87,9 @@ pub(crate) struct App {
     pub waiters: wait::Waiters,
     pub recent: recent::Recent,
     pub passwords: passwords::Passwords,
+    pub pressure: pressure::Pressure,
+    /// What other parts of this process know of their health.
+    pub vitals: Vitals,
 }
 
 pub(crate) type Shared = axum::extract::State<Arc<App>>;
@@ -96,6 +109,7 @@ pub async fn run(
     settings: Settings,
     stores: Stores,
     metrics: Metrics,
+    vitals: Vitals,
     listener: TcpListener,
     stop: CancellationToken,
 ) {
@@ -105,6 +119,13 @@ pub async fn run(
         waiters: wait::start(stores.clone(), intake, stop.clone()),
         recent: recent::Recent::default(),
         passwords: passwords::Passwords::new(settings.password_checks),
+        pressure: pressure::start(
+            stores.postgres.clone(),
+            stores.broker.clone(),
+            stores.rabbit.clone(),
+            stop.clone(),
+        ),
+        vitals,
         settings,
         stores,
         metrics,
@@ -123,6 +144,7 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .merge(routes::commands::routes())
         .merge(routes::sessions::routes())
+        .merge(routes::pauses::routes())
         .merge(routes::health::routes())
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use taskflow_core::command::Fingerprint;
 use taskflow_stores::postgres::{PgPool, receipts};
-use tokio::sync::{mpsc, oneshot};
+use taskflow_stores::supervise;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -40,42 +41,50 @@ impl Lookup {
 }
 
 pub(crate) fn start(postgres: PgPool, stop: CancellationToken) -> Lookup {
-    let (sender, mut receiver) = mpsc::channel::<Question>(WAITING_MAX);
+    let (sender, receiver) = mpsc::channel::<Question>(WAITING_MAX);
+    let receiver = Mutex::new(receiver);
     tokio::spawn(async move {
-        let mut silent_until = Instant::now();
-        let mut questions = Vec::new();
-        while let Some(first) = tokio::select! {
-            biased;
-            question = receiver.recv() => question,
-            // Requests in hand are answered before the server ends, and it holds the sender.
-            () = stop.cancelled(), if receiver.is_closed() => None,
-        } {
-            let mut ids = first.ids.clone();
-            questions.push(first);
-            while ids.len() < IDS_MAX {
-                let Ok(question) = receiver.try_recv() else { break };
-                ids.extend(&question.ids);
-                questions.push(question);
-            }
-            let found = if Instant::now() < silent_until {
-                HashMap::new()
-            } else {
-                ask(&postgres, &ids).await.unwrap_or_else(|reason| {
-                    tracing::warn!(
-                        reason,
-                        "Earlier receipts can't be looked up; commands are taken all the same."
-                    );
-                    silent_until = Instant::now() + PAUSE;
-                    HashMap::new()
-                })
-            };
-            for question in questions.drain(..) {
-                let own = question.ids.iter().filter_map(|id| Some((*id, *found.get(id)?)));
-                let _ = question.answer.send(own.collect());
-            }
-        }
+        // It ends when the server has let go of the sender: requests in hand are answered before.
+        let work = || async { work(&postgres, &mut *receiver.lock().await, &stop).await };
+        supervise::to_its_end("lookup", work).await;
     });
     Lookup(sender)
+}
+
+async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: &CancellationToken) {
+    let mut silent_until = Instant::now();
+    let mut questions = Vec::new();
+    while let Some(first) = tokio::select! {
+        biased;
+        question = receiver.recv() => question,
+        // Requests in hand are answered before the server ends, and it holds the sender.
+        () = stop.cancelled(), if receiver.is_closed() => None,
+    } {
+        supervise::point("lookup");
+        let mut ids = first.ids.clone();
+        questions.push(first);
+        while ids.len() < IDS_MAX {
+            let Ok(question) = receiver.try_recv() else { break };
+            ids.extend(&question.ids);
+            questions.push(question);
+        }
+        let found = if Instant::now() < silent_until {
+            HashMap::new()
+        } else {
+            ask(postgres, &ids).await.unwrap_or_else(|reason| {
+                tracing::warn!(
+                    reason,
+                    "Earlier receipts can't be looked up; commands are taken all the same."
+                );
+                silent_until = Instant::now() + PAUSE;
+                HashMap::new()
+            })
+        };
+        for question in questions.drain(..) {
+            let own = question.ids.iter().filter_map(|id| Some((*id, *found.get(id)?)));
+            let _ = question.answer.send(own.collect());
+        }
+    }
 }
 
 async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Fingerprint>, String> {

@@ -5,10 +5,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use taskflow_core::fault::Fault;
 use taskflow_stores::rabbit::publish::PublishError;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{Kind, StoreError};
 
 /// Seconds after which a caller may try again when a store is away.
 const RETRY_AFTER_S: u64 = 2;
+
+/// Every request fails while a store is away; one line a second is enough.
+static COMPLAINTS: Seldom = Seldom::new();
 
 /// A problem document.
 #[derive(Debug, Clone, Serialize)]
@@ -116,6 +120,30 @@ impl Problem {
         }
     }
 
+    /// The backlog is older than the operators want it to grow.
+    pub(crate) fn backlog(age_s: u64, most_s: u64) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "backlog",
+            "The workers are behind",
+            format!(
+                "commands wait for {age_s} s already, and no more are taken beyond {most_s} s; send the same again \
+                 later, under the same id it takes effect once"
+            ),
+        )
+    }
+
+    /// Tells the caller when to try again, in seconds.
+    #[must_use]
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// Whether it is about the backlog.
+    pub(crate) fn is_backlog(&self) -> bool {
+        self.code == "backlog"
+    }
+
     pub(crate) fn is_unavailable(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE.as_u16()
     }
@@ -125,7 +153,9 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error.kind {
             Kind::Unavailable | Kind::Conflict => {
-                tracing::warn!(%error, "A request failed since a store is away.");
+                if let Some(held_back) = COMPLAINTS.due() {
+                    tracing::warn!(%error, held_back, "A request failed since a store is away.");
+                }
                 Self::unavailable(format!(
                     "{} is not available at the moment; send the same again",
                     error.store
@@ -146,7 +176,9 @@ impl From<StoreError> for Problem {
 
 impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
-        tracing::warn!(%error, "A command could not be published.");
+        if let Some(held_back) = COMPLAINTS.due() {
+            tracing::warn!(%error, held_back, "A command could not be published.");
+        }
         // The broker's state is told, its words are not.
         let detail = match error {
             PublishError::Unroutable => "no queue takes this command: the broker's topology is incomplete",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use taskflow_stores::postgres::receipts::{self, View};
+use taskflow_stores::supervise;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -56,12 +57,20 @@ impl Waiters {
 
 pub(crate) fn start(stores: Stores, intake: Uuid, stop: CancellationToken) -> Waiters {
     let waiters = Waiters::default();
-    tokio::spawn(listen(stores.clone(), waiters.clone(), intake, stop.clone()));
-    tokio::spawn(ask(stores, waiters.clone(), stop));
+    let (listening, asking) =
+        ((stores.clone(), waiters.clone(), stop.clone()), (stores, waiters.clone(), stop));
+    tokio::spawn(async move {
+        let (stores, waiters, stop) = listening;
+        supervise::forever("listen", &stop, || listen(&stores, &waiters, intake, &stop)).await;
+    });
+    tokio::spawn(async move {
+        let (stores, waiters, stop) = asking;
+        supervise::forever("ask", &stop, || ask(&stores, &waiters, &stop)).await;
+    });
     waiters
 }
 
-async fn listen(stores: Stores, waiters: Waiters, intake: Uuid, stop: CancellationToken) {
+async fn listen(stores: &Stores, waiters: &Waiters, intake: Uuid, stop: &CancellationToken) {
     while !stop.is_cancelled() {
         match stores.redis.announcements(intake).await {
             Ok(announcements) => {
@@ -70,6 +79,7 @@ async fn listen(stores: Stores, waiters: Waiters, intake: Uuid, stop: Cancellati
                     message = announcements.next() => message,
                     () = stop.cancelled() => None,
                 } {
+                    supervise::point("listen");
                     let views: Vec<View> = serde_json::from_slice(&message).unwrap_or_default();
                     for view in &views {
                         waiters.tell(view);
@@ -85,8 +95,9 @@ async fn listen(stores: Stores, waiters: Waiters, intake: Uuid, stop: Cancellati
     }
 }
 
-async fn ask(stores: Stores, waiters: Waiters, stop: CancellationToken) {
+async fn ask(stores: &Stores, waiters: &Waiters, stop: &CancellationToken) {
     loop {
+        supervise::point("ask");
         tokio::select! {
             () = tokio::time::sleep(ASK_EVERY) => {}
             () = stop.cancelled() => return,

@@ -55,6 +55,12 @@ enum Command {
     Send(commands::send::Options),
     /// Show how a command ended
     Receipt(commands::receipt::Options),
+    /// Hold back a partition, a type of command, or everything, until it is resumed
+    Pause(commands::pause::PauseOptions),
+    /// Let what was paused go on
+    Resume(commands::pause::ResumeOptions),
+    /// List what is paused: since when, by whom, why
+    Pauses,
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -105,6 +111,9 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Seed(options) => Box::pin(commands::seed::run(options, &load()?, json)).await,
         Command::Send(options) => Box::pin(commands::send::run(options, &load()?, json)).await,
         Command::Receipt(options) => Box::pin(commands::receipt::run(options, &load()?, json)).await,
+        Command::Pause(options) => Box::pin(commands::pause::pause(options, &load()?, json)).await,
+        Command::Resume(options) => Box::pin(commands::pause::resume(options, &load()?, json)).await,
+        Command::Pauses => Box::pin(commands::pause::list(&load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

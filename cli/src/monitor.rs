@@ -9,6 +9,7 @@ use serde_json::json;
 use taskflow_api::Metrics;
 use taskflow_stores::postgres::{self, PgPool};
 use taskflow_stores::rabbit::link::Link;
+use taskflow_stores::vitals::Vitals;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -29,14 +30,22 @@ pub(crate) async fn run(
     metrics: Metrics,
     postgres: PgPool,
     broker: Link,
+    vitals: Vitals,
     stop: CancellationToken,
 ) {
     let ready = async move || {
         let (up, database) = (broker.is_up(), postgres::probe(&postgres).await.is_ok());
-        let code = if up && database { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let faults = vitals.faults();
+        let ready = up && database && faults.is_empty();
+        let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let row = |store, up: bool| json!({ "store": store, "up": up });
-        let status = if up && database { "ready" } else { "unready" };
-        (code, Json(json!({ "status": status, "stores": [row("rabbitmq", up), row("postgres", database)] })))
+        let answer = json!({
+            "status": if ready { "ready" } else { "unready" },
+            "stores": [row("rabbitmq", up), row("postgres", database)],
+            "faults": faults,
+            "notes": vitals.all_notes(),
+        });
+        (code, Json(answer))
     };
     let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     let router = Router::new()

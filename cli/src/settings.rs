@@ -19,7 +19,7 @@ const PREFIX: &str = "TASKFLOW_";
 /// The file that is read if it is there.
 const FILE: &str = "taskflow.toml";
 /// Variables under our prefix that are no settings: a test's switches.
-const NOT_SETTINGS: [&str; 2] = ["crash_at", "crash_on"];
+const NOT_SETTINGS: [&str; 4] = ["crash_at", "crash_on", "deaf_at", "panic_at"];
 
 /// Everything that can be set. Each part belongs to the crate that it is for.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -8,7 +8,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use taskflow_api::Metrics;
 use taskflow_core::metric::{self, Kind};
 use taskflow_core::{Outcome, command};
-use taskflow_stores::observe;
+use taskflow_stores::{observe, supervise};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -52,10 +53,13 @@ pub(crate) fn start_metrics() -> Result<Metrics, Exit> {
     describe();
     let upkeep = handle.clone();
     tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            upkeep.run_upkeep();
-        }
+        let keep = || async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                upkeep.run_upkeep();
+            }
+        };
+        supervise::forever("metrics", &CancellationToken::new(), keep).await;
     });
     Ok(Arc::new(move || handle.render()))
 }

@@ -16,6 +16,7 @@ pub mod event;
 pub mod fault;
 mod item;
 pub mod metric;
+pub mod pause;
 pub mod receipt;
 pub mod slot;
 pub mod state;

@@ -40,7 +40,7 @@ metrics! {
     COMMANDS_ACCEPTED = "taskflow_commands_accepted_total" Kind::Counter, ["type"],
         "Commands that an HTTP intake has taken: the broker confirmed them.";
     COMMANDS_REFUSED = "taskflow_commands_refused_total" Kind::Counter, ["reason"],
-        "Commands that an HTTP intake has refused: invalid, forbidden, mismatch, unavailable.";
+        "Commands that an HTTP intake has refused: invalid, forbidden, mismatch, unavailable, backlog.";
     COMMANDS_FINISHED = "taskflow_commands_finished_total" Kind::Counter, ["type", "outcome"],
         "Commands that have their receipt.";
     COMMAND_DUPLICATES = "taskflow_command_duplicates_total" Kind::Counter, ["result"],
@@ -57,6 +57,16 @@ metrics! {
         "Batches that were dropped since the partition's lease had gone to another worker.";
     PARTITION_ASSIGNED = "taskflow_partition_assigned" Kind::Gauge, ["partition"],
         "1 where this worker holds the partition's lease.";
+    PARTITION_STUCK = "taskflow_partition_stuck" Kind::Gauge, ["partition"],
+        "1 where this worker holds a partition in which messages wait and nothing is finished, for no known cause.";
+    WATCHDOG_STEPS = "taskflow_watchdog_steps_total" Kind::Counter, ["step"],
+        "What the watchdog did for a stuck partition: channel, connection, exit; renew is a routine of idle ones.";
+    PAUSED = "taskflow_paused" Kind::Gauge, ["scope"],
+        "1 for each scope that operators have paused: all, partition:NN, type:T.";
+    TASK_RESTARTS = "taskflow_task_restarts_total" Kind::Counter, ["task"],
+        "Tasks of this process that ended before their time and were started again.";
+    QUEUE_AGE = "taskflow_queue_age_seconds" Kind::Gauge, ["queue"],
+        "How long the oldest command of a partition queue has waited, as this intake sees it.";
     QUEUE_MESSAGES = "taskflow_queue_messages" Kind::Gauge, ["queue", "state"],
         "Messages in a queue, by state (ready), as the broker counts them.";
     PARKED = "taskflow_parked_commands" Kind::Gauge, [],

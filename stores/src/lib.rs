@@ -11,5 +11,8 @@ pub mod observe;
 pub mod postgres;
 pub mod rabbit;
 pub mod redis;
+pub mod seldom;
+pub mod supervise;
+pub mod vitals;
 
 pub use error::{Kind, StoreError};

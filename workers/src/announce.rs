@@ -6,7 +6,8 @@ use std::collections::HashMap;
 
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::redis::Redis;
-use tokio::sync::mpsc;
+use taskflow_stores::supervise;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -31,25 +32,34 @@ impl Announcer {
 }
 
 pub(crate) fn start(redis: Redis, stop: CancellationToken) -> Announcer {
-    let (sender, mut receiver) = mpsc::channel::<Vec<Announcement>>(WAITING_MAX);
+    let (sender, receiver) = mpsc::channel::<Vec<Announcement>>(WAITING_MAX);
+    let receiver = Mutex::new(receiver);
     tokio::spawn(async move {
-        while let Some(announcements) = tokio::select! {
-            biased;
-            announcements = receiver.recv() => announcements,
-            () = stop.cancelled() => receiver.try_recv().ok(),
-        } {
-            let mut by_intake: HashMap<Uuid, Vec<View>> = HashMap::new();
-            for announcement in announcements {
-                by_intake.entry(announcement.intake).or_default().push(announcement.receipt);
-            }
-            let messages: Vec<(Uuid, String)> = by_intake
-                .into_iter()
-                .filter_map(|(intake, views)| Some((intake, serde_json::to_string(&views).ok()?)))
-                .collect();
-            if let Err(error) = redis.announce(&messages).await {
-                tracing::debug!(%error, "Receipts could not be announced; who waits asks Postgres.");
-            }
-        }
+        supervise::forever("announcer", &stop, || async {
+            work(&redis, &mut *receiver.lock().await, &stop).await;
+        })
+        .await;
     });
     Announcer(sender)
+}
+
+async fn work(redis: &Redis, receiver: &mut mpsc::Receiver<Vec<Announcement>>, stop: &CancellationToken) {
+    while let Some(announcements) = tokio::select! {
+        biased;
+        announcements = receiver.recv() => announcements,
+        () = stop.cancelled() => receiver.try_recv().ok(),
+    } {
+        supervise::point("announcer");
+        let mut by_intake: HashMap<Uuid, Vec<View>> = HashMap::new();
+        for announcement in announcements {
+            by_intake.entry(announcement.intake).or_default().push(announcement.receipt);
+        }
+        let messages: Vec<(Uuid, String)> = by_intake
+            .into_iter()
+            .filter_map(|(intake, views)| Some((intake, serde_json::to_string(&views).ok()?)))
+            .collect();
+        if let Err(error) = redis.announce(&messages).await {
+            tracing::debug!(%error, "Receipts could not be announced; who waits asks Postgres.");
+        }
+    }
 }

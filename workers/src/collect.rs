@@ -12,6 +12,8 @@ pub(crate) struct Collector {
     linger: Duration,
     /// Whether the last batch was large: only then is it worth waiting for more.
     streaming: bool,
+    /// A test's fault: nothing that comes is heard.
+    deaf: bool,
 }
 
 /// What came of collecting.
@@ -25,8 +27,8 @@ pub(crate) enum Collected {
 }
 
 impl Collector {
-    pub(crate) fn new(max_batch: usize, linger: Duration) -> Self {
-        Self { max_batch, linger, streaming: false }
+    pub(crate) fn new(max_batch: usize, linger: Duration, deaf: bool) -> Self {
+        Self { max_batch, linger, streaming: false, deaf }
     }
 
     /// The next batch, of at most `limit`, or `Quiet` after `patience` without any.
@@ -44,7 +46,7 @@ impl Collector {
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Collected::Stopped),
-            first = subscription.next() => first?,
+            first = subscription.next(), if !self.deaf => first?,
             () = tokio::time::sleep(patience) => return Ok(Collected::Quiet),
         };
         let mut batch = Vec::with_capacity(if self.streaming { most } else { 16 });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use taskflow_core::metric;
 use taskflow_stores::postgres::{self, outbox, waiting};
 use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
-use taskflow_stores::{StoreError, mongo, observe};
+use taskflow_stores::{StoreError, mongo, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
 use crate::Stores;
@@ -14,6 +14,7 @@ const EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
     loop {
+        supervise::point("gauges");
         observe::store_up("postgres", postgres::probe(&stores.postgres).await.is_ok());
         observe::store_up("mongodb", mongo::probe(&stores.mongo).await.is_ok());
         observe::store_up("redis", stores.redis.probe().await.is_ok());

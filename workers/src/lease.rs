@@ -8,42 +8,68 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Membership};
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::{StoreError, observe};
+use taskflow_stores::seldom::Seldom;
+use taskflow_stores::{StoreError, observe, supervise};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::Context;
-use crate::partition;
+use crate::pulse::Pulse;
+use crate::{Context, partition, pause};
 
 /// A partition that this worker consumes.
 struct Held {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    pulse: Arc<Pulse>,
+}
+
+/// A pipeline that panics again and again rests longer each time, up to this.
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// What the keeper of the leases knows.
+struct Keeper {
+    context: Arc<Context>,
+    held: BTreeMap<Partition, Held>,
+    /// Pipelines that have panicked: how often in a row, and until when they rest.
+    resting: BTreeMap<Partition, (u32, Instant)>,
+    valid_until: watch::Sender<Instant>,
+    complaints: Seldom,
+    stop: CancellationToken,
 }
 
 /// Keeps the leases and the partitions' pipelines in step until `stop`, then lets all go.
 pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationToken) {
     let lease = Duration::from_millis(context.settings.lease_ms);
-    let (valid_until, _) = watch::channel(Instant::now());
-    let mut held: BTreeMap<Partition, Held> = BTreeMap::new();
     let all = Partition::all(&context.stores.rabbit);
+    let mut keeper = Keeper {
+        context: Arc::clone(context),
+        held: BTreeMap::new(),
+        resting: BTreeMap::new(),
+        valid_until: watch::Sender::new(Instant::now()),
+        complaints: Seldom::new(),
+        stop: stop.clone(),
+    };
     let mut warned = false;
     while !stop.is_cancelled() {
         let asked = Instant::now();
-        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease.as_millis() as i64)
-            .await
-        {
+        let reached = keeper.reached();
+        let lease_ms = lease.as_millis() as i64;
+        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, &reached).await {
             Ok(membership) => {
                 warned = false;
                 observe::store_up("postgres", true);
-                valid_until.send_replace(asked + lease);
-                follow(context, &membership, &all, &mut held, &valid_until, stop).await;
+                keeper.valid_until.send_replace(asked + lease);
+                if pause::learn(context, &membership.pauses) {
+                    keeper.held.values().for_each(|one| one.pulse.leave());
+                }
+                keeper.follow(&membership, &all).await;
             }
             Err(error) => {
                 if !warned {
@@ -59,11 +85,12 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
             () = tokio::time::sleep(lease / 8) => {}
         }
     }
-    for one in held.values() {
+    for one in keeper.held.values() {
         one.stop.cancel();
     }
-    for (partition, one) in held {
+    for (partition, one) in keeper.held {
         let _ = one.task.await;
+        context.watched.remove(partition);
         give_back(context, partition).await;
     }
     if let Err(error) = leases::leave(&context.stores.postgres, context.worker).await {
@@ -71,61 +98,95 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
     }
 }
 
-/// Stops what is no longer ours, starts what is.
-async fn follow(
-    context: &Arc<Context>,
-    membership: &Membership,
-    all: &[Partition],
-    held: &mut BTreeMap<Partition, Held>,
-    valid_until: &watch::Sender<Instant>,
-    stop: &CancellationToken,
-) {
-    for partition in all {
-        let name = partition.to_string();
-        let mine = owner(&name, &membership.workers) == Some(context.worker);
-        let leased = membership.held.contains(&name);
-        if let Some(one) = held.get(partition) {
-            if !mine || !leased {
-                // The pipeline finishes its batch and ends; this is looked at again at the next heartbeat.
-                one.stop.cancel();
+impl Keeper {
+    /// How far each partition has got.
+    fn reached(&self) -> Vec<(String, DateTime<Utc>)> {
+        let reached =
+            |(partition, one): (&Partition, &Held)| Some((partition.to_string(), one.pulse.state().reached?));
+        self.held.iter().filter_map(reached).collect()
+    }
+
+    /// Stops what is no longer ours, starts what is.
+    async fn follow(&mut self, membership: &Membership, all: &[Partition]) {
+        for partition in all {
+            let name = partition.to_string();
+            let mine = owner(&name, &membership.workers) == Some(self.context.worker);
+            let leased = membership.held.contains(&name);
+            if let Some(one) = self.held.get(partition) {
+                if !mine || !leased {
+                    // The pipeline finishes its batch and ends; this is looked at again at the next heartbeat.
+                    one.stop.cancel();
+                }
+                if one.task.is_finished() {
+                    self.bury(*partition).await;
+                }
+                continue;
             }
-            if one.task.is_finished() {
-                held.remove(partition);
-                give_back(context, *partition).await;
+            if leased && !mine {
+                // Ours in the database, and nobody here consumes it: giving it back has failed, or the answer to taking
+                // it was lost. Renewed with the others it would never run out, and nobody could have the partition.
+                give_back(&self.context, *partition).await;
+                continue;
             }
-            continue;
-        }
-        if leased && !mine {
-            // Ours in the database, and nobody here consumes it: giving it back has failed, or the answer to taking
-            // it was lost. Renewed with the others it would never run out, and nobody could have the partition.
-            give_back(context, *partition).await;
-            continue;
-        }
-        if mine && !membership.taken.contains(&name) {
-            match acquire(context, *partition, valid_until, stop).await {
-                Ok(Some(one)) => drop(held.insert(*partition, one)),
+            let rests = self.resting.get(partition).is_some_and(|(_, until)| Instant::now() < *until);
+            if !mine || rests || membership.taken.contains(&name) {
+                continue;
+            }
+            match self.acquire(*partition).await {
+                Ok(Some(one)) => drop(self.held.insert(*partition, one)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(partition = name, %error, "A lease could not be acquired."),
+                Err(error) => {
+                    if self.complaints.due().is_some() {
+                        tracing::warn!(partition = name, %error, "A lease could not be acquired.");
+                    }
+                }
             }
         }
     }
-}
 
-async fn acquire(
-    context: &Arc<Context>,
-    partition: Partition,
-    valid_until: &watch::Sender<Instant>,
-    stop: &CancellationToken,
-) -> Result<Option<Held>, StoreError> {
-    let name = partition.to_string();
-    let lease_ms = context.settings.lease_ms as i64;
-    let lease = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms).await?;
-    let Some(lease) = lease else { return Ok(None) };
-    tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
-    gauge(&name, true);
-    let stop = stop.child_token();
-    let run = partition::run(Arc::clone(context), partition, lease, valid_until.subscribe(), stop.clone());
-    Ok(Some(Held { task: tokio::spawn(run), stop }))
+    async fn acquire(&self, partition: Partition) -> Result<Option<Held>, StoreError> {
+        let context = &self.context;
+        let name = partition.to_string();
+        let lease_ms = context.settings.lease_ms as i64;
+        let lease = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms).await?;
+        let Some(lease) = lease else { return Ok(None) };
+        tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
+        gauge(&name, true);
+        let (stop, pulse) = (self.stop.child_token(), Arc::new(Pulse::new()));
+        let valid_until = self.valid_until.subscribe();
+        let run = partition::run(
+            Arc::clone(context),
+            partition,
+            lease,
+            valid_until,
+            Arc::clone(&pulse),
+            stop.clone(),
+        );
+        let task = tokio::spawn(run);
+        context.watched.add(partition, Arc::clone(&pulse), task.abort_handle());
+        Ok(Some(Held { stop, task, pulse }))
+    }
+
+    /// Gives up a partition whose pipeline has ended. If it is still ours, the next heartbeat starts it again, under a
+    /// new epoch: what the old one may have left behind can commit nothing.
+    async fn bury(&mut self, partition: Partition) {
+        let Some(one) = self.held.remove(&partition) else { return };
+        self.context.watched.remove(partition);
+        match one.task.await {
+            Err(error) if error.is_panic() => {
+                let finished_something = one.pulse.state().finished.is_some();
+                let (panics, until) = self.resting.entry(partition).or_insert((0, Instant::now()));
+                *panics = if finished_something { 1 } else { *panics + 1 };
+                let rest = Duration::from_millis(250).saturating_mul(1 << (*panics).min(10)).min(REST_MAX);
+                *until = Instant::now() + rest;
+                let cause = supervise::words(error.into_panic().as_ref());
+                supervise::died("partition", &format!("partition {partition}: {cause}"));
+            }
+            // It left by itself, or the watchdog ended it, which has said so.
+            Ok(()) | Err(_) => drop(self.resting.remove(&partition)),
+        }
+        give_back(&self.context, partition).await;
+    }
 }
 
 async fn give_back(context: &Context, partition: Partition) {

@@ -16,23 +16,29 @@ mod give_way;
 mod lease;
 mod messages;
 mod partition;
+mod pause;
+mod pulse;
 mod relay;
 mod report;
 mod sink;
 mod suspect;
 mod waiting;
+mod watchdog;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
+use taskflow_core::pause::Pauses;
 use taskflow_core::wait::Patience;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::{mongo, rabbit};
+use taskflow_stores::vitals::Vitals;
+use taskflow_stores::{mongo, rabbit, supervise};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -54,6 +60,9 @@ pub struct Settings {
     pub drain_ms: u64,
     /// How long commands wait for what may come.
     pub patience: Patience,
+    /// How long messages may wait in a partition in which nothing is finished, for no known cause, before the watchdog
+    /// repairs it, in milliseconds.
+    pub stuck_after_ms: u64,
 }
 
 impl Default for Settings {
@@ -65,6 +74,7 @@ impl Default for Settings {
             relay_queue: 2,
             drain_ms: 10_000,
             patience: Patience::default(),
+            stuck_after_ms: 15_000,
         }
     }
 }
@@ -92,14 +102,20 @@ pub(crate) struct Context {
     pub give_way: give_way::GiveWay,
     /// This process, new at every start.
     pub worker: Uuid,
+    /// What operators hold back, as of the last heartbeat.
+    pub pauses: watch::Sender<Pauses>,
+    pub watched: watchdog::Watched,
+    pub vitals: Vitals,
 }
 
 /// Works until `stop`: then finishes the batches in hand, gives the rest back to the broker in order, and leaves.
+/// Returns earlier only when a partition is stuck and nothing but the end of the process is left to try.
 pub async fn run(
     settings: Settings,
     retention: Retention,
     stores: Stores,
     name: String,
+    vitals: Vitals,
     stop: CancellationToken,
 ) {
     let context = Arc::new(Context {
@@ -107,11 +123,23 @@ pub async fn run(
         announcer: announce::start(stores.redis.clone(), stop.clone()),
         give_way: give_way::GiveWay::default(),
         worker: clock::new_id(),
+        pauses: watch::Sender::default(),
+        watched: watchdog::Watched::default(),
+        vitals,
         settings,
         retention,
         stores,
     });
     tracing::info!(worker = %context.worker, name, "The worker starts.");
-    tokio::join!(lease::run(&context, &name, &stop), gauges::run(&context.stores, &stop));
+    let measure = supervise::forever("gauges", &stop, || gauges::run(&context.stores, &stop));
+    let work = async { tokio::join!(lease::run(&context, &name, &stop), measure) };
+    // The lease's keeper and the watchdog are not started again: their end is the process's.
+    tokio::select! {
+        _ = work => {}
+        () = watchdog::until_hopeless(&context, &stop) => {
+            tracing::error!(worker = %context.worker, "The watchdog could not mend a partition; the process ends, to be started again.");
+            return;
+        }
+    }
     tracing::info!(worker = %context.worker, "The worker has left.");
 }

@@ -1,18 +1,22 @@
 //! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
 
+mod alone;
+mod standstill;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskflow_core::batch::Verdict;
+use taskflow_core::pause::Scope;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
-use taskflow_stores::postgres::leases::{self, Lease};
+use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
-use taskflow_stores::postgres::{suspects, waiting};
+use taskflow_stores::postgres::waiting;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::{Kind, StoreError, clock, observe};
+use taskflow_stores::{StoreError, clock, observe, supervise};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,13 +26,13 @@ use crate::apply::{Applied, Fence, observe_step};
 use crate::backoff::Backoff;
 use crate::bisect::{End, Source, apply_all, bury_dead};
 use crate::collect::{Collected, Collector};
-use crate::decode::{Origin, decode};
+use crate::decode::decode;
 use crate::messages::Messages;
+use crate::pulse::{Doing, Pulse};
 use crate::relay::Relay;
 use crate::sink::Batch;
-use crate::suspect::{self, Trial};
 use crate::waiting::{Due, Room};
-use crate::{Context, crash, report};
+use crate::{Context, crash, pause, report};
 
 /// A quiet partition tidies its outbox after this long.
 const QUIET: Duration = Duration::from_millis(100);
@@ -59,6 +63,9 @@ struct Pipeline<'c> {
     relay: Relay,
     room: Room,
     lease_until: watch::Receiver<Instant>,
+    pulse: Arc<Pulse>,
+    /// The pause of a type of command, one of which is next.
+    held_by: Option<Scope>,
 }
 
 /// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for.
@@ -67,10 +74,11 @@ pub(crate) async fn run(
     partition: Partition,
     lease: Lease,
     lease_until: watch::Receiver<Instant>,
+    pulse: Arc<Pulse>,
     stop: CancellationToken,
 ) {
     let name = partition.to_string();
-    let relay = Relay::start(&context, &name, lease.batch);
+    let relay = Relay::start(&context, &name, lease.batch, &pulse);
     let mut pipeline = Pipeline {
         context: &context,
         partition,
@@ -79,13 +87,21 @@ pub(crate) async fn run(
         relay,
         room: Room::default(),
         lease_until,
+        pulse,
+        held_by: None,
         name,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
+        let parting = pipeline.pulse.arm(&stop);
+        if !pipeline.while_paused(&stop).await {
+            break;
+        }
         let started = Instant::now();
-        match pipeline.consume(&stop).await {
-            Ok(Left::Stopped) => break,
+        match pipeline.consume(&parting, &stop).await {
+            Ok(Left::Stopped) if stop.is_cancelled() => break,
+            // An operator paused it, or the watchdog lets an idle one subscribe anew.
+            Ok(Left::Stopped) => continue,
             Ok(Left::Fenced) => {
                 observe::counter(&metric::FENCED, &[]).increment(1);
                 tracing::warn!(
@@ -99,14 +115,7 @@ pub(crate) async fn run(
                 if started.elapsed() > Duration::from_secs(60) {
                     backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
                 }
-                match error.kind {
-                    Kind::Unavailable => {
-                        tracing::warn!(partition = pipeline.name, %error, "A store is away; the partition waits and gives its messages back.");
-                    }
-                    _ => {
-                        tracing::error!(partition = pipeline.name, %error, "The partition stands still until this is mended; its messages are kept.");
-                    }
-                }
+                pipeline.complain(&error);
             }
         }
         if !pipeline.wait_for_stores(&mut backoff, &stop).await {
@@ -124,16 +133,22 @@ pub(crate) async fn run(
 
 impl Pipeline<'_> {
     /// Subscribes, and applies batch after batch.
-    async fn consume(&mut self, stop: &CancellationToken) -> Result<Left, StoreError> {
+    async fn consume(
+        &mut self,
+        leave: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> Result<Left, StoreError> {
         let context = self.context;
         let settings = &context.settings;
         let prefetch = (settings.max_batch * 2).min(usize::from(u16::MAX)) as u16;
         let link = &context.stores.consume;
         // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
-        let subscribed = Subscription::open(link, self.partition, prefetch, stop).await?;
+        self.pulse.is_at(Doing::Subscribing);
+        let subscribed = Subscription::open(link, self.partition, prefetch, leave).await?;
         let Some(mut subscription) = subscribed else { return Ok(Left::Stopped) };
         observe::store_up("rabbitmq", true);
-        let left = self.pipeline(&mut subscription, stop).await;
+        self.pulse.is_at(Doing::Listening);
+        let left = self.pipeline(&mut subscription, leave, stop).await;
         match &left {
             Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
                 subscription.release().await;
@@ -147,24 +162,25 @@ impl Pipeline<'_> {
     async fn pipeline(
         &mut self,
         subscription: &mut Subscription,
+        leave: &CancellationToken,
         stop: &CancellationToken,
     ) -> Result<Left, StoreError> {
         let settings = &self.context.settings;
         self.room = Room::open(&self.context.stores.postgres, &self.name).await?;
-        let mut collector = Collector::new(settings.max_batch, Duration::from_millis(settings.linger_ms));
+        let linger = Duration::from_millis(settings.linger_ms);
+        let mut collector = Collector::new(settings.max_batch, linger, crash::deaf(&self.name));
         let mut patience = QUIET;
         loop {
-            if self.room.is_due()
-                && let Some(left) = self.due(stop).await?
-            {
+            if let Some(left) = self.due(stop).await? {
                 return Ok(left);
             }
             patience = self.room.pause().map_or(patience, |pause| patience.min(pause));
             let give_way = &self.context.give_way;
             let limit = give_way.limit(self.partition.low);
-            let deliveries = match collector.collect(subscription, patience, limit, stop).await? {
+            let mut deliveries = match collector.collect(subscription, patience, limit, leave).await? {
                 Collected::Batch(deliveries) => deliveries,
                 Collected::Quiet => {
+                    self.pulse.quiet(clock::now());
                     patience = if self.tidy().await { QUIET_LONG } else { QUIET };
                     continue;
                 }
@@ -172,73 +188,24 @@ impl Pipeline<'_> {
             };
             patience = QUIET;
             crash::point("collected");
+            supervise::point("partition");
+            self.held_by = pause::cut(&mut deliveries, &self.context.pauses.borrow());
+            let Some(last) = deliveries.last() else { return Ok(Left::Stopped) };
+            self.pulse.is_at(Doing::Applying);
             let turn = give_way.begin(self.partition.low).await;
             if let Some(left) = self.take(&deliveries, stop).await? {
                 return Ok(left);
             }
             let start = Instant::now();
-            if let Some(last) = deliveries.last() {
-                last.ack_through().await?;
-            }
+            last.ack_through().await?;
             observe_step("ack", start);
             crash::point("acknowledged");
-            turn.end(stop).await;
-        }
-    }
-
-    /// A batch, unless one of its messages may be what kills workers: then one by one.
-    async fn take(
-        &mut self,
-        deliveries: &[Delivery],
-        stop: &CancellationToken,
-    ) -> Result<Option<Left>, StoreError> {
-        if !deliveries.iter().any(suspect::is_suspicious) {
-            return self.batch(deliveries, stop).await;
-        }
-        let postgres = &self.context.stores.postgres;
-        for delivery in deliveries {
-            let alone = std::slice::from_ref(delivery);
-            let left = match suspect::trial(postgres, &self.name, delivery).await? {
-                Trial::None => self.batch(alone, stop).await?,
-                Trial::Alone(digest) => {
-                    let result = self.batch(alone, stop).await;
-                    match result {
-                        Ok(None) => suspects::forget(postgres, digest).await?,
-                        _ => suspects::take_back(postgres, digest).await?,
-                    }
-                    result?
-                }
-                Trial::Condemned(digest) => {
-                    let left = self.condemn(delivery, stop).await?;
-                    suspects::forget(postgres, digest).await?;
-                    left
-                }
-            };
-            if left.is_some() {
-                return Ok(left);
+            self.pulse.finished(last.accepted_at());
+            if self.held_by.is_some() {
+                return Ok(Left::Stopped);
             }
+            turn.end(leave).await;
         }
-        Ok(None)
-    }
-
-    /// Buries a message that kills, unread.
-    async fn condemn(
-        &mut self,
-        delivery: &Delivery,
-        stop: &CancellationToken,
-    ) -> Result<Option<Left>, StoreError> {
-        let (item, reason, detail) = suspect::remains(delivery);
-        tracing::error!(partition = self.name, command = ?delivery.message_id(), detail, "A message goes to the dead letters unread.");
-        let origins = [Origin { delivery: 0, intake: delivery.intake() }];
-        let deliveries = std::slice::from_ref(delivery);
-        let messages =
-            Messages { context: self.context, partition: self.partition, deliveries, origins: &origins };
-        messages.send(0, reason, &detail).await?;
-        let Some(item) = item else { return Ok(None) };
-        let mut lines = std::mem::take(&mut self.room.lines);
-        let left = self.apply(&mut [item], &mut lines, &messages, stop).await;
-        self.room.lines = lines;
-        left
     }
 
     /// Decode, apply, hand over. The caller acknowledges.
@@ -267,9 +234,14 @@ impl Pipeline<'_> {
 
     /// Commands that have waited and are due: a batch like any other, but nothing to acknowledge.
     async fn due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
+        if !self.room.is_due() {
+            return Ok(None);
+        }
         let context = self.context;
         let postgres = &context.stores.postgres;
-        let rows = waiting::due(postgres, &self.name, clock::now(), context.settings.max_batch).await?;
+        let mut rows = waiting::due(postgres, &self.name, clock::now(), context.settings.max_batch).await?;
+        self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
+        self.pulse.is_at(Doing::Applying);
         let due = Due { context, partition: self.partition, rows };
         let mut items = due.items();
         bury_dead(&items, &due).await?;
@@ -284,7 +256,8 @@ impl Pipeline<'_> {
             return Ok(Some(left));
         }
         self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
-        Ok(None)
+        self.pulse.finished(None);
+        Ok(self.held_by.is_some().then_some(Left::Stopped))
     }
 
     /// Applies items of either source, and hands over.
@@ -370,26 +343,5 @@ impl Pipeline<'_> {
             self.relay.put_back(relayed);
         }
         false
-    }
-
-    /// Waits until Postgres and the broker answer; `false` if it is time to stop.
-    async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
-        loop {
-            if !backoff.wait(stop).await {
-                return false;
-            }
-            // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
-            match leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch).await {
-                Ok(newest) => {
-                    observe::store_up("postgres", true);
-                    self.newest = newest.unwrap_or(self.newest);
-                    return true;
-                }
-                Err(error) => {
-                    observe::store_up("postgres", false);
-                    tracing::debug!(partition = self.name, %error, "Still waiting.");
-                }
-            }
-        }
     }
 }

@@ -5,17 +5,15 @@
 //! knows by the numbers: a partition's batches are numbered without gaps by the fence.
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures_util::FutureExt;
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::postgres::outbox;
-use taskflow_stores::{StoreError, observe};
-use tokio::sync::mpsc;
+use taskflow_stores::{StoreError, observe, supervise};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +21,7 @@ use crate::Context;
 use crate::apply::observe_step;
 use crate::backoff::Backoff;
 use crate::crash;
+use crate::pulse::Pulse;
 use crate::sink::{Batch, Sink, deliver};
 
 /// How long a batch waits for a sink that is busy. One that needs longer is left to the outbox.
@@ -55,7 +54,7 @@ struct Handover {
 
 /// Which sinks have which batches.
 #[derive(Default)]
-struct Progress(Mutex<BTreeMap<i64, [Option<DateTime<Utc>>; 3]>>);
+struct Progress(StdMutex<BTreeMap<i64, [Option<DateTime<Utc>>; 3]>>);
 
 impl Progress {
     fn note(&self, number: i64, sink: Sink, at: DateTime<Utc>) {
@@ -101,7 +100,7 @@ impl Progress {
 
 impl Relay {
     /// Starts the sinks. What is in the outbox up to batch `newest` goes first: former holders left it.
-    pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64) -> Self {
+    pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64, pulse: &Arc<Pulse>) -> Self {
         let progress = Arc::new(Progress::default());
         let abandon = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -116,9 +115,10 @@ impl Relay {
                 last: -1,
                 lagging: Arc::clone(&lagging),
                 progress: Arc::clone(&progress),
+                pulse: Arc::clone(pulse),
                 abandon: abandon.clone(),
             };
-            tasks.spawn(follower.run(newest, receiver));
+            tasks.spawn(follow(follower, newest, receiver));
             queues.push(Queue { sender, lagging });
         }
         Self { queues, progress, tasks, abandon }
@@ -182,7 +182,18 @@ impl Queue {
     }
 }
 
+/// Lets a sink follow to its end. After a panic it begins with what is in the outbox: it may have had some of that
+/// already, which does no harm.
+async fn follow(follower: Follower, newest: i64, queue: mpsc::Receiver<Handover>) {
+    let queue = Mutex::new(queue);
+    supervise::to_its_end("sink", || async {
+        follower.clone().run(newest, &mut *queue.lock().await).await;
+    })
+    .await;
+}
+
 /// One sink on its way through a partition's batches.
+#[derive(Clone)]
 struct Follower {
     context: Arc<Context>,
     partition: String,
@@ -191,28 +202,12 @@ struct Follower {
     last: i64,
     lagging: Arc<AtomicBool>,
     progress: Arc<Progress>,
+    pulse: Arc<Pulse>,
     abandon: CancellationToken,
 }
 
 impl Follower {
-    async fn run(mut self, newest: i64, mut queue: mpsc::Receiver<Handover>) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        // A panic is a fault of ours. A sink that ended by it would miss all that follows, until the lease changes
-        // hands; as it is, the batch in hand is found in the outbox.
-        while AssertUnwindSafe(self.follow(newest, &mut queue)).catch_unwind().await.is_err() {
-            self.lagging.store(true, Ordering::Relaxed);
-            tracing::error!(
-                partition = self.partition,
-                sink = self.sink.as_str(),
-                "The sink has panicked; it begins again with what the outbox keeps."
-            );
-            if !backoff.wait(&self.abandon).await {
-                return;
-            }
-        }
-    }
-
-    async fn follow(&mut self, newest: i64, queue: &mut mpsc::Receiver<Handover>) {
+    async fn run(mut self, newest: i64, queue: &mut mpsc::Receiver<Handover>) {
         self.catch_up(newest).await;
         while let Some(handover) = tokio::select! {
             handover = queue.recv() => handover,
@@ -245,6 +240,7 @@ impl Follower {
     }
 
     async fn take(&mut self, batch: &Batch) {
+        supervise::point("sink");
         if !batch.payload.is_empty() {
             let start = std::time::Instant::now();
             let give = || deliver(&self.context, &self.partition, self.sink, batch);
@@ -263,6 +259,7 @@ impl Follower {
         work: impl Fn() -> F,
     ) -> Option<T> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let mut told = false;
         loop {
             let result = tokio::select! {
                 result = work() => result,
@@ -273,6 +270,8 @@ impl Follower {
                     self.lagging.store(false, Ordering::Relaxed);
                     if backoff.tries() > 0 {
                         observe::store_up(self.sink.store(), true);
+                    }
+                    if told {
                         tracing::info!(
                             partition = self.partition,
                             sink = self.sink.as_str(),
@@ -283,8 +282,10 @@ impl Follower {
                 }
                 Err(error) => {
                     self.lagging.store(true, Ordering::Relaxed);
-                    if backoff.tries() == 0 {
-                        observe::store_up(error.store, false);
+                    observe::store_up(error.store, false);
+                    // Once an outage, when the partition's other complaints leave room.
+                    if !told && self.pulse.complaints.due().is_some() {
+                        told = true;
                         tracing::warn!(partition = self.partition, sink = self.sink.as_str(), what, %error, "A sink can't follow; the outbox keeps its batches until it can.");
                     }
                     if !backoff.wait(&self.abandon).await {

@@ -60,7 +60,7 @@ async fn send(State(app): Shared, caller: Caller, request: Request) -> Result<Re
     match media_type(&parts.headers) {
         "application/x-ndjson" | "application/ndjson" => {
             let batch = ndjson::stream(&app, &caller, &parts.headers, body).await?;
-            answer_many(batch)
+            answer_many(&app, batch)
         }
         "application/cloudevents-batch+json" => {
             let body = whole(&app, body).await?;
@@ -130,15 +130,22 @@ async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> 
         .collect();
     let Outcome { accepted, refused } =
         app.send(caller, headers, &incoming, false).await.confirmed(app).await;
-    answer_many(Batch { accepted, refused, unlisted: 0 })
+    answer_many(app, Batch { accepted, refused, unlisted: 0 })
 }
 
-/// 202 if all good commands were taken; 400 if there was no good one; 503 if the broker did not take some.
-fn answer_many(batch: Batch) -> Result<Response, Problem> {
+/// 202 if all good commands were taken; 400 if there was no good one; 503 if the broker did not take some, 429 if the
+/// backlog is too old for some.
+fn answer_many(app: &App, batch: Batch) -> Result<Response, Problem> {
     if batch.refused.iter().any(|refused| refused.problem.is_unavailable()) {
         let mut problem = Problem::unavailable(
             "the broker did not take all commands; send the same again, under the same ids each takes effect once",
-        );
+        )
+        .retry_after(app.pressure.retry_after_any_s());
+        problem.accepted = Some(batch.accepted);
+        return Err(problem);
+    }
+    if let Some(behind) = batch.refused.iter().find(|refused| refused.problem.is_backlog()) {
+        let mut problem = behind.problem.clone().retry_after(app.pressure.retry_after_any_s());
         problem.accepted = Some(batch.accepted);
         return Err(problem);
     }

@@ -1,6 +1,8 @@
 //! Is the process alive, can it work, and what does it measure.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -8,9 +10,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
+use taskflow_stores::postgres::pauses;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, mongo, observe, postgres};
 
 use crate::{App, Shared};
+
+/// How long readiness waits for what is only a note.
+const PATIENCE: Duration = Duration::from_secs(3);
+static COMPLAINTS: Seldom = Seldom::new();
 
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -24,6 +32,10 @@ struct Readiness {
     /// `ready`, `degraded` (something is slower or late), or `unready`.
     status: &'static str,
     stores: Vec<Row>,
+    /// What is wrong beside the stores, by part.
+    faults: BTreeMap<String, String>,
+    /// What a reader should know though nothing is wrong: what is paused.
+    notes: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -38,14 +50,19 @@ struct Row {
 
 async fn ready(State(app): Shared) -> Response {
     let stores = &app.stores;
-    let (rabbitmq, redis, postgres, mongodb) = tokio::join!(
+    let (rabbitmq, redis, postgres, mongodb, paused) = tokio::join!(
         stores.publisher.probe(),
         stores.redis.probe(),
         postgres::probe(&stores.postgres),
         mongo::probe(&stores.mongo),
+        tokio::time::timeout(PATIENCE, pauses::list(&stores.postgres)),
     );
     // Taking commands needs the broker, and the sessions in Redis to know from whom.
-    let works = rabbitmq.is_ok() && redis.is_ok();
+    let faults = app.vitals.faults();
+    let works = rabbitmq.is_ok() && redis.is_ok() && faults.is_empty();
+    // Reasons are for those who may log in; anyone may ask here.
+    let paused = paused.ok().and_then(Result::ok).unwrap_or_default();
+    let notes = paused.into_iter().map(|pause| (pause.scope, "paused by an operator".to_owned())).collect();
     let rows = vec![
         row("rabbitmq", "taking commands", rabbitmq),
         row("redis", "sessions", redis),
@@ -58,13 +75,15 @@ async fn ready(State(app): Shared) -> Response {
         (false, _) => "unready",
     };
     let code = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Readiness { status, stores: rows })).into_response()
+    (code, Json(Readiness { status, stores: rows, faults, notes })).into_response()
 }
 
 fn row(store: &'static str, needed: &'static str, probe: Result<(), StoreError>) -> Row {
     observe::store_up(store, probe.is_ok());
-    if let Err(error) = &probe {
-        tracing::warn!(%error, "A store does not answer.");
+    if let Err(error) = &probe
+        && let Some(held_back) = COMPLAINTS.due()
+    {
+        tracing::warn!(%error, held_back, "A store does not answer.");
     }
     // Anyone may ask: addresses and users of the stores stay in the log.
     let detail = probe.err().map(|_| "does not answer; the log has the cause".to_owned());

@@ -3,6 +3,7 @@
 pub(crate) mod commands;
 pub(crate) mod health;
 mod ndjson;
+pub(crate) mod pauses;
 pub(crate) mod sessions;
 
 use crate::problem::Problem;

@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod migrate;
+pub(crate) mod pause;
 pub(crate) mod receipt;
 pub(crate) mod role;
 pub(crate) mod seed;

@@ -8,6 +8,7 @@ use taskflow_api::Metrics;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::{self, topology};
+use taskflow_stores::vitals::Vitals;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -80,23 +81,25 @@ pub(crate) async fn start(
     let mut parts = JoinSet::new();
     let links = CancellationToken::new();
     let stores = connect::stores(settings, "taskflow", &links).await?;
+    let vitals = Vitals::default();
     if roles.contains(&Role::Api) {
         let listener = taskflow_api::bind(&settings.http).await.map_err(Exit::failed)?;
         tracing::info!("Listening on http://{}", settings.http.listen);
-        parts.spawn(api(settings.clone(), &stores, metrics, listener, stop.clone()));
+        parts.spawn(api(settings.clone(), &stores, metrics, vitals.clone(), listener, stop.clone()));
     } else {
         let port = if roles.contains(&Role::Worker) { 9101 } else { 9102 };
         let address = settings.metrics.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
         let listener = monitor::bind(address).await?;
         tracing::info!("Metrics on http://{address}/metrics");
         let (postgres, broker, stop) = (stores.postgres.clone(), stores.publish.clone(), stop.clone());
+        let vitals = vitals.clone();
         parts.spawn(async move {
-            monitor::run(listener, metrics, postgres, broker, stop).await;
+            monitor::run(listener, metrics, postgres, broker, vitals, stop).await;
             "monitor"
         });
     }
     if roles.contains(&Role::Worker) {
-        parts.spawn(worker(settings.clone(), &stores, stop.clone()));
+        parts.spawn(worker(settings.clone(), &stores, vitals, stop.clone()));
     }
     if roles.contains(&Role::Scheduler) {
         let (settings, stop) = (settings.scheduler.clone(), stop.clone());
@@ -112,6 +115,7 @@ fn api(
     settings: Settings,
     stores: &Stores,
     metrics: Metrics,
+    vitals: Vitals,
     listener: tokio::net::TcpListener,
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
@@ -121,17 +125,18 @@ fn api(
         mongo: stores.mongo.clone(),
         redis: stores.redis.clone(),
         publisher: stores.publisher.clone(),
+        broker: link.clone(),
+        rabbit: stores.rabbit.clone(),
     };
     async move {
-        let declared = tokio::spawn({
-            let (rabbit, stop) = (settings.amqp.clone(), stop.clone());
-            async move { connect::declare(&link, &rabbit, &stop).await }
-        });
+        let declare = async {
+            if let Err(error) = connect::declare(&link, &settings.amqp, &stop).await {
+                tracing::error!(%error, "The broker's objects do not fit.");
+            }
+        };
         // It listens while the broker is away: health and receipts are there all the same.
-        taskflow_api::run(settings.http, stores, metrics, listener, stop).await;
-        if let Ok(Err(error)) = declared.await {
-            tracing::error!(%error, "The broker's objects do not fit.");
-        }
+        let serve = taskflow_api::run(settings.http, stores, metrics, vitals, listener, stop.clone());
+        tokio::join!(declare, serve);
         "api"
     }
 }
@@ -139,6 +144,7 @@ fn api(
 fn worker(
     settings: Settings,
     stores: &Stores,
+    vitals: Vitals,
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
     let stores = taskflow_workers::Stores {
@@ -153,7 +159,10 @@ fn worker(
         .map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
     async move {
         match connect::declare(&stores.consume, &settings.amqp, &stop).await {
-            Ok(true) => taskflow_workers::run(settings.worker, settings.retention, stores, name, stop).await,
+            Ok(true) => {
+                let Settings { worker, retention, .. } = settings;
+                taskflow_workers::run(worker, retention, stores, name, vitals, stop).await;
+            }
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "The worker can't start."),
         }

@@ -2,7 +2,9 @@
 //!
 //! All times are the server's, so the workers' clocks do not matter.
 
+use chrono::{DateTime, Utc};
 use sqlx::PgPool;
+use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
 use super::failed;
@@ -17,15 +19,21 @@ pub struct Membership {
     pub held: Vec<String>,
     /// Partitions whose lease somebody else holds.
     pub taken: Vec<String>,
+    /// What operators hold back.
+    pub pauses: Pauses,
 }
 
-/// Says that a worker is alive, renews its leases, and tells who else is there.
+/// Says that a worker is alive and how far its partitions have got, renews its leases, and tells who else is there
+/// and what is paused.
 pub async fn heartbeat(
     pool: &PgPool,
     worker: Uuid,
     name: &str,
     lease_ms: i64,
+    reached: &[(String, DateTime<Utc>)],
 ) -> Result<Membership, StoreError> {
+    let (partitions, times): (Vec<&str>, Vec<DateTime<Utc>>) =
+        reached.iter().map(|(partition, at)| (partition.as_str(), *at)).unzip();
     let rows: Vec<(String, Option<String>, Option<Uuid>)> = sqlx::query_as(
         "/* heartbeat */
         WITH me AS (
@@ -33,31 +41,53 @@ pub async fn heartbeat(
             VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond')
             ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
         ), renewed AS (
-            UPDATE partition_leases SET expires_at = now() + $3 * interval '1 millisecond'
+            UPDATE partition_leases l SET expires_at = now() + $3 * interval '1 millisecond',
+                reached = COALESCE((SELECT r.at FROM UNNEST($4::text[], $5::timestamptz[]) AS r(partition, at)
+                                    WHERE r.partition = l.partition), l.reached)
             WHERE holder = $1 AND expires_at > now() RETURNING partition
         ), gone AS (
             DELETE FROM workers WHERE expires_at < now() - interval '1 hour'
         )
         SELECT 'worker', NULL, id FROM workers WHERE expires_at > now() AND id <> $1
         UNION ALL SELECT 'held', partition, NULL FROM renewed
-        UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()",
+        UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()
+        UNION ALL SELECT 'paused', scope, NULL FROM pauses",
     )
     .bind(worker)
     .bind(name)
     .bind(lease_ms)
+    .bind(partitions)
+    .bind(times)
     .fetch_all(pool)
     .await
     .map_err(failed("renew leases"))?;
     let mut membership = Membership { workers: vec![worker], ..Membership::default() };
+    let mut paused: Vec<Scope> = Vec::new();
     for (what, partition, id) in rows {
         match (what.as_str(), partition, id) {
             ("worker", _, Some(id)) => membership.workers.push(id),
             ("held", Some(partition), _) => membership.held.push(partition),
+            // A type that a newer program knows can't come here: this one would not read such a command either.
+            ("paused", Some(scope), _) => paused.extend(scope.parse::<Scope>().ok()),
             (_, Some(partition), _) => membership.taken.push(partition),
             _ => {}
         }
     }
+    membership.pauses = paused.into_iter().collect();
     Ok(membership)
+}
+
+/// For each partition that has a holder: for how many seconds it has been behind. What was accepted earlier than that
+/// is finished.
+pub async fn behind(pool: &PgPool) -> Result<Vec<(String, f64)>, StoreError> {
+    sqlx::query_as(
+        "/* partitions_behind */
+        SELECT partition, GREATEST(EXTRACT(EPOCH FROM clock_timestamp() - reached), 0)::double precision
+        FROM partition_leases WHERE reached IS NOT NULL",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read how far the partitions have got"))
 }
 
 /// The right to apply a partition's commands.

@@ -7,6 +7,7 @@ pub mod health;
 pub mod leases;
 pub mod migrate;
 pub mod outbox;
+pub mod pauses;
 pub mod receipts;
 pub mod seed;
 pub mod suspects;

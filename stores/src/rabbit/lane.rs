@@ -23,13 +23,13 @@ use futures_util::task::AtomicWaker;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::link::Link;
 use super::publish::{Message, Place, PublishError};
 use super::{STORE, failed};
-use crate::StoreError;
+use crate::{StoreError, supervise};
 
 /// Messages that are written before the confirms are looked at again.
 const RUN: usize = 64;
@@ -44,20 +44,15 @@ pub(super) struct Parcel {
 /// Starts a lane. It ends when the sender is gone and all are answered.
 pub(super) fn start(link: Link, timeout: Duration) -> mpsc::UnboundedSender<Parcel> {
     let (sender, inbox) = mpsc::unbounded_channel();
-    let nudge = Arc::new(Nudge::default());
-    let waker = Waker::from(Arc::clone(&nudge));
-    let flights = FuturesUnordered::new();
-    let lane = Lane {
-        link,
-        timeout,
-        channel: None,
-        flights,
-        landed: Vec::new(),
-        returned: Vec::new(),
-        nudge,
-        waker,
-    };
-    tokio::spawn(lane.run(inbox));
+    let inbox = Mutex::new(inbox);
+    tokio::spawn(async move {
+        // A panic leaves the messages on their way without an answer; who waits is told that it is not known.
+        let run = || async {
+            let mut inbox = inbox.lock().await;
+            Lane::new(link.clone(), timeout).run(&mut inbox).await;
+        };
+        supervise::to_its_end("lane", run).await;
+    });
     sender
 }
 
@@ -77,7 +72,21 @@ struct Lane {
 }
 
 impl Lane {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Parcel>) {
+    fn new(link: Link, timeout: Duration) -> Self {
+        let nudge = Arc::new(Nudge::default());
+        Self {
+            link,
+            timeout,
+            channel: None,
+            flights: FuturesUnordered::new(),
+            landed: Vec::new(),
+            returned: Vec::new(),
+            waker: Waker::from(Arc::clone(&nudge)),
+            nudge,
+        }
+    }
+
+    async fn run(mut self, inbox: &mut mpsc::UnboundedReceiver<Parcel>) {
         let mut parcels = Vec::with_capacity(RUN);
         let mut open = true;
         let mut tick = tokio::time::interval((self.timeout / 8).max(Duration::from_millis(10)));
@@ -89,6 +98,7 @@ impl Lane {
                 count = inbox.recv_many(&mut parcels, RUN), if open => {
                     open = count > 0;
                     for parcel in parcels.drain(..) {
+                        supervise::point("lane");
                         self.dispatch(parcel).await;
                     }
                 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{STORE, Settings, failed};
-use crate::{Kind, StoreError};
+use crate::{Kind, StoreError, supervise};
 
 /// Longest pause between two tries to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
@@ -31,6 +31,7 @@ pub struct Link {
     patience: Duration,
     /// For passive declarations, which close their channel when the queue does not exist.
     probes: Arc<Mutex<Option<Channel>>>,
+    rebuild: watch::Sender<()>,
 }
 
 #[derive(Clone, Default)]
@@ -70,9 +71,17 @@ impl Link {
         uri.query.connection_timeout = Some(settings.connect_timeout_ms);
         let (sender, state) = watch::channel(State::default());
         let timeout = Duration::from_millis(settings.connect_timeout_ms);
-        let supervisor = Supervisor { uri, name: name.to_owned(), timeout, state: sender, stop };
-        tokio::spawn(supervisor.run());
-        Ok(Self { state, patience: timeout, probes: Arc::default() })
+        let rebuild = watch::Sender::new(());
+        let supervisor = Supervisor {
+            uri,
+            name: name.to_owned(),
+            timeout,
+            state: sender,
+            rebuild: rebuild.clone(),
+            stop: stop.clone(),
+        };
+        tokio::spawn(async move { supervise::forever("link", &stop, || supervisor.run()).await });
+        Ok(Self { state, patience: timeout, probes: Arc::default(), rebuild })
     }
 
     /// A new channel, as soon as there is a connection.
@@ -102,6 +111,11 @@ impl Link {
         let failure = self.state.borrow().failure.clone();
         let detail = failure.as_deref().unwrap_or("no connection to the broker in time");
         Err(StoreError::unavailable(STORE, "connect", detail))
+    }
+
+    /// Has the connection made anew, with all its channels: for whoever finds that it does not do its work.
+    pub fn rebuild(&self) {
+        self.rebuild.send_replace(());
     }
 
     /// Whether there is a connection now.
@@ -161,11 +175,14 @@ struct Supervisor {
     name: String,
     timeout: Duration,
     state: watch::Sender<State>,
+    rebuild: watch::Sender<()>,
     stop: CancellationToken,
 }
 
 impl Supervisor {
-    async fn run(self) {
+    async fn run(&self) {
+        // Of a run that ended in a panic nothing is kept.
+        self.state.send_replace(State::default());
         let mut tries: JoinSet<lapin::Result<Connection>> = JoinSet::new();
         let mut failures = 0_u32;
         let mut late = None;
@@ -235,13 +252,19 @@ impl Supervisor {
             tracing::info!(connection = self.name, "Connected to the broker again.");
         }
         let mut events = Box::pin(connection.events_listener());
+        let mut rebuild = self.rebuild.subscribe();
         let live = Arc::new(Live { connection });
         self.state.send_replace(State { live: Some(Arc::clone(&live)), failure: None });
         while live.is_up() {
+            supervise::point("link");
             // The events tell of what happens; the look from time to time finds what no event told.
             let event = tokio::select! {
                 () = self.stop.cancelled() => break,
                 event = events.next() => event,
+                Ok(()) = rebuild.changed() => {
+                    tracing::warn!(connection = self.name, "The connection is made anew, with all its channels.");
+                    break;
+                }
                 () = tokio::time::sleep(Duration::from_secs(1)) => continue,
             };
             match event {

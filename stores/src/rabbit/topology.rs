@@ -14,6 +14,7 @@ use futures_util::future::try_join_all;
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
+use taskflow_core::command::{Command, Priority};
 use taskflow_core::slot;
 
 use super::link::Link;
@@ -52,6 +53,13 @@ impl Partition {
         let normal = (0..settings.partitions).map(|index| Self { low: false, index });
         let low = (0..settings.low_partitions).map(|index| Self { low: true, index });
         normal.chain(low).collect()
+    }
+
+    /// The partition whose queue a command goes to.
+    pub fn of(command: &Command, settings: &Settings) -> Self {
+        let low = command.priority == Priority::Low;
+        let partitions = if low { settings.low_partitions } else { settings.partitions };
+        Self { low, index: u16::from(slot::of(command.subject)) % partitions.max(1) }
     }
 
     /// The name of its queue.

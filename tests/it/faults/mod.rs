@@ -8,6 +8,7 @@ mod poison;
 mod shutdown;
 mod stores;
 mod verify;
+mod watchdog;
 
 use libtest_mimic::Trial;
 
@@ -20,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         shutdown::tests(),
         stores::tests(),
         verify::tests(),
+        watchdog::tests(),
         catalogue::tests(),
     ]
     .into_iter()

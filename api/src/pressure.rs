@@ -1,0 +1,187 @@
+//! How far the workers are behind, so that a caller who is sent away is told when to come back.
+//!
+//! The age of a queue is that of its oldest command. A partition's holder notes how far it has got (what was accepted
+//! before is finished), the broker says whether anything waits; together that is the age, whatever the rate. Where
+//! nobody has ever held the partition, or its notes can't be read, the age counts from when the queue was last seen
+//! empty.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use taskflow_core::metric;
+use taskflow_stores::postgres::{PgPool, leases};
+use taskflow_stores::rabbit::link::Link;
+use taskflow_stores::rabbit::{Settings, topology::Partition};
+use taskflow_stores::{StoreError, observe, supervise};
+use tokio_util::sync::CancellationToken;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Bounds of what a caller is told, in seconds. A store that has just gone may be back in a moment; who waits longer
+/// than the upper bound learns nothing by it.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 2..=60;
+
+/// What is known of the queues. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Pressure(Arc<Mutex<HashMap<Partition, Queue>>>);
+
+/// One partition queue.
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    first_look: Instant,
+    /// Whether messages wait.
+    waits: bool,
+    /// When it was last seen without any: what waits has come later.
+    seen_empty: Option<Instant>,
+    /// What was accepted before this is finished.
+    reached: Option<Instant>,
+}
+
+impl Queue {
+    fn new(now: Instant) -> Self {
+        Self { first_look: now, waits: false, seen_empty: None, reached: None }
+    }
+
+    /// Takes a look over. `behind` is how far the partition's holder is behind, if it is known.
+    fn look(&mut self, now: Instant, ready: u32, behind: Option<Duration>) {
+        self.waits = ready > 0;
+        if !self.waits {
+            self.seen_empty = Some(now);
+        }
+        // A lease that has changed hands may know less than was known before.
+        self.reached = behind.and_then(|behind| now.checked_sub(behind)).max(self.reached);
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        if !self.waits {
+            return Duration::ZERO;
+        }
+        let oldest = self.reached.max(self.seen_empty).unwrap_or(self.first_look);
+        now.saturating_duration_since(oldest)
+    }
+}
+
+impl Pressure {
+    /// How long the oldest command of a partition has waited.
+    pub(crate) fn age(&self, partition: Partition) -> Duration {
+        self.lock().get(&partition).map_or(Duration::ZERO, |queue| queue.age(Instant::now()))
+    }
+
+    /// Seconds after which a caller may try a partition again.
+    pub(crate) fn retry_after_s(&self, partition: Partition) -> u64 {
+        bounded(self.age(partition))
+    }
+
+    /// The same where a caller has to do with many partitions: the slowest counts.
+    pub(crate) fn retry_after_any_s(&self) -> u64 {
+        let now = Instant::now();
+        bounded(self.lock().values().map(|queue| queue.age(now)).max().unwrap_or_default())
+    }
+
+    async fn look(&self, postgres: &PgPool, broker: &Link, rabbit: &Settings) -> Result<(), StoreError> {
+        // While Postgres is away nothing is finished: what was known grows older by itself.
+        let behind: HashMap<String, f64> =
+            leases::behind(postgres).await.unwrap_or_default().into_iter().collect();
+        for partition in Partition::all(rabbit) {
+            let depth = broker.depth(&partition.queue()).await?;
+            let behind = behind.get(&partition.to_string());
+            let behind = behind.and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
+            let now = Instant::now();
+            self.lock().entry(partition).or_insert_with(|| Queue::new(now)).look(now, depth.ready, behind);
+            let age = self.age(partition).as_secs_f64();
+            observe::gauge(&metric::QUEUE_AGE, &[("queue", &partition.queue())]).set(age);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Partition, Queue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bounded(age: Duration) -> u64 {
+    let seconds = age.as_secs_f64().ceil() as u64;
+    seconds.clamp(*RETRY_AFTER_S.start(), *RETRY_AFTER_S.end())
+}
+
+/// Starts looking at the queues, until `stop`.
+pub(crate) fn start(postgres: PgPool, broker: Link, rabbit: Settings, stop: CancellationToken) -> Pressure {
+    let pressure = Pressure::default();
+    let looking = pressure.clone();
+    tokio::spawn(async move {
+        supervise::forever("pressure", &stop, || watch(&looking, &postgres, &broker, &rabbit, &stop)).await;
+    });
+    pressure
+}
+
+async fn watch(
+    pressure: &Pressure,
+    postgres: &PgPool,
+    broker: &Link,
+    rabbit: &Settings,
+    stop: &CancellationToken,
+) {
+    loop {
+        supervise::point("pressure");
+        // A blocked connection answers nothing until the alarm is over.
+        if broker.is_up()
+            && !broker.is_blocked()
+            && let Err(error) = pressure.look(postgres, broker, rabbit).await
+        {
+            tracing::debug!(%error, "The queues could not be looked at.");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_queue_is_as_old_as_what_its_partition_has_not_reached() {
+        let start = Instant::now() + s(1_000);
+        let mut queue = Queue::new(start);
+        queue.look(start, 500, Some(s(30)));
+        assert_eq!(queue.age(start), s(30));
+        // The workers catch up.
+        queue.look(start + s(2), 400, Some(s(10)));
+        assert_eq!(queue.age(start + s(2)), s(10));
+        // Nothing can be learned any more: it grows older.
+        queue.look(start + s(12), 400, None);
+        assert_eq!(queue.age(start + s(12)), s(20));
+        queue.look(start + s(14), 0, None);
+        assert_eq!(queue.age(start + s(14)), s(0));
+    }
+
+    #[test]
+    fn what_waits_in_a_queue_that_was_empty_has_come_since() {
+        let start = Instant::now() + s(10_000);
+        let mut queue = Queue::new(start);
+        // Its holder went away long ago, with nothing left to do.
+        queue.look(start, 0, Some(s(3_600)));
+        queue.look(start + s(2), 5, Some(s(3_602)));
+        assert_eq!(queue.age(start + s(5)), s(5));
+    }
+
+    #[test]
+    fn without_a_holder_it_is_as_old_as_it_was_seen() {
+        let start = Instant::now();
+        let mut queue = Queue::new(start);
+        queue.look(start, 5, None);
+        queue.look(start + s(4), 9, None);
+        assert_eq!(queue.age(start + s(5)), s(5));
+    }
+
+    #[test]
+    fn callers_are_told_a_time_within_bounds() {
+        assert_eq!([s(0), s(7), s(3_600)].map(bounded), [2, 7, 60]);
+    }
+}

@@ -1,0 +1,2 @@
+ALTER TABLE partition_leases DROP COLUMN reached;
+DROP TABLE pauses;

@@ -1,0 +1,104 @@
+//! Alive, healthy and consuming nothing: the one thing that must not be.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use serde_json::json;
+use taskflow_core::envelope;
+use taskflow_stores::clock;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_tests::commands::{command, subject_in_slot};
+use taskflow_tests::promise::{self, Stream};
+use taskflow_tests::{Result, Site, wait};
+
+use crate::{cluster, with_site};
+
+/// The watchdog need not be as patient as in production.
+const IMPATIENT: (&str, &str) = ("TASKFLOW_WORKER__STUCK_AFTER_MS", "2000");
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        with_site("a consumer that hears nothing is made anew", deaf),
+        with_site("a pipeline that panics begins again", async |site| panics(site, "partition:3").await),
+        with_site("a sink that panics begins again", async |site| panics(site, "sink:3").await),
+        with_site("what operators pause stands still, also for new workers, until they resume it", pauses),
+    ]
+}
+
+async fn deaf(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    // The first consumer of partition 00 is deaf: connected, healthy, consuming nothing.
+    let worker = cluster.spawn("worker", &[IMPATIENT, ("TASKFLOW_DEAF_AT", "00:1")])?;
+    let stream = Stream::start(&site, 12, 20);
+    let partition_00 = "SELECT count(*) FROM batches WHERE partition = '00'";
+    wait::until("partition 00 works", async || Ok(site.count(partition_00).await? > 0)).await?;
+    let accepted = stream.end().await?;
+    promise::check(&site, &accepted).await?;
+    ensure!(worker.log().contains("stuck"), "nothing was said:\n{}", worker.log());
+    worker.stop().await
+}
+
+async fn panics(site: Arc<Site>, at: &'static str) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_PANIC_AT", at)])?;
+    let stream = Stream::start(&site, 12, 20);
+    wait::until("it has panicked", async || Ok(worker.log().contains("a test wants"))).await?;
+    let accepted = stream.end().await?;
+    promise::check(&site, &accepted).await?;
+    worker.stop().await
+}
+
+async fn pauses(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let run = async |args: &[&str]| -> Result<String> {
+        let output = cluster.run(args, &[]).await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{args:?}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text)
+    };
+    run(&["pause", "--type", "task.update", "--reason", "a bad release upstream"]).await?;
+    wait::until("the worker knows", async || Ok(worker.log().contains("Paused by an operator"))).await?;
+    let task = subject_in_slot(0);
+    let values = [
+        command("task.create", task, json!({ "title": "one" })),
+        command("task.update", task, json!({ "title": "two", "expectedversion": 1 })),
+        command("task.delete", task, json!({ "expectedversion": 2 })),
+    ];
+    for value in &values {
+        let command = envelope::read(value.clone())?;
+        site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+    }
+    let receipts = "SELECT count(*) FROM receipts";
+    wait::until("what is before it is applied", async || Ok(site.count(receipts).await? == 1)).await?;
+    // A new worker does not know better.
+    worker.stop().await?;
+    let worker = cluster.worker()?;
+    wait::until("the partition is paused there too", async || {
+        Ok(worker.log().contains("The partition is paused"))
+    })
+    .await?;
+    ensure!(site.count(receipts).await? == 1, "a paused command was applied");
+    let list = run(&["pauses"]).await?;
+    ensure!(list.contains("task.update") && list.contains("a bad release upstream"), "{list}");
+    run(&["resume", "--type", "task.update"]).await?;
+    wait::until("all are applied", async || {
+        Ok(site.count("SELECT count(*) FROM receipts WHERE outcome = 'applied'").await? == 3)
+    })
+    .await?;
+    // Everything: a partition lets go of its queue.
+    run(&["pause", "--all", "--reason", "a move"]).await?;
+    let mut consumers = 1;
+    wait::until("nobody consumes", async || {
+        consumers = site.link.depth("taskflow.commands.00").await?.consumers;
+        Ok(consumers == 0)
+    })
+    .await?;
+    run(&["resume", "--all"]).await?;
+    wait::until("somebody consumes", async || {
+        Ok(site.link.depth("taskflow.commands.00").await?.consumers == 1)
+    })
+    .await?;
+    worker.stop().await
+}

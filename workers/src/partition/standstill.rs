@@ -1,0 +1,70 @@
+//! A pipeline that stands still: since an operator wants it, or since a store is away.
+
+use taskflow_stores::postgres::leases;
+use taskflow_stores::{Kind, StoreError, observe};
+use tokio_util::sync::CancellationToken;
+
+use super::{Pipeline, QUIET, QUIET_LONG};
+use crate::backoff::Backoff;
+use crate::pause;
+use crate::pulse::Doing;
+
+impl Pipeline<'_> {
+    /// Waits while an operator wants it to, and tidies meanwhile; `false` if it is time to stop.
+    pub(super) async fn while_paused(&mut self, stop: &CancellationToken) -> bool {
+        let context = self.context;
+        loop {
+            let pauses = context.pauses.borrow().clone();
+            self.held_by = self.held_by.take().filter(|scope| pauses.contains(scope));
+            let Some(scope) = pauses.of_partition(&self.name).or(self.held_by.as_ref()) else {
+                return !stop.is_cancelled();
+            };
+            if self.pulse.state().doing != Doing::Paused {
+                self.pulse.is_at(Doing::Paused);
+                tracing::info!(partition = self.name, %scope, "The partition is paused; its messages wait with the broker.");
+            }
+            let moment = if self.tidy().await { QUIET_LONG } else { QUIET };
+            if !pause::changed(context, stop, moment).await {
+                return false;
+            }
+        }
+    }
+
+    /// Says why the partition waits: once a second at most, whatever fails how often.
+    pub(super) fn complain(&self, error: &StoreError) {
+        let partition = &self.name;
+        let held_back = self.pulse.complaints.due();
+        if error.kind == Kind::Unavailable {
+            self.pulse.is_at(Doing::Waiting(error.store));
+            if held_back.is_some() {
+                tracing::warn!(partition, %error, "A store is away; the partition waits and gives its messages back.");
+            }
+        } else {
+            self.pulse.is_at(Doing::Broken(error.to_string()));
+            if held_back.is_some() {
+                tracing::error!(partition, %error, "The partition stands still until this is mended; its messages are kept.");
+            }
+        }
+    }
+
+    /// Waits until Postgres and the broker answer; `false` if it is time to stop.
+    pub(super) async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
+        loop {
+            if !backoff.wait(stop).await {
+                return false;
+            }
+            // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
+            match leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch).await {
+                Ok(newest) => {
+                    observe::store_up("postgres", true);
+                    self.newest = newest.unwrap_or(self.newest);
+                    return true;
+                }
+                Err(error) => {
+                    observe::store_up("postgres", false);
+                    tracing::debug!(partition = self.name, %error, "Still waiting.");
+                }
+            }
+        }
+    }
+}

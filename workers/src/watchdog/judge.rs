@@ -1,0 +1,239 @@
+//! Whether a partition is stuck, and what to do about it. No clock, no broker: both are arguments.
+
+use std::time::{Duration, Instant};
+
+use crate::pulse::{Doing, State};
+
+/// How long a batch may be with Postgres beyond the usual: longer than Postgres lets a statement run.
+const BATCH_LONGEST: Duration = Duration::from_secs(60);
+/// An idle consumer is subscribed anew after so many times the patience: messages that the broker has sent and that
+/// were never heard count as delivered, not as ready, and nothing else would tell of them.
+const IDLE: u32 = 4;
+
+/// What is done for a stuck partition, the mildest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// Its pipeline and channel anew.
+    RebuildChannel,
+    /// The consuming connection of this process anew, with all its channels.
+    RebuildConnection,
+    /// The process ends; its supervisor starts it again.
+    Exit,
+}
+
+impl Step {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::RebuildChannel => "channel",
+            Self::RebuildConnection => "connection",
+            Self::Exit => "exit",
+        }
+    }
+}
+
+/// A look at a partition.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    pub now: Instant,
+    /// Messages that the broker holds ready.
+    pub ready: u32,
+    /// Consumers that the broker knows.
+    pub consumers: u32,
+    pub pulse: State,
+}
+
+/// What a look says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Well,
+    /// Idle for long: let it subscribe anew, as a routine.
+    Renew,
+    /// Stuck, and this is to be done now.
+    Stuck(Step),
+    /// Stuck still; what was done may need time, or a person is needed.
+    StillStuck,
+}
+
+/// What is remembered of a partition between two looks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Memory {
+    /// Since when something waits and nothing is finished.
+    waiting_since: Option<Instant>,
+    finished: Option<Instant>,
+    last_step: Option<(Step, Instant)>,
+    renewed: Option<Instant>,
+}
+
+impl Memory {
+    /// Judges a partition by a look at it.
+    pub(crate) fn judge(&mut self, look: &Look, patience: Duration) -> Verdict {
+        let State { doing, since, finished, .. } = &look.pulse;
+        if finished.is_some_and(|at| self.finished.is_none_or(|last| at > last)) {
+            *self = Self { finished: *finished, renewed: self.renewed, ..Self::default() };
+        }
+        match doing {
+            // That the broker is away is no cause: it has just answered this look.
+            Doing::Waiting("rabbitmq") | Doing::Subscribing | Doing::Listening if look.ready > 0 => {}
+            // A known cause: the store's own signs tell of it, and repairing the consumer would mend nothing.
+            Doing::Waiting(_) | Doing::Paused => {
+                *self = Self { finished: self.finished, ..Self::default() };
+                return Verdict::Well;
+            }
+            Doing::Broken(_) => {
+                self.waiting_since = None;
+                return Verdict::StillStuck;
+            }
+            Doing::Applying => {}
+            Doing::Subscribing | Doing::Listening => return self.nothing_waits(look, *since, patience),
+        }
+        let waiting_since = *self.waiting_since.get_or_insert(look.now);
+        let begun = if *doing == Doing::Applying { waiting_since.min(*since) } else { waiting_since };
+        let begun = self.last_step.map_or(begun, |(_, at)| begun.max(at));
+        // A batch in hand waits for Postgres, which has its own limits: locks, statements.
+        let limit = if *doing == Doing::Applying { patience + BATCH_LONGEST } else { patience };
+        if look.now.saturating_duration_since(begun) < limit {
+            return if self.last_step.is_some() { Verdict::StillStuck } else { Verdict::Well };
+        }
+        let step = self.next_step(look);
+        self.last_step = Some((step, look.now));
+        Verdict::Stuck(step)
+    }
+
+    /// Whether a step was taken that has not helped yet.
+    pub(crate) fn is_repairing(&self) -> bool {
+        self.last_step.is_some()
+    }
+
+    fn nothing_waits(&mut self, look: &Look, since: Instant, patience: Duration) -> Verdict {
+        self.waiting_since = None;
+        // After a repair the broker may have sent all to a consumer that is still deaf: only time tells.
+        if let Some((_, at)) = self.last_step {
+            if look.now.saturating_duration_since(at) < patience * IDLE {
+                return Verdict::StillStuck;
+            }
+            self.last_step = None;
+        }
+        let idle_since = self.renewed.map_or(since, |renewed| renewed.max(since));
+        let is_idle = look.pulse.doing == Doing::Listening
+            && look.now.saturating_duration_since(idle_since) >= patience * IDLE;
+        if !is_idle {
+            return Verdict::Well;
+        }
+        self.renewed = Some(look.now);
+        Verdict::Renew
+    }
+
+    fn next_step(&self, look: &Look) -> Step {
+        match look.pulse.doing {
+            // Its connection is not the trouble, and Postgres is no better after a restart of ours.
+            Doing::Applying => Step::RebuildChannel,
+            // Somebody else's consumer, or a forgotten one of this process: a new connection ends the latter, and
+            // the former does not go by our end.
+            Doing::Subscribing if look.consumers > 0 && self.last_step.is_some() => Step::RebuildConnection,
+            _ => match self.last_step {
+                None => Step::RebuildChannel,
+                Some((Step::RebuildChannel, _)) => Step::RebuildConnection,
+                Some(_) => Step::Exit,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pulse::Pulse;
+
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    /// A partition that is looked at every three seconds.
+    struct Scene {
+        start: Instant,
+        memory: Memory,
+        look: Look,
+    }
+
+    impl Scene {
+        fn new(doing: Doing, ready: u32) -> Self {
+            let start = Instant::now();
+            let mut pulse = Pulse::new().state();
+            (pulse.doing, pulse.since) = (doing, start);
+            Self { start, memory: Memory::default(), look: Look { now: start, ready, consumers: 1, pulse } }
+        }
+
+        /// Looks until so many seconds after the start; returns what was done, and when.
+        fn until(&mut self, seconds: u64) -> Vec<(u64, Verdict)> {
+            let mut done = Vec::new();
+            while self.look.now < self.start + Duration::from_secs(seconds) {
+                self.look.now += Duration::from_secs(3);
+                let verdict = self.memory.judge(&self.look, PATIENCE);
+                if matches!(verdict, Verdict::Stuck(_) | Verdict::Renew) {
+                    done.push((self.look.now.duration_since(self.start).as_secs(), verdict));
+                }
+            }
+            done
+        }
+    }
+
+    #[test]
+    fn a_deaf_consumer_gets_a_channel_then_a_connection_then_the_process_ends() {
+        let mut scene = Scene::new(Doing::Listening, 7);
+        let expected = [(18, Step::RebuildChannel), (33, Step::RebuildConnection), (48, Step::Exit)];
+        assert_eq!(scene.until(50), expected.map(|(at, step)| (at, Verdict::Stuck(step))));
+    }
+
+    #[test]
+    fn whoever_finishes_is_well_and_starts_from_the_first_step_again() {
+        let mut scene = Scene::new(Doing::Listening, 7);
+        assert_eq!(scene.until(20).len(), 1);
+        scene.look.pulse.finished = Some(scene.look.now);
+        assert_eq!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Well);
+        assert_eq!(scene.until(39), [(36, Verdict::Stuck(Step::RebuildChannel))]);
+    }
+
+    #[test]
+    fn known_causes_are_waited_out() {
+        for doing in [Doing::Waiting("postgres"), Doing::Paused] {
+            assert_eq!(Scene::new(doing, 1_000_000).until(3_600), []);
+        }
+        let mut broken = Scene::new(Doing::Broken("no table".into()), 3);
+        assert_eq!(broken.memory.judge(&broken.look, PATIENCE), Verdict::StillStuck);
+    }
+
+    #[test]
+    fn a_backlog_that_is_worked_off_is_no_fault() {
+        let mut scene = Scene::new(Doing::Listening, 1_000_000);
+        for second in (10..600).step_by(10) {
+            assert_eq!(scene.until(second), []);
+            scene.look.pulse.finished = Some(scene.look.now);
+        }
+    }
+
+    #[test]
+    fn a_lone_message_after_an_idle_day_is_not_stuck_at_once() {
+        let mut scene = Scene::new(Doing::Subscribing, 0);
+        scene.until(86_400);
+        scene.look.ready = 1;
+        assert_eq!(scene.until(86_412), []);
+    }
+
+    #[test]
+    fn an_idle_consumer_is_renewed_from_time_to_time() {
+        let mut scene = Scene::new(Doing::Listening, 0);
+        assert_eq!(scene.until(130), [(60, Verdict::Renew), (120, Verdict::Renew)]);
+    }
+
+    #[test]
+    fn a_batch_that_waits_for_a_lock_is_given_time_and_never_ends_the_process() {
+        let mut scene = Scene::new(Doing::Applying, 9);
+        let steps = scene.until(600);
+        assert_eq!(steps.first(), Some(&(75, Verdict::Stuck(Step::RebuildChannel))));
+        assert!(steps.iter().all(|(_, verdict)| *verdict == Verdict::Stuck(Step::RebuildChannel)));
+    }
+
+    #[test]
+    fn somebody_elses_consumer_does_not_end_the_process() {
+        let mut scene = Scene::new(Doing::Subscribing, 9);
+        assert!(!scene.until(600).iter().any(|(_, verdict)| *verdict == Verdict::Stuck(Step::Exit)));
+    }
+}
