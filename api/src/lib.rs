@@ -143,6 +143,7 @@ fn router(app: Arc<App>) -> Router {
     let limit = DefaultBodyLimit::max(app.settings.body_max);
     Router::new()
         .merge(routes::commands::routes())
+        .merge(routes::dead_letters::routes())
         .merge(routes::sessions::routes())
         .merge(routes::pauses::routes())
         .merge(routes::health::routes())

@@ -96,6 +96,11 @@ impl Problem {
         )
     }
 
+    /// The thing is not in a state for that.
+    pub(crate) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, "Not now, or not so", detail)
+    }
+
     pub(crate) fn not_scheduled(id: uuid::Uuid, status: &str) -> Self {
         Self::new(
             StatusCode::CONFLICT,

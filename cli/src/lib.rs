@@ -61,6 +61,9 @@ enum Command {
     Resume(commands::pause::ResumeOptions),
     /// List what is paused: since when, by whom, why
     Pauses,
+    /// Look at dead letters; replay, edit or discard them
+    #[command(subcommand)]
+    DeadLetters(commands::dead_letters::Command),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -114,6 +117,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Pause(options) => Box::pin(commands::pause::pause(options, &load()?, json)).await,
         Command::Resume(options) => Box::pin(commands::pause::resume(options, &load()?, json)).await,
         Command::Pauses => Box::pin(commands::pause::list(&load()?, json)).await,
+        Command::DeadLetters(command) => Box::pin(commands::dead_letters::run(command, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

@@ -65,12 +65,20 @@ pub struct Retention {
     pub task_events_days: u16,
     pub system_events_days: u16,
     pub audit_logs_days: u16,
+    /// Dead letters, counted from their last death or what was decided about them.
+    pub dead_letters_days: u16,
 }
 
 impl Default for Retention {
     /// The specification's times; seven years count their leap days.
     fn default() -> Self {
-        Self { user_activity_days: 365, task_events_days: 180, system_events_days: 90, audit_logs_days: 2557 }
+        Self {
+            user_activity_days: 365,
+            task_events_days: 180,
+            system_events_days: 90,
+            audit_logs_days: 2557,
+            dead_letters_days: 90,
+        }
     }
 }
 

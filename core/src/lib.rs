@@ -10,6 +10,7 @@
 pub mod batch;
 pub mod cache_key;
 pub mod command;
+pub mod dead_letter;
 pub mod decide;
 pub mod envelope;
 pub mod event;
@@ -20,6 +21,7 @@ pub mod pause;
 pub mod receipt;
 pub mod slot;
 pub mod state;
+pub mod system_event;
 mod task;
 mod user;
 pub mod wait;

@@ -74,9 +74,15 @@ metrics! {
     SCHEDULED = "taskflow_scheduled_commands" Kind::Gauge, [],
         "Commands that wait for their notbefore, about.";
     DEAD_LETTERS = "taskflow_dead_letters" Kind::Gauge, [],
-        "Messages in the dead-letter queue.";
+        "Dead letters in Postgres that wait for a decision.";
     DEAD_LETTERED = "taskflow_dead_lettered_total" Kind::Counter, ["reason"],
         "Messages that this worker has sent to the dead letters.";
+    DEAD_LETTERS_STORED = "taskflow_dead_letters_stored_total" Kind::Counter, ["kind"],
+        "Messages taken from the dead-letter queue into Postgres: new, again (a replay died), copy (known already).";
+    DEAD_LETTERS_REPLAYED = "taskflow_dead_letters_replayed_total" Kind::Counter, [],
+        "Dead letters that were published again.";
+    SYSTEM_EVENTS_PENDING = "taskflow_system_events_pending" Kind::Gauge, [],
+        "System events that the audit trail and the event exchange do not have yet.";
     OUTBOX_PENDING = "taskflow_outbox_pending" Kind::Gauge, [],
         "Outbox rows (one a batch) that are not known to be relayed.";
     OUTBOX_OLDEST = "taskflow_outbox_oldest_seconds" Kind::Gauge, [],

@@ -8,6 +8,7 @@ pub mod dice;
 pub mod disk;
 pub mod faults;
 pub mod harness;
+pub mod letters;
 pub mod load;
 pub mod promise;
 pub mod proxy;

@@ -5,6 +5,8 @@
 /// The boundaries between the steps of a batch.
 pub const POINTS: [&str; 8] =
     ["collected", "fenced", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
+/// The boundaries between the steps of a dead letter: into Postgres, out again, into the audit trail.
+pub const LETTER_POINTS: [&str; 5] = ["drained", "stored", "replaying", "republished", "system_audited"];
 
 /// Ends the process (SIGKILL) here, if `TASKFLOW_CRASH_AT` says `name:n` and this is the n-th time; if it says
 /// `panic:name:n`, only the task.

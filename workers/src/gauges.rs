@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use taskflow_core::metric;
-use taskflow_stores::postgres::{self, outbox, waiting};
+use taskflow_stores::postgres::{self, dead_letters, outbox, system_events, waiting};
 use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
 use taskflow_stores::{StoreError, mongo, observe, supervise};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,14 @@ pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
             }
             Err(error) => tracing::debug!(%error, "The waiting commands could not be counted."),
         }
+        match dead_letters::count_kept(&stores.postgres).await {
+            Ok(kept) => observe::gauge(&metric::DEAD_LETTERS, &[]).set(kept as f64),
+            Err(error) => tracing::debug!(%error, "The dead letters could not be counted."),
+        }
+        match system_events::count(&stores.postgres).await {
+            Ok(pending) => observe::gauge(&metric::SYSTEM_EVENTS_PENDING, &[]).set(pending as f64),
+            Err(error) => tracing::debug!(%error, "The system events could not be counted."),
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
@@ -51,9 +59,6 @@ async fn measure_queues(stores: &Stores) -> Result<(), StoreError> {
     for (queue, depth) in link.depths(&queues).await? {
         let ready = f64::from(depth.ready);
         observe::gauge(&metric::QUEUE_MESSAGES, &[("queue", &queue), ("state", "ready")]).set(ready);
-        if queue == DEAD_LETTERS {
-            observe::gauge(&metric::DEAD_LETTERS, &[]).set(ready);
-        }
     }
     Ok(())
 }

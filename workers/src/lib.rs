@@ -10,6 +10,7 @@ mod backoff;
 mod bisect;
 mod collect;
 pub mod crash;
+mod dead_letters;
 mod decode;
 mod gauges;
 mod give_way;
@@ -19,9 +20,11 @@ mod partition;
 mod pause;
 mod pulse;
 mod relay;
+mod replay;
 mod report;
 mod sink;
 mod suspect;
+mod system_events;
 mod waiting;
 mod watchdog;
 
@@ -132,7 +135,12 @@ pub async fn run(
     });
     tracing::info!(worker = %context.worker, name, "The worker starts.");
     let measure = supervise::forever("gauges", &stop, || gauges::run(&context.stores, &stop));
-    let work = async { tokio::join!(lease::run(&context, &name, &stop), measure) };
+    let drain = supervise::forever("dead letters", &stop, || dead_letters::run(&context, &stop));
+    let prune = supervise::forever("pruning", &stop, || dead_letters::prune(&context, &stop));
+    let replay = supervise::forever("replay", &stop, || replay::run(&context, &stop));
+    let tell = supervise::forever("system events", &stop, || system_events::run(&context, &stop));
+    let aside = async { tokio::join!(measure, drain, prune, replay, tell) };
+    let work = Box::pin(async { tokio::join!(lease::run(&context, &name, &stop), Box::pin(aside)) });
     // The lease's keeper and the watchdog are not started again: their end is the process's.
     tokio::select! {
         _ = work => {}

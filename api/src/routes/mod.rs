@@ -1,6 +1,8 @@
 //! One file a resource: its types, its handlers.
 
 pub(crate) mod commands;
+mod dead_letter_replays;
+pub(crate) mod dead_letters;
 pub(crate) mod health;
 mod ndjson;
 pub(crate) mod pauses;

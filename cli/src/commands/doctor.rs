@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use taskflow_stores::postgres::health as postgres_health;
+use taskflow_stores::postgres::{dead_letters, health as postgres_health};
 use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
 use taskflow_stores::{StoreError, mongo, postgres};
 use tokio_util::sync::CancellationToken;
@@ -98,6 +98,15 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
         }
         Err(error) => findings.broken(STORE, &error),
     }
+    match dead_letters::count_kept(&stores.postgres).await {
+        Ok(0) => findings.add(STORE, Level::Ok, "no dead letters"),
+        Ok(kept) => findings.add(
+            STORE,
+            Level::Warning,
+            format!("{kept} dead letters wait for a decision: `taskflow dead-letters groups`"),
+        ),
+        Err(error) => findings.broken(STORE, &error),
+    }
     match postgres_health::settings(&stores.postgres).await {
         Ok(settings) => {
             for (name, value, wanted, why) in settings {
@@ -170,10 +179,12 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
     }
     findings.add(STORE, Level::Ok, format!("{ready} messages wait in the partition queues"));
     match stores.consume.depth(DEAD_LETTERS).await {
-        Ok(depth) if depth.ready > 0 => {
-            findings.add(STORE, Level::Warning, format!("{} dead letters", depth.ready));
-        }
-        Ok(_) => findings.add(STORE, Level::Ok, "no dead letters"),
+        Ok(depth) if depth.ready > 0 && depth.consumers == 0 => findings.add(
+            STORE,
+            Level::Warning,
+            format!("{} dead letters and no worker that takes them into Postgres", depth.ready),
+        ),
+        Ok(_) => {}
         Err(error) => findings.broken(STORE, &error),
     }
 }

@@ -3,14 +3,20 @@
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 
 pub mod batch;
+pub mod dead_letter_deeds;
+pub mod dead_letter_intake;
+pub mod dead_letter_replays;
+pub mod dead_letters;
 pub mod health;
 pub mod leases;
 pub mod migrate;
 pub mod outbox;
 pub mod pauses;
 pub mod receipts;
+pub mod rehearse;
 pub mod seed;
 pub mod suspects;
+pub mod system_events;
 pub mod tasks;
 pub mod users;
 pub mod waiting;

@@ -4,15 +4,28 @@
 //! more (a user it checks, a time to live, addresses for copies) stays behind, or a message could block its partition
 //! for good, vanish again, or come back.
 
+use chrono::{DateTime, Utc};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use taskflow_core::dead_letter::Route;
 use taskflow_core::{envelope, slot};
 use uuid::Uuid;
 
 use super::consume::Delivery;
-use super::publish::{Message, PERSISTENT, PublishError, Publisher};
-use super::topology::{DEAD_LETTERS, Partition};
-use crate::StoreError;
+use super::publish::{ACCEPTED, Message, PERSISTENT, PublishError, Publisher};
+use super::topology::{DEAD_LETTERS, Partition, SLOTS, SLOTS_LOW};
+use crate::{StoreError, clock};
+
+/// Headers of a dead letter: why it died, where, how often the broker had returned it, when (microseconds since 1970).
+pub(super) const REASON: &str = "taskflow-reason";
+pub(super) const DETAIL: &str = "taskflow-detail";
+pub(super) const QUEUE: &str = "taskflow-queue";
+pub(super) const ROUTING_KEY: &str = "taskflow-routing-key";
+pub(super) const RETURNS: &str = "taskflow-returns";
+pub(super) const DIED: &str = "taskflow-died";
+/// Headers of a letter that is replayed, which it keeps when it dies again: which one, in which attempt.
+pub(super) const LETTER: &str = "taskflow-letter";
+pub(super) const ATTEMPT: &str = "taskflow-attempt";
 
 /// Bytes of the reason's text.
 const DETAIL_MAX: usize = 1_024;
@@ -32,7 +45,7 @@ pub async fn send(
 ) -> Result<(), StoreError> {
     let mut headers = theirs(delivery.properties());
     ours(&mut headers, partition, delivery.routing_key(), reason, detail);
-    headers.insert("taskflow-returns".into(), AMQPValue::LongLongInt(delivery.returns()));
+    headers.insert(RETURNS.into(), AMQPValue::LongLongInt(delivery.returns()));
     publish(publisher, delivery.body().to_vec(), properties(delivery.properties(), headers)).await
 }
 
@@ -57,10 +70,46 @@ pub async fn send_waited(
 
 fn ours(headers: &mut FieldTable, partition: Partition, routing_key: &str, reason: &str, detail: &str) {
     let text = |value: &str| AMQPValue::LongString(value.into());
-    headers.insert("taskflow-reason".into(), text(reason));
-    headers.insert("taskflow-detail".into(), text(&detail[..detail.floor_char_boundary(DETAIL_MAX)]));
-    headers.insert("taskflow-queue".into(), text(&partition.queue()));
-    headers.insert("taskflow-routing-key".into(), text(routing_key));
+    headers.insert(REASON.into(), text(reason));
+    headers.insert(DETAIL.into(), text(&detail[..detail.floor_char_boundary(DETAIL_MAX)]));
+    headers.insert(QUEUE.into(), text(&partition.queue()));
+    headers.insert(ROUTING_KEY.into(), text(routing_key));
+    headers.insert(DIED.into(), AMQPValue::LongLongInt(clock::now().timestamp_micros()));
+}
+
+/// A letter on its way back to the workers.
+#[derive(Debug, Clone, Copy)]
+pub struct Replay<'l> {
+    pub letter: Uuid,
+    pub attempt: i32,
+    pub command: Option<Uuid>,
+    /// When the command was accepted; else when it died first, so that every publication says the same.
+    pub accepted_at: DateTime<Utc>,
+    pub route: Route,
+    pub body: &'l [u8],
+}
+
+impl Message {
+    /// A dead letter that is published again, with the same bytes.
+    pub fn replay(replay: Replay<'_>) -> Self {
+        let mut headers = FieldTable::default();
+        headers.insert(ACCEPTED.into(), AMQPValue::LongLongInt(replay.accepted_at.timestamp_micros()));
+        headers.insert(LETTER.into(), AMQPValue::LongString(replay.letter.to_string().into()));
+        headers.insert(ATTEMPT.into(), AMQPValue::LongInt(replay.attempt));
+        let properties = BasicProperties::default()
+            .with_content_type(envelope::CONTENT_TYPE.into())
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(replay.command.unwrap_or(replay.letter).to_string().into())
+            .with_headers(headers);
+        Self {
+            exchange: if replay.route.low { SLOTS_LOW } else { SLOTS }.into(),
+            routing_key: slot::routing_key(replay.route.slot).into(),
+            body: replay.body.to_vec(),
+            properties,
+            mandatory: true,
+            lane: replay.route.slot,
+        }
+    }
 }
 
 async fn publish(

@@ -5,6 +5,7 @@
 
 pub mod consume;
 pub mod dead_letters;
+pub mod drain;
 mod lane;
 pub mod link;
 pub mod publish;

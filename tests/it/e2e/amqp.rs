@@ -5,15 +5,13 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use lapin::BasicProperties;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueBindOptions, QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::slot;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::{COMMANDS, COMMANDS_LOW, DEAD_LETTERS, EVENTS};
+use taskflow_stores::rabbit::topology::{COMMANDS, COMMANDS_LOW, EVENTS};
 use taskflow_tests::commands::{command, id, subject_in_slot};
 use taskflow_tests::{Result, Site, wait};
 use uuid::Uuid;
@@ -84,17 +82,10 @@ async fn dead_letters(site: Arc<Site>) -> Result {
         async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1),
     )
     .await?;
-    wait::until("four dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 4)).await?;
-    let channel = site.link.channel().await?;
-    let mut letters = Vec::new();
-    while letters.len() < 4 {
-        let letter = channel
-            .basic_get(DEAD_LETTERS.into(), BasicGetOptions::default())
-            .await?
-            .context("a dead letter")?;
-        letter.acker.ack(BasicAckOptions::default()).await?;
-        letters.push((text_header(&letter.properties, "taskflow-reason"), letter.data.clone()));
-    }
+    let kept = "SELECT count(*) FROM dead_letters WHERE state = 'kept'";
+    wait::until("four dead letters", async || Ok(site.count(kept).await? == 4)).await?;
+    let letters: Vec<(String, Vec<u8>)> =
+        sqlx::query_as("SELECT reason, body FROM dead_letters").fetch_all(&site.postgres).await?;
     for (_, body, reason) in bodies {
         ensure!(
             letters.iter().any(|(why, bytes)| why == reason && *bytes == body),
@@ -106,16 +97,9 @@ async fn dead_letters(site: Arc<Site>) -> Result {
     ensure!(dead == 2, "{dead} receipts say dead");
     // No slot at all: the alternate exchange takes it.
     publish(&site, COMMANDS, "no slot", wrong_slot.to_string().into_bytes()).await?;
-    wait::until("the misrouted one is there", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 1))
-        .await?;
+    let misrouted = "SELECT count(*) FROM dead_letters WHERE routing_key = 'no slot' OR copies > 0";
+    wait::until("the misrouted one is there", async || Ok(site.count(misrouted).await? == 1)).await?;
     worker.stop().await
-}
-
-fn text_header(properties: &BasicProperties, name: &str) -> String {
-    match properties.headers().as_ref().and_then(|headers| headers.inner().get(name)) {
-        Some(AMQPValue::LongString(text)) => text.to_string(),
-        other => format!("{other:?}"),
-    }
 }
 
 /// The table refuses a row that the decisions let through, as a bug of ours would.
@@ -137,8 +121,8 @@ async fn poisonous_row(site: Arc<Site>) -> Result {
             .fetch_one(&site.postgres)
             .await?;
     ensure!(code == "failing" && detail.contains("no_poison"), "{code}: {detail}");
-    wait::until("it is in the dead letters", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready >= 1))
-        .await?;
+    let letters = "SELECT count(*) FROM dead_letters WHERE reason = 'failing'";
+    wait::until("it is in the dead letters", async || Ok(site.count(letters).await? == 1)).await?;
     worker.stop().await
 }
 

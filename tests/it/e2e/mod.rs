@@ -4,6 +4,7 @@ mod amqp;
 mod bad_input;
 mod cli;
 mod commands;
+mod dead_letters;
 mod duplicates;
 mod order;
 mod sessions;
@@ -15,6 +16,7 @@ use libtest_mimic::Trial;
 pub(crate) fn tests() -> Vec<Trial> {
     [
         commands::tests(),
+        dead_letters::tests(),
         duplicates::tests(),
         order::tests(),
         amqp::tests(),

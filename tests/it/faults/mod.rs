@@ -3,6 +3,7 @@
 mod broker;
 mod catalogue;
 mod crashes;
+mod dead_letters;
 mod lease;
 mod poison;
 mod shutdown;
@@ -16,6 +17,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     [
         broker::tests(),
         crashes::tests(),
+        dead_letters::tests(),
         lease::tests(),
         poison::tests(),
         shutdown::tests(),

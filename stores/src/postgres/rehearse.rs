@@ -1,0 +1,247 @@
+//! A rehearsal: what a dead letter would do if it were replayed now. It is applied by the statements of a batch, in a
+//! transaction that is rolled back.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::{PgConnection, PgPool};
+use taskflow_core::batch::{Content, Dead, Needs, Rules, Verdict};
+use taskflow_core::command::{Fingerprint, digest};
+use taskflow_core::event::Retention;
+use taskflow_core::state::Role;
+use taskflow_core::wait::Patience;
+use taskflow_core::{Event, Folded, Item, State, batch, envelope};
+use uuid::Uuid;
+
+use super::batch::Record;
+use super::dead_letter_deeds::forget_receipts;
+use super::dead_letters::Letter;
+use super::outbox::Payload;
+use super::{failed, receipts, tasks, users};
+use crate::{Kind, StoreError};
+
+/// The partition under whose name the rows are written; no worker has it.
+const PARTITION: &str = "rehearsal";
+const BATCH: i64 = -1;
+
+/// What would happen.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rehearsal {
+    /// A receipt's outcome, or `duplicate`, `mismatch`, `parked`, `scheduled`, `behind`.
+    pub outcome: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<i32>,
+    pub events: Vec<Told>,
+    pub rows: Vec<Change>,
+}
+
+/// An event that would be told.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Told {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub data: Value,
+}
+
+/// A row that would change.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Change {
+    pub table: &'static str,
+    pub id: Uuid,
+    /// `null` if it would be new.
+    pub before: Value,
+    pub after: Value,
+}
+
+impl Rehearsal {
+    fn ends(outcome: &str, code: Option<&str>, detail: Option<String>) -> Self {
+        Self {
+            outcome: outcome.to_owned(),
+            code: code.map(str::to_owned),
+            detail,
+            version: None,
+            events: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+}
+
+/// Rehearses a letter with these bytes in the place of its own. Nothing of it lasts.
+pub async fn rehearse(
+    pool: &PgPool,
+    letter: &Letter,
+    body: &[u8],
+    now: DateTime<Utc>,
+) -> Result<Rehearsal, StoreError> {
+    let item = match read(body, letter.accepted_at.unwrap_or(letter.first_died_at).min(now)) {
+        Ok(item) => item,
+        Err(detail) => return Ok(Rehearsal::ends("dead", Some("malformed"), Some(detail))),
+    };
+    let mut transaction = pool.begin().await.map_err(failed("rehearse"))?;
+    let rehearsed = play(&mut transaction, letter, &item, now).await;
+    let ended = transaction.rollback().await.map_err(failed("end a rehearsal"));
+    match rehearsed {
+        // As the workers would: this command, and no other, is at fault.
+        Err(error) if error.kind == Kind::Data => {
+            Ok(Rehearsal::ends("dead", Some("failing"), Some(error.to_string())))
+        }
+        other => ended.and(other),
+    }
+}
+
+fn read(body: &[u8], accepted_at: DateTime<Utc>) -> Result<Item, String> {
+    let malformed = match envelope::parse(body) {
+        Ok(command) => return Ok(Item::command(command, accepted_at)),
+        Err(malformed) => malformed,
+    };
+    let detail = malformed.summary();
+    let Some(id) = malformed.id else { return Err(detail) };
+    let content = match malformed.unknown {
+        Some(unknown) => Content::Unknown(unknown),
+        None => Content::Dead(Dead { reason: "malformed", detail, kind: None, subject: None, actor: None }),
+    };
+    Ok(Item { id, fingerprint: digest(body), accepted_at, content, waited: None })
+}
+
+async fn play(
+    connection: &mut PgConnection,
+    letter: &Letter,
+    item: &Item,
+    now: DateTime<Utc>,
+) -> Result<Rehearsal, StoreError> {
+    forget_receipts(connection, std::slice::from_ref(letter)).await?;
+    let items = std::slice::from_ref(item);
+    let known = receipts::claimed(connection, &[item.id]).await?;
+    let needs = batch::needs(items);
+    let before = load(connection, &needs).await?;
+    let lines = line(connection, item).await?;
+    let (folded, payload) = fold(items, &known, &lines, before.clone(), now);
+    write(connection, &folded, &payload, now).await?;
+    let rows = changes(connection, &folded, &before).await?;
+    let events = payload.events.iter().map(told).collect();
+    Ok(match folded.verdicts.first() {
+        Some(Verdict::Finished(index)) => {
+            let receipt = &folded.receipts[*index];
+            let ends = Rehearsal::ends(receipt.outcome.as_str(), receipt.code, receipt.detail.clone());
+            Rehearsal { version: receipt.version, events, rows, ..ends }
+        }
+        Some(Verdict::Held(index)) => {
+            let held = &folded.held[*index];
+            Rehearsal::ends(held.why.as_str(), held.code, held.detail.clone())
+        }
+        Some(Verdict::Duplicate) => Rehearsal::ends(
+            "duplicate",
+            None,
+            Some("this command has its receipt; nothing would change".into()),
+        ),
+        Some(Verdict::Mismatch) => {
+            Rehearsal::ends("mismatch", None, Some(format!("another command has the id {}", item.id)))
+        }
+        Some(Verdict::Stays) | None => Rehearsal::ends("behind", None, None),
+    })
+}
+
+async fn load(connection: &mut PgConnection, needs: &Needs) -> Result<State, StoreError> {
+    let loaded_users = users::load_for_update(connection, &needs.users).await?;
+    let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
+    Ok(State {
+        users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
+        tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
+        roles: roles(connection, &needs.roles).await?,
+        emails: users::holders(connection, &needs.emails).await?,
+    })
+}
+
+async fn roles(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Role>, StoreError> {
+    let rows: Vec<(Uuid, bool)> =
+        sqlx::query_as("/* rehearsed_roles */ SELECT id, role = 'admin' FROM users WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(connection)
+            .await
+            .map_err(failed("load roles"))?;
+    Ok(rows.into_iter().map(|(id, admin)| (id, if admin { Role::Admin } else { Role::User })).collect())
+}
+
+/// The item's subject, if a command of it waits.
+async fn line(connection: &mut PgConnection, item: &Item) -> Result<HashSet<Uuid>, StoreError> {
+    let waits: Vec<Uuid> = sqlx::query_scalar(
+        "/* rehearsed_line */ SELECT DISTINCT subject FROM waiting_commands WHERE subject = $1 AND state <> 'scheduled'",
+    )
+    .bind(item.subject())
+    .fetch_all(connection)
+    .await
+    .map_err(failed("read who waits"))?;
+    Ok(waits.into_iter().collect())
+}
+
+fn fold(
+    items: &[Item],
+    known: &HashMap<Uuid, Fingerprint>,
+    lines: &HashSet<Uuid>,
+    state: State,
+    now: DateTime<Utc>,
+) -> (Folded, Payload) {
+    // How long events are kept and commands wait changes no decision that is shown.
+    let rules = Rules { now, retention: &Retention::default(), patience: &Patience::default() };
+    let mut folded = batch::fold(items, known, lines, state, rules);
+    let payload = Payload { events: std::mem::take(&mut folded.events), ..Payload::default() };
+    (folded, payload)
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    folded: &Folded,
+    payload: &Payload,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    users::insert(connection, &folded.new_users).await?;
+    users::update(connection, &folded.changed_users).await?;
+    tasks::update(connection, &folded.changed_tasks).await?;
+    let record = Record {
+        partition: PARTITION,
+        number: BATCH,
+        commands: 1,
+        applied_at: now,
+        receipts: &folded.receipts,
+        new_tasks: &folded.new_tasks,
+        payload,
+    };
+    super::batch::record(connection, record).await
+}
+
+/// The rows as they are in the transaction now, beside what they were.
+async fn changes(
+    connection: &mut PgConnection,
+    folded: &Folded,
+    before: &State,
+) -> Result<Vec<Change>, StoreError> {
+    let task_ids: Vec<Uuid> =
+        folded.new_tasks.iter().chain(&folded.changed_tasks).map(|task| task.id).collect();
+    let user_ids: Vec<Uuid> =
+        folded.new_users.iter().chain(&folded.changed_users).map(|user| user.id).collect();
+    let tasks = tasks::read_many(connection, &task_ids).await?;
+    let users = users::read_many(connection, &user_ids).await?;
+    let tasks = tasks.iter().map(|task| Change {
+        table: "tasks",
+        id: task.id,
+        before: json!(before.tasks.get(&task.id)),
+        after: json!(task),
+    });
+    let users = users.iter().map(|user| Change {
+        table: "users",
+        id: user.id,
+        before: json!(before.users.get(&user.id).map(taskflow_core::User::public)),
+        after: json!(user.public()),
+    });
+    Ok(tasks.chain(users).collect())
+}
+
+fn told(event: &Event) -> Told {
+    Told { kind: event.kind.clone().into_owned(), data: Value::Object(event.payload.object()) }
+}

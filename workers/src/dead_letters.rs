@@ -1,0 +1,149 @@
+//! Drains the dead-letter queue into Postgres, and removes letters whose time is over. Any number of workers may do so
+//! at once: a letter that comes twice is known by its bytes.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use taskflow_core::dead_letter::Death;
+use taskflow_core::metric;
+use taskflow_stores::postgres::dead_letter_intake::{self, Stored};
+use taskflow_stores::postgres::dead_letters;
+use taskflow_stores::rabbit::drain::Drain;
+use taskflow_stores::{Kind, StoreError, clock, observe};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::{Context, crash};
+
+/// Time between two looks for letters that are too old.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+
+/// Drains until `stop`. A consumer that ends is made anew.
+pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
+    let fresh = || Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut backoff = fresh();
+    loop {
+        let mut stored_some = false;
+        match drain(context, stop, &mut stored_some).await {
+            Ok(()) => return,
+            Err(error) => {
+                if stored_some {
+                    backoff = fresh();
+                }
+                if backoff.tries() == 0 {
+                    tracing::warn!(%error, "The dead letters can't be drained; the broker keeps them meanwhile.");
+                } else {
+                    tracing::debug!(%error, "The dead letters still can't be drained.");
+                }
+            }
+        }
+        if !backoff.wait(stop).await {
+            return;
+        }
+    }
+}
+
+async fn drain(
+    context: &Context,
+    stop: &CancellationToken,
+    stored_some: &mut bool,
+) -> Result<(), StoreError> {
+    let mut drain = Drain::open(&context.stores.consume).await?;
+    loop {
+        let drained = tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                drain.close().await;
+                return Ok(());
+            }
+            drained = drain.next() => drained?,
+        };
+        let deaths = drained.deaths(clock::now());
+        crash::point("drained");
+        let Some(Stored { new, again, copies }) = store(context, deaths, stop).await else {
+            drain.close().await;
+            return Ok(());
+        };
+        crash::point("stored");
+        drained.acknowledge().await?;
+        *stored_some = true;
+        for (kind, count) in [("new", new), ("again", again), ("copy", copies)] {
+            observe::counter(&metric::DEAD_LETTERS_STORED, &[("kind", kind)]).increment(count);
+        }
+        if new + again > 0 {
+            tracing::warn!(
+                new,
+                again,
+                "There are dead letters; `taskflow dead-letters groups` tells of what."
+            );
+        }
+    }
+}
+
+/// Stores deaths, as long as it may take; `None` if `stop` came first. They are held meanwhile, not given back: the
+/// broker counts what is given back, and drops what comes back too often.
+async fn store(context: &Context, mut deaths: Vec<Death>, stop: &CancellationToken) -> Option<Stored> {
+    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(5));
+    let mut told = false;
+    loop {
+        let error = match dead_letter_intake::store(&context.stores.postgres, &deaths).await {
+            Ok(stored) => return Some(stored),
+            Err(error) => error,
+        };
+        match error.kind {
+            Kind::Conflict => {}
+            Kind::Data if deaths.len() > 1 => return one_by_one(context, deaths, stop).await,
+            Kind::Data if deaths.iter().any(|death| !death.headers.is_empty()) => {
+                tracing::error!(%error, "A dead letter's headers can't be stored; it is kept without them.");
+                deaths.iter_mut().for_each(|death| death.headers.clear());
+            }
+            _ if told => tracing::debug!(%error, "The dead letters still can't be stored."),
+            _ => {
+                tracing::warn!(%error, "The dead letters can't be stored; they are held until they can.");
+                told = true;
+            }
+        }
+        if !backoff.wait(stop).await {
+            return None;
+        }
+    }
+}
+
+/// One that Postgres refuses must not hold up the others.
+async fn one_by_one(context: &Context, deaths: Vec<Death>, stop: &CancellationToken) -> Option<Stored> {
+    let mut sum = Stored::default();
+    for death in deaths {
+        let stored = Box::pin(store(context, vec![death], stop)).await?;
+        sum.new += stored.new;
+        sum.again += stored.again;
+        sum.copies += stored.copies;
+    }
+    Some(sum)
+}
+
+/// Removes letters that are older than the retention says, a bounded number at a time, until `stop`.
+pub(crate) async fn prune(context: &Context, stop: &CancellationToken) {
+    let age = TimeDelta::days(i64::from(context.retention.dead_letters_days));
+    loop {
+        let pause = match dead_letters::prune(&context.stores.postgres, clock::now() - age).await {
+            Ok((kept, all)) => {
+                if kept > 0 {
+                    tracing::warn!(
+                        letters = kept,
+                        days = context.retention.dead_letters_days,
+                        "Dead letters that nobody has looked at were removed: they are kept no longer."
+                    );
+                }
+                if all > 0 { Duration::from_secs(1) } else { PRUNE_EVERY }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "Old dead letters could not be removed.");
+                PRUNE_EVERY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

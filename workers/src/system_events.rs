@@ -1,0 +1,72 @@
+//! Carries system events to the audit trail and to the event exchange. Both take what they have already without harm.
+
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use taskflow_stores::postgres::system_events;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::{StoreError, mongo};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::{Context, crash};
+
+/// Events that are delivered together.
+const TOGETHER: i64 = 50;
+/// Time between two looks when there was nothing.
+const IDLE: Duration = Duration::from_millis(500);
+/// Under which partition they stand in the audit trail; their number is their row's.
+const PARTITION: &str = "system";
+
+/// Works until `stop`.
+pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
+    let fresh = || Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut backoff = fresh();
+    loop {
+        match deliver(context).await {
+            Ok(0) => {
+                backoff = fresh();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(IDLE) => {}
+                }
+            }
+            Ok(_) if stop.is_cancelled() => return,
+            Ok(_) => backoff = fresh(),
+            Err(error) => {
+                if backoff.tries() == 0 {
+                    tracing::warn!(%error, "System events can't be delivered; Postgres keeps them until they can.");
+                }
+                if !backoff.wait(stop).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn deliver(context: &Context) -> Result<usize, StoreError> {
+    let taken = system_events::take(&context.stores.postgres, TOGETHER).await?;
+    if taken.events.is_empty() {
+        return Ok(0);
+    }
+    let events =
+        taken.events.iter().map(|(place, occurrence)| (*place, occurrence.to_event(&context.retention)));
+    let events: Vec<_> = events.collect();
+    // One by one: an event keeps its place in the trail, whatever is delivered beside it the next time.
+    let audited = events.iter().map(|(place, event)| {
+        let run = mongo::events::Run { partition: PARTITION, number: *place };
+        mongo::events::insert(&context.events, run, std::slice::from_ref(event))
+    });
+    try_join_all(audited).await?;
+    crash::point("system_audited");
+    let mut confirms = Vec::with_capacity(events.len());
+    for (_, event) in &events {
+        confirms.push(context.stores.publisher.send(Message::event(event)).await?);
+    }
+    for confirm in confirms {
+        confirm.confirmed().await.map_err(StoreError::from)?;
+    }
+    taken.delivered().await?;
+    Ok(events.len())
+}
