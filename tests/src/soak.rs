@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::faults::{self, Fault};
@@ -109,7 +110,11 @@ async fn run(options: &Options) -> Result<bool> {
                 long: !options.short,
             };
             let begin = Instant::now();
-            let ended = trial::run(worlds.get(fault).await?, &program, fault, size).await;
+            let world = worlds.get(fault).await?;
+            let ended = tokio::select! {
+                ended = trial::run(world, &program, fault, size) => ended,
+                () = stopped() => break 'rounds,
+            };
             let seconds = begin.elapsed().as_secs();
             match &ended {
                 Ok(row) if row.verdict.is_clean() => {
@@ -137,6 +142,16 @@ async fn run(options: &Options) -> Result<bool> {
     worlds.stop().await;
     println!("\n{}", table.markdown(&chosen));
     Ok(table.all_well())
+}
+
+/// Ctrl-C, or a polite stop: the servers are stopped too, and the table is printed.
+async fn stopped() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        // Where Ctrl-C can't be heard, it ends the process anyway.
+        Ok(()) = tokio::signal::ctrl_c() => {}
+    }
 }
 
 /// What all rounds have shown of each fault.
