@@ -18,6 +18,8 @@ use crate::{Cluster, Site, World, wait};
 const ACT: Duration = Duration::from_secs(180);
 /// The longest that the way back is watched.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// A Postgres that is well tells how far the partitions are within this time.
+const ANSWER: Duration = Duration::from_millis(500);
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -148,33 +150,25 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
     if harness.hold.is_zero() {
         return Ok(());
     }
-    let postgres_answers = fault.meanwhile == Meanwhile::Applies;
-    let applied = if postgres_answers { harness.heads().await? } else { Vec::new() };
     let taken = harness.load()?.accepted();
-    let finished = harness.site;
-    let before = timeout(LOOK_EVERY * 20, heads(finished)).await;
+    let then = progress(harness).await;
+    let behind = if fault.falls_behind { outbox(harness).await? } else { 0 };
     sleep(harness.hold / 2).await;
+    if fault.falls_behind {
+        let now = outbox(harness).await?;
+        ensure!(now > behind, "all sinks follow meanwhile: the fault shows no effect");
+    }
     let taken = harness.load()?.accepted() - taken;
-    match fault.meanwhile {
-        Meanwhile::Applies => {
-            let now = harness.heads().await?;
-            ensure!(
-                now.iter().zip(&applied).all(|(now, then)| now.1 > then.1),
-                "commands are not applied meanwhile: {applied:?} to {now:?}"
-            );
+    match (fault.meanwhile, then, progress(harness).await) {
+        (Meanwhile::Applies, Some(then), Some(now)) => {
+            ensure!(all_went_on(&then, &now), "commands are not applied meanwhile: {then:?} to {now:?}");
         }
-        Meanwhile::Stands => {
-            // Where Postgres itself is the fault, it can't be asked, and can't apply either.
-            if let Ok(Ok(then)) = before
-                && let Ok(Ok(now)) = timeout(LOOK_EVERY * 20, heads(finished)).await
-            {
-                ensure!(
-                    now.iter().zip(&then).any(|(now, then)| now.1 == then.1),
-                    "the fault shows no effect: {then:?} to {now:?}"
-                );
-            }
+        (Meanwhile::Applies, ..) => bail!("Postgres does not answer meanwhile"),
+        (Meanwhile::Stands, Some(then), Some(now)) => {
+            ensure!(!all_went_on(&then, &now), "the fault shows no effect: {then:?} to {now:?}");
         }
-        Meanwhile::Either => {}
+        // Where Postgres itself is the fault it can't be asked, and can't apply either.
+        (Meanwhile::Stands | Meanwhile::Either, ..) => {}
     }
     match fault.intake {
         Intake::Takes => ensure!(taken > 0, "nothing is accepted meanwhile"),
@@ -186,6 +180,20 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
+/// Batches that some sink has not yet.
+async fn outbox(harness: &Harness<'_>) -> Result<i64> {
+    harness.site.count("SELECT count(*) FROM outbox").await
+}
+
+/// How far the partitions are, if Postgres tells.
+async fn progress(harness: &Harness<'_>) -> Option<Vec<(String, i64)>> {
+    timeout(ANSWER, harness.heads()).await.ok()?.ok()
+}
+
+fn all_went_on(then: &[(String, i64)], now: &[(String, i64)]) -> bool {
+    now.iter().zip(then).all(|(now, then)| now.1 > then.1)
+}
+
 /// Waits until every partition has applied something that it had not when the fault was healed.
 async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
     let mut base: Option<Vec<(String, i64)>> = None;
@@ -194,7 +202,7 @@ async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
             match &base {
                 None => base = Some(now),
                 Some(base) => {
-                    if now.iter().zip(base).all(|(now, then)| now.1 > then.1) {
+                    if all_went_on(base, &now) {
                         return Ok(healed.elapsed());
                     }
                 }

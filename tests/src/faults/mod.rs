@@ -67,6 +67,8 @@ pub struct Fault {
     pub within: Duration,
     pub meanwhile: Meanwhile,
     pub intake: Intake,
+    /// Whether the outbox must grow meanwhile: a sink that can't follow is seen there.
+    pub falls_behind: bool,
     /// Stores that the program reaches through a wire of ours.
     pub wires: &'static [Kind],
     /// Servers that get a disk of their own, which can be filled.
@@ -94,6 +96,7 @@ impl Fault {
             within: STORE_BACK,
             meanwhile: Meanwhile::Either,
             intake: Intake::Either,
+            falls_behind: false,
             wires: &[],
             small_disks: &[],
             spoils: false,
@@ -134,6 +137,10 @@ impl Fault {
 
     const fn refuses(self) -> Self {
         Self { intake: Intake::Refuses, ..self }
+    }
+
+    const fn falls_behind(self) -> Self {
+        Self { falls_behind: true, ..self }
     }
 
     const fn wired(self, wires: &'static [Kind]) -> Self {

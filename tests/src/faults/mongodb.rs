@@ -6,24 +6,28 @@ use taskflow_servers::Kind::MongoDb;
 use super::{Fault, act};
 use crate::disk;
 use crate::harness::Harness;
+use crate::wait;
 
 pub static FAULTS: &[Fault] = &[
-    Fault::new("mongodb: kill -9", act!(kill), act!(start)).servers().applies().takes(),
+    Fault::new("mongodb: kill -9", act!(kill), act!(start)).servers().applies().takes().falls_behind(),
     Fault::new("mongodb: hangs (SIGSTOP)", act!(pause), act!(resume))
         .servers()
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 40.0),
     Fault::new("mongodb: down for minutes", act!(kill), act!(start))
         .servers()
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 150.0)
         .soak_only(),
     Fault::new("mongodb: rejects writes (disk full)", act!(fill_disk), act!(clear_disk))
         .small_disk(&[MongoDb])
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 20.0),
 ];
 
@@ -47,7 +51,19 @@ async fn resume(h: &mut Harness<'_>) -> Result<()> {
 }
 
 async fn fill_disk(h: &mut Harness<'_>) -> Result<()> {
-    disk::fill(&h.world.folder_of(MongoDb))
+    disk::fill(&h.world.folder_of(MongoDb))?;
+    behind(h).await
+}
+
+/// Until the room that a store has laid by is used up as well, and events wait for it.
+pub(super) async fn behind(h: &Harness<'_>) -> Result<()> {
+    wait::until("events wait in the outbox", async || {
+        Ok(h.site
+            .count("SELECT count(*) FROM outbox WHERE created_at < now() - interval '2 seconds'")
+            .await?
+            > 0)
+    })
+    .await
 }
 
 /// A store that met a full disk may have stopped itself; whoever makes room starts it anew.

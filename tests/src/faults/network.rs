@@ -35,11 +35,13 @@ pub static FAULTS: &[Fault] = &[
         .wired(&[MongoDb])
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 60.0),
     Fault::new("network: silence from Redis", act!(silence), act!(well))
         .wired(&[Redis])
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 60.0),
     Fault::new("network: confirms that never come", act!(deaf), act!(well_again))
         .wired(&[RabbitMq])

@@ -8,19 +8,29 @@ use crate::disk;
 use crate::harness::Harness;
 
 pub static FAULTS: &[Fault] = &[
-    Fault::new("redis: kill -9", act!(kill), act!(start)).servers().applies().takes(),
+    Fault::new("redis: kill -9", act!(kill), act!(start)).servers().applies().takes().falls_behind(),
     Fault::new("redis: hangs (SIGSTOP)", act!(pause), act!(resume))
         .servers()
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 40.0),
     Fault::new("redis: flushed", act!(flush), act!(nothing)).servers().hold(0.0, 0.0),
-    Fault::new("redis: read-only", act!(read_only), act!(writable)).servers().applies().takes(),
-    Fault::new("redis: out of memory", act!(no_memory), act!(memory)).servers().applies().takes(),
+    Fault::new("redis: read-only", act!(read_only), act!(writable))
+        .servers()
+        .applies()
+        .takes()
+        .falls_behind(),
+    Fault::new("redis: out of memory", act!(no_memory), act!(memory))
+        .servers()
+        .applies()
+        .takes()
+        .falls_behind(),
     Fault::new("redis: disk full", act!(fill_disk), act!(clear_disk))
         .small_disk(&[Redis])
         .applies()
         .takes()
+        .falls_behind()
         .hold(3.0, 20.0),
 ];
 
@@ -65,7 +75,8 @@ async fn memory(h: &mut Harness<'_>) -> Result<()> {
 }
 
 async fn fill_disk(h: &mut Harness<'_>) -> Result<()> {
-    disk::fill(&h.world.folder_of(Redis))
+    disk::fill(&h.world.folder_of(Redis))?;
+    super::mongodb::behind(h).await
 }
 
 async fn clear_disk(h: &mut Harness<'_>) -> Result<()> {
