@@ -27,7 +27,7 @@ use super::{Plan, generate};
 /// 50 a second.
 const EVERY: Duration = Duration::from_millis(20);
 /// Commands that only warm up: connections, prepared statements, caches.
-const WARM_UP: usize = 50;
+pub(super) const WARM_UP: usize = 50;
 
 pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<Figure>> {
     let site = place.site().await?;

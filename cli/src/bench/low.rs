@@ -9,12 +9,17 @@ use super::place::{self, Place, Site};
 use super::report::Figure;
 use super::{Plan, generate, latency, throughput};
 
+/// Low commands in the backlog for each normal one.
+const AT_LEAST: usize = 40;
+
 /// Lone normal commands, without a backlog and with one, by the same worker.
 pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<Figure>> {
     let site = place.site().await?;
     tell("low priority: the backlog");
     let now = clock::now();
-    let low = (0..plan.commands).map(|number| {
+    // Long enough to last: low commands go on meanwhile, though slowly.
+    let backlog = plan.commands.max(AT_LEAST * (plan.lone + latency::WARM_UP));
+    let low = (0..backlog).map(|number| {
         let mut command = generate::create(number, now);
         command.priority = Priority::Low;
         command
