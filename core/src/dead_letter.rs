@@ -239,12 +239,11 @@ pub fn key(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
-/// The fingerprint under which the workers write a receipt for these bytes.
-pub fn receipt_fingerprint(body: &[u8]) -> Fingerprint {
-    match envelope::parse(body) {
-        Ok(command) => command.fingerprint(),
-        Err(_) => digest(body),
-    }
+/// The fingerprints under which the workers may have written a receipt for these bytes: of the bytes, by whoever could
+/// not read them (an older version, say), and of the command, by whoever could.
+pub fn receipt_fingerprints(body: &[u8]) -> Vec<Fingerprint> {
+    let command = envelope::parse(body).ok().map(|command| command.fingerprint());
+    [Some(digest(body)), command].into_iter().flatten().collect()
 }
 
 /// Whether a letter with an id and this reason has a receipt of its own, or soon will: the letter comes first.

@@ -100,6 +100,10 @@ async fn leftovers(site: &Site, verdict: &mut Verdict) -> Result<()> {
             verdict.stuck.push(format!("{ready} messages in {queue}"));
         }
     }
+    let kept = site.count("SELECT count(*) FROM dead_letters WHERE state = 'kept'").await?;
+    if kept > 0 {
+        verdict.stuck.push(format!("{kept} dead letters"));
+    }
     Ok(())
 }
 

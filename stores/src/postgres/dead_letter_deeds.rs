@@ -10,7 +10,7 @@ use serde_json::Value;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use taskflow_core::Fault;
 use taskflow_core::command::Fingerprint;
-use taskflow_core::dead_letter::{self, MISMATCH, Outline, Route, State, receipt_fingerprint};
+use taskflow_core::dead_letter::{self, MISMATCH, Outline, Route, State, receipt_fingerprints};
 use taskflow_core::system_event::{self, Deed, Occurrence, Subject};
 use uuid::Uuid;
 
@@ -227,17 +227,17 @@ pub(super) async fn forget_receipts(
     connection: &mut PgConnection,
     letters: &[Letter],
 ) -> Result<(), StoreError> {
-    let own: Vec<(Uuid, Fingerprint)> = letters
-        .iter()
-        .flat_map(|letter| {
-            let ids = [
-                Outline::of(&letter.body).id,
-                letter.edited.as_deref().and_then(|body| Outline::of(body).id),
-            ];
-            let bodies = [Some(letter.body.as_slice()), letter.edited.as_deref()];
-            ids.into_iter().zip(bodies).filter_map(|(id, body)| Some((id?, receipt_fingerprint(body?))))
-        })
-        .collect();
+    let mut own: Vec<(Uuid, Fingerprint)> = Vec::new();
+    for letter in letters {
+        // Of a message that kills whoever reads it, the id beside the bytes is all that the workers know.
+        let beside = letter.headers.get("message-id").and_then(Value::as_str).and_then(|id| id.parse().ok());
+        for body in [Some(&letter.body), letter.edited.as_ref()].into_iter().flatten() {
+            let ids = [Outline::of(body).id, beside];
+            let fingerprints = receipt_fingerprints(body);
+            let pairs = ids.into_iter().flatten().flat_map(|id| fingerprints.iter().map(move |f| (id, *f)));
+            own.extend(pairs);
+        }
+    }
     sqlx::query(
         "/* forget_dead_receipts */
         DELETE FROM receipts r USING UNNEST($1::uuid[], $2::bytea[]) AS own (id, fingerprint)

@@ -25,6 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("an edited letter is checked, replayed and audited", edited),
         with_site("a letter of an id that is taken is edited to a new one", taken_id),
         with_site("a discarded letter says why in the audit trail", discarded),
+        with_site("a letter that an older version could not read is replayed", older_version),
         with_site("only admins may see dead letters, and bad requests are named", refused),
     ];
     tests.extend(many::tests());
@@ -271,4 +272,26 @@ async fn refused(site: Arc<Site>) -> Result {
         ensure!(status == 400 && answer["code"] == "validation_failed", "{order}: {status} {answer}");
     }
     Ok(())
+}
+
+/// The receipt of a type that was unknown then bears the fingerprint of the bytes, not of the command.
+async fn older_version(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    forbid_poison(&site).await?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let task = id();
+    let create = poison(task);
+    publish(&site, &create).await?;
+    until_letters(&site, "kept", 1).await?;
+    let digest = taskflow_core::command::digest(create.to_string().as_bytes());
+    let then = "UPDATE receipts SET code = 'unknown_type', fingerprint = $1 WHERE outcome = 'dead'";
+    sqlx::query(then).bind(digest.as_slice()).execute(&site.postgres).await?;
+    site.sql("ALTER TABLE tasks DROP CONSTRAINT no_poison").await?;
+    let path = format!("/{}/replay", only(&admin).await?);
+    let (status, answer) = post(&admin, &path, &json!({})).await?;
+    ensure!(status == 202, "{status} {answer}");
+    wait::until("it is applied", async || Ok(title(&site, task).await?.is_some())).await?;
+    worker.stop().await
 }
