@@ -5,7 +5,7 @@
 //! knows by the numbers: a partition's batches are numbered without gaps by the fence.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ impl Relay {
                 context: Arc::clone(context),
                 partition: partition.to_owned(),
                 sink,
-                last: -1,
+                last: Arc::new(AtomicI64::new(-1)),
                 lagging: Arc::clone(&lagging),
                 progress: Arc::clone(&progress),
                 pulse: Arc::clone(pulse),
@@ -198,8 +198,8 @@ struct Follower {
     context: Arc<Context>,
     partition: String,
     sink: Sink,
-    /// The newest batch that the sink has.
-    last: i64,
+    /// The newest batch that the sink has. It outlives a panic: what was noted is not noted again.
+    last: Arc<AtomicI64>,
     lagging: Arc<AtomicBool>,
     progress: Arc<Progress>,
     pulse: Arc<Pulse>,
@@ -207,7 +207,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(mut self, newest: i64, queue: &mut mpsc::Receiver<Handover>) {
+    async fn run(self, newest: i64, queue: &mut mpsc::Receiver<Handover>) {
         self.catch_up(newest).await;
         while let Some(handover) = tokio::select! {
             handover = queue.recv() => handover,
@@ -223,10 +223,14 @@ impl Follower {
         }
     }
 
+    fn last(&self) -> i64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     /// Takes from the outbox what is there up to batch `newest`.
-    async fn catch_up(&mut self, newest: i64) {
-        while self.last < newest && !self.abandon.is_cancelled() {
-            let (postgres, last) = (&self.context.stores.postgres, self.last);
+    async fn catch_up(&self, newest: i64) {
+        while self.last() < newest && !self.abandon.is_cancelled() {
+            let (postgres, last) = (&self.context.stores.postgres, self.last());
             let read = || outbox::read(postgres, &self.partition, last, newest + 1, READ_MAX);
             let Some(rows) = self.persist("read the outbox", read).await else { return };
             let complete = (rows.len() as i64) < READ_MAX;
@@ -234,12 +238,12 @@ impl Follower {
                 self.take(&Batch { number, payload, refresh: None }).await;
             }
             if complete && !self.abandon.is_cancelled() {
-                self.last = newest;
+                self.last.fetch_max(newest, Ordering::Relaxed);
             }
         }
     }
 
-    async fn take(&mut self, batch: &Batch) {
+    async fn take(&self, batch: &Batch) {
         supervise::point("sink");
         if !batch.payload.is_empty() {
             let start = std::time::Instant::now();
@@ -249,7 +253,7 @@ impl Follower {
             crash::point("relayed");
             self.progress.note(batch.number, self.sink, at);
         }
-        self.last = self.last.max(batch.number);
+        self.last.fetch_max(batch.number, Ordering::Relaxed);
     }
 
     /// Tries until it succeeds: what is in the outbox must arrive. `None` if the relay was abandoned.
