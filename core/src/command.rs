@@ -168,6 +168,24 @@ pub const TYPES: [&str; 9] = [
 ];
 
 impl Command {
+    /// A command with nothing but what it must have: its own correlation, no times, normal priority.
+    pub fn new(id: Uuid, source: &str, subject: Uuid, actor: Uuid, body: Body) -> Self {
+        Self {
+            id,
+            source: source.to_owned(),
+            subject,
+            actor,
+            correlation: id,
+            issued_at: None,
+            priority: Priority::Normal,
+            not_before: None,
+            expires_at: None,
+            traceparent: None,
+            metadata: Metadata::default(),
+            body,
+        }
+    }
+
     /// The command's type, as the contract names it.
     pub fn kind(&self) -> &'static str {
         self.body.kind()

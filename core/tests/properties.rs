@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use taskflow_core::batch::{Content, Rules, Verdict};
 use taskflow_core::command::{
-    AssignTask, Body, ChangeStatus, Command, CreateTask, DeleteTask, Fingerprint, Metadata, Priority,
-    RecordSession, RegisterUser, UpdateProfile, UpdateTask,
+    AssignTask, Body, ChangeStatus, Command, CreateTask, DeleteTask, Fingerprint, RecordSession,
+    RegisterUser, UpdateProfile, UpdateTask,
 };
 use taskflow_core::event::Retention;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
@@ -58,21 +58,7 @@ fn start() -> State {
 }
 
 fn command(id: u16, subject: Uuid, actor: Uuid, body: Body) -> Command {
-    let id = Uuid::from_u128(0x9_0000 + u128::from(id));
-    Command {
-        id,
-        source: "/test".into(),
-        subject,
-        actor,
-        correlation: id,
-        issued_at: None,
-        priority: Priority::Normal,
-        not_before: None,
-        expires_at: None,
-        traceparent: None,
-        metadata: Metadata::default(),
-        body,
-    }
+    Command::new(Uuid::from_u128(0x9_0000 + u128::from(id)), "/test", subject, actor, body)
 }
 
 fn status() -> impl Strategy<Value = TaskStatus> {

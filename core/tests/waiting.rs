@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
 use taskflow_core::batch::{Rules, Verdict};
 use taskflow_core::command::{
-    Body, ChangeStatus, Command, CreateTask, Fingerprint, Metadata, Priority, RegisterUser, UpdateTask,
+    Body, ChangeStatus, Command, CreateTask, Fingerprint, RegisterUser, UpdateTask,
 };
 use taskflow_core::event::Retention;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
@@ -29,18 +29,8 @@ fn late_user(number: u8) -> Uuid {
 fn item(number: usize, subject: Uuid, actor: Uuid, not_before: Option<i64>, body: Body) -> Item {
     let id = Uuid::from_u128(0x9_0000 + number as u128);
     let command = Command {
-        id,
-        source: "/test".into(),
-        subject,
-        actor,
-        correlation: id,
-        issued_at: None,
-        priority: Priority::Normal,
         not_before: not_before.map(|ms| beginning() + TimeDelta::milliseconds(ms)),
-        expires_at: None,
-        traceparent: None,
-        metadata: Metadata::default(),
-        body,
+        ..Command::new(id, "/test", subject, actor, body)
     };
     Item::command(command, beginning())
 }

@@ -1,9 +1,7 @@
 //! Commands for the benchmark, always the same for the same numbers.
 
 use chrono::{DateTime, Utc};
-use taskflow_core::command::{
-    AssignTask, Body, ChangeStatus, Command, CreateTask, DeleteTask, Metadata, Priority, UpdateTask,
-};
+use taskflow_core::command::{AssignTask, Body, ChangeStatus, Command, CreateTask, DeleteTask, UpdateTask};
 use taskflow_core::state::{TaskPriority, TaskStatus};
 use uuid::Uuid;
 
@@ -17,21 +15,7 @@ fn id() -> Uuid {
 }
 
 pub(super) fn command(subject: Uuid, now: DateTime<Utc>, body: Body) -> Command {
-    let id = id();
-    Command {
-        id,
-        source: "/bench".to_owned(),
-        subject,
-        actor: ADMIN,
-        correlation: id,
-        issued_at: Some(now),
-        priority: Priority::Normal,
-        not_before: None,
-        expires_at: None,
-        traceparent: None,
-        metadata: Metadata::default(),
-        body,
-    }
+    Command { issued_at: Some(now), ..Command::new(id(), "/bench", subject, ADMIN, body) }
 }
 
 pub(super) fn create(number: usize, now: DateTime<Utc>) -> Command {

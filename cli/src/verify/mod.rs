@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use taskflow_core::command::{Body, Command, DeleteTask, Metadata, Priority, RegisterUser};
+use taskflow_core::command::{Body, Command, DeleteTask, RegisterUser};
 use taskflow_core::state::Role;
 use taskflow_stores::postgres::receipts;
 use taskflow_stores::rabbit::publish::Message;
@@ -82,20 +82,8 @@ impl Run {
     }
 
     fn command(self, subject: Uuid, body: Body) -> Command {
-        Command {
-            id: clock::new_id(),
-            source: "/taskflow/verify".into(),
-            subject,
-            actor: self.user,
-            correlation: self.id,
-            issued_at: Some(clock::now()),
-            priority: Priority::Normal,
-            not_before: None,
-            expires_at: None,
-            traceparent: None,
-            metadata: Metadata::default(),
-            body,
-        }
+        let command = Command::new(clock::new_id(), "/taskflow/verify", subject, self.user, body);
+        Command { correlation: self.id, issued_at: Some(clock::now()), ..command }
     }
 
     /// Deletes the run's tasks, as any user would. Its user stays, with its history.
