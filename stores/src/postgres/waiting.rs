@@ -63,7 +63,7 @@ pub async fn next_due(pool: &PgPool, partition: &str) -> Result<Option<DateTime<
 }
 
 /// What is due, each parked command with those behind it: at most `limit` and, of each line, always its beginning.
-/// In the order in which they are to be applied.
+/// In the order in which they are to be applied. Two looks into indexes, never one at all that waits.
 pub async fn due(
     pool: &PgPool,
     partition: &str,
@@ -76,10 +76,13 @@ pub async fn due(
             SELECT id, subject, state FROM waiting_commands
             WHERE partition = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
         )
-        SELECT id, subject, state, attempts, since, accepted_at, body FROM waiting_commands w
-        WHERE w.id IN (SELECT id FROM due)
-           OR (w.partition = $1 AND w.state = 'behind' AND w.due_at IS NULL
-               AND w.subject IN (SELECT subject FROM due WHERE state <> 'scheduled'))
+        SELECT id, subject, state, attempts, since, accepted_at, body FROM (
+            SELECT w.* FROM due JOIN waiting_commands w USING (id)
+            UNION ALL
+            SELECT w.* FROM (SELECT DISTINCT subject FROM due WHERE state <> 'scheduled') lines
+            JOIN waiting_commands w ON w.partition = $1 AND w.subject = lines.subject AND w.state <> 'scheduled'
+            WHERE w.state = 'behind' AND w.due_at IS NULL
+        ) w
         ORDER BY state = 'scheduled', CASE WHEN state = 'scheduled' THEN due_at END, place LIMIT $3",
     )
     .bind(partition)

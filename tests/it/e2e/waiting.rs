@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a scheduled command is applied in its time, or cancelled", scheduled),
         with_site("a command of an unknown type waits, then goes to the dead letters", unknown_type),
         with_site("a worker that dies with commands in the waiting room loses none", survives),
+        with_site("many scheduled commands cost those that are due nothing", cheap),
     ]
 }
 
@@ -234,4 +235,35 @@ async fn survives(site: Arc<Site>) -> Result {
     let torn = "SELECT count(*) FROM tasks WHERE version <> 5 OR title <> 'three' OR description IS NULL";
     ensure!(site.count(torn).await? == 0, "a task has lost, doubled or mixed up a command");
     worker.stop().await
+}
+
+/// Nobody looks through what waits: not when it is loaded, not when something is due.
+async fn cheap(site: Arc<Site>) -> Result {
+    site.sql(
+        "INSERT INTO waiting_commands (id, partition, subject, state, attempts, since, due_at, accepted_at, fingerprint, body)
+         SELECT gen_random_uuid(), '0' || n % 4, gen_random_uuid(), 'scheduled', 0, now(), now() + interval '1 year', now(),
+                decode(md5(n::text), 'hex'), '{}'
+         FROM generate_series(1, 50000) n;
+         ANALYZE waiting_commands",
+    )
+    .await?;
+    let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'waiting_commands'";
+    let before = site.count(read).await?;
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    // Parked, behind, scheduled and due: each way through the room.
+    let mut commands = life(id(), id());
+    let mut soon = command("task.create", id(), json!({ "title": "soon" }));
+    soon["notbefore"] = json!(in_ms(1_000));
+    commands.push(soon);
+    send(&admin, &commands).await?;
+    until_status(&admin, &commands[4]["id"], "applied").await?;
+    until_status(&admin, &commands[3]["id"], "rejected").await?;
+    // A session's statistics are there at the latest when it ends.
+    worker.stop().await?;
+    let after = site.count(read).await?;
+    ensure!(after - before < 50_000, "{} rows of the waiting room were read one by one", after - before);
+    Ok(())
 }
