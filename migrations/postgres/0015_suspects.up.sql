@@ -4,5 +4,8 @@ CREATE TABLE suspects (
     digest BYTEA PRIMARY KEY,
     partition TEXT NOT NULL,
     tries SMALLINT NOT NULL,
+    -- Of the lease under which it was tried last. A pipeline that only waited for a store tries again under the same
+    -- epoch: that is no new try.
+    epoch BIGINT NOT NULL,
     last_tried_at TIMESTAMPTZ NOT NULL
 );

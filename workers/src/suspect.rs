@@ -33,12 +33,17 @@ pub(crate) fn is_suspicious(delivery: &Delivery) -> bool {
 }
 
 /// Says how a message is to be taken, and writes down if it is alone.
-pub(crate) async fn trial(pool: &PgPool, partition: &str, delivery: &Delivery) -> Result<Trial, StoreError> {
+pub(crate) async fn trial(
+    pool: &PgPool,
+    partition: &str,
+    epoch: i64,
+    delivery: &Delivery,
+) -> Result<Trial, StoreError> {
     if !is_suspicious(delivery) {
         return Ok(Trial::None);
     }
     let digest = digest(delivery.body());
-    let tries = suspects::note_try(pool, digest, partition).await?;
+    let tries = suspects::note_try(pool, digest, partition, epoch).await?;
     Ok(if tries > TRIES { Trial::Condemned(digest) } else { Trial::Alone(digest) })
 }
 

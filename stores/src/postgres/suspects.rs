@@ -7,29 +7,28 @@ use super::failed;
 use crate::StoreError;
 
 /// Notes that a message is about to be tried alone. Returns which try it is, from 1. It lasts before this returns: what
-/// comes next may be the end of the process.
-pub async fn note_try(pool: &PgPool, digest: Fingerprint, partition: &str) -> Result<i16, StoreError> {
+/// comes next may be the end of the process. Under one epoch a message has one try: whoever tries it again there waited
+/// for a store, and the message is not to blame.
+pub async fn note_try(
+    pool: &PgPool,
+    digest: Fingerprint,
+    partition: &str,
+    epoch: i64,
+) -> Result<i16, StoreError> {
     sqlx::query_scalar(
         "/* note_try */
-        INSERT INTO suspects AS s (digest, partition, tries, last_tried_at) VALUES ($1, $2, 1, now())
-        ON CONFLICT (digest) DO UPDATE SET tries = s.tries + 1, last_tried_at = now()
+        INSERT INTO suspects AS s (digest, partition, tries, epoch, last_tried_at) VALUES ($1, $2, 1, $3, now())
+        ON CONFLICT (digest) DO UPDATE
+        SET tries = s.tries + CASE WHEN s.epoch = excluded.epoch THEN 0 ELSE 1 END,
+            epoch = excluded.epoch, last_tried_at = now()
         RETURNING tries",
     )
     .bind(digest.as_slice())
     .bind(partition)
+    .bind(epoch)
     .fetch_one(pool)
     .await
     .map_err(failed("note a suspect"))
-}
-
-/// Takes a try back that ended in an error of a store: the message is not to blame.
-pub async fn take_back(pool: &PgPool, digest: Fingerprint) -> Result<(), StoreError> {
-    sqlx::query("/* take_try_back */ UPDATE suspects SET tries = tries - 1 WHERE digest = $1 AND tries > 0")
-        .bind(digest.as_slice())
-        .execute(pool)
-        .await
-        .map_err(failed("take a try back"))?;
-    Ok(())
 }
 
 /// Forgets a suspect: it was applied, or is dead. Suspects of which nothing was heard for a day go with it.

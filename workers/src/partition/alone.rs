@@ -23,15 +23,14 @@ impl Pipeline<'_> {
         let postgres = &self.context.stores.postgres;
         for delivery in deliveries {
             let alone = std::slice::from_ref(delivery);
-            let left = match suspect::trial(postgres, &self.name, delivery).await? {
+            let left = match suspect::trial(postgres, &self.name, self.epoch, delivery).await? {
                 Trial::None => self.batch(alone, stop).await?,
                 Trial::Alone(digest) => {
-                    let result = self.batch(alone, stop).await;
-                    match result {
-                        Ok(None) => suspects::forget(postgres, digest).await?,
-                        _ => suspects::take_back(postgres, digest).await?,
+                    let left = self.batch(alone, stop).await?;
+                    if left.is_none() {
+                        suspects::forget(postgres, digest).await?;
                     }
-                    result?
+                    left
                 }
                 Trial::Condemned(digest) => {
                     let left = self.condemn(delivery, stop).await?;
