@@ -42,10 +42,16 @@ impl<'s> Cluster<'s> {
 
     /// Starts an API and a client for it.
     pub async fn api(&self) -> Result<(Process, Client)> {
+        self.api_with(&[]).await
+    }
+
+    /// The same with settings of its own.
+    pub async fn api_with(&self, env: &[(&str, &str)]) -> Result<(Process, Client)> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         drop(listener);
-        let process = self.spawn("api", &[("TASKFLOW_HTTP__LISTEN", &address)])?;
+        let env = [env, &[("TASKFLOW_HTTP__LISTEN", address.as_str())]].concat();
+        let process = self.spawn("api", &env)?;
         let client = Client::new(&format!("http://{address}"))?;
         wait::until("the API is ready", async || Ok(client.get("/readyz").await?.status() == 200)).await?;
         Ok((process, client))

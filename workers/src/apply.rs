@@ -7,10 +7,9 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use taskflow_core::batch::{Needs, Rules};
 use taskflow_core::metric;
-use taskflow_core::{Folded, Item, State, batch};
+use taskflow_core::{Folded, Item, batch};
 use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Claim, Record, Relayed};
 use taskflow_stores::postgres::outbox::Payload;
-use taskflow_stores::postgres::{tasks, users};
 use taskflow_stores::redis::cache::{self, Refresh};
 use taskflow_stores::{StoreError, observe};
 use uuid::Uuid;
@@ -95,17 +94,7 @@ async fn work(
     let items = range.items;
     let number = transaction.number;
     let connection = transaction.connection();
-    let state = timed("load", async {
-        let loaded_users = users::load_for_update(connection, &needs.users).await?;
-        let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
-        Ok(State {
-            users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
-            tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
-            roles: claim.roles,
-            emails: users::holders(connection, &needs.emails).await?,
-        })
-    })
-    .await?;
+    let state = timed("load", transaction::load(connection, &needs, claim.roles)).await?;
     crash::point("loaded");
 
     let start = Instant::now();
@@ -116,9 +105,6 @@ async fn work(
     observe_step("decide", start);
 
     let settled = timed("write", async {
-        users::insert(connection, &folded.new_users).await?;
-        users::update(connection, &folded.changed_users).await?;
-        tasks::update(connection, &folded.changed_tasks).await?;
         let record = Record {
             partition: fence.partition,
             number,
@@ -128,7 +114,7 @@ async fn work(
             new_tasks: &folded.new_tasks,
             payload: &payload,
         };
-        transaction::record(connection, record).await?;
+        transaction::write(connection, &folded, record).await?;
         waiting::settle(connection, fence.partition, range, source, &mut folded, now).await
     })
     .await?;

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use taskflow_core::batch::Content;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch::Relayed;
@@ -40,14 +41,14 @@ pub(crate) trait Source {
     async fn bury(&self, index: usize, reason: &'static str, detail: &str) -> Result<(), StoreError>;
 }
 
-/// The letter comes before the receipt that speaks of it; a crash in between sends it again.
+/// The letter comes before the receipt that speaks of it; a crash in between sends it again. All are on their way at
+/// once: a flood of bad messages costs a batch one round trip, not one each.
 pub(crate) async fn bury_dead(items: &[Item], source: &impl Source) -> Result<(), StoreError> {
-    for (index, item) in items.iter().enumerate() {
-        if let Content::Dead(dead) = &item.content {
-            source.bury(index, dead.reason, &dead.detail).await?;
-        }
-    }
-    Ok(())
+    let dead = items.iter().enumerate().filter_map(|(index, item)| match &item.content {
+        Content::Dead(dead) => Some(source.bury(index, dead.reason, &dead.detail)),
+        _ => None,
+    });
+    try_join_all(dead).await.map(drop)
 }
 
 /// Applies all items, in order. `lines` are the subjects of which a command waits; it is kept up to date.

@@ -18,6 +18,8 @@ const CLEAR: Duration = Duration::from_millis(3);
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// Rests, as multiples of the work.
 const REST: u32 = 4;
+/// Longest rest: a batch that took long had a store to wait for.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// What the partitions of a process tell each other.
 pub(crate) struct GiveWay {
@@ -109,7 +111,7 @@ impl Turn<'_> {
         self.permit = None;
         if self.low && self.give_way.is_busy() {
             tokio::select! {
-                () = tokio::time::sleep(work * REST) => {}
+                () = tokio::time::sleep((work * REST).min(REST_MAX)) => {}
                 () = stop.cancelled() => {}
             }
         }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use taskflow_core::batch::Verdict;
 use taskflow_core::pause::Scope;
 use taskflow_core::{Item, metric};
@@ -31,7 +32,7 @@ use crate::messages::Messages;
 use crate::pulse::{Doing, Pulse};
 use crate::relay::Relay;
 use crate::sink::Batch;
-use crate::waiting::{Due, Room};
+use crate::waiting::{Due, Room, foreign};
 use crate::{Context, crash, pause, report};
 
 /// A quiet partition tidies its outbox after this long.
@@ -218,9 +219,9 @@ impl Pipeline<'_> {
         let start = Instant::now();
         let mut decoded = decode(deliveries, &context.settings.patience, clock::now());
         let messages = Messages { context, partition: self.partition, deliveries, origins: &decoded.origins };
-        for (delivery, detail) in &decoded.nameless {
-            messages.send(*delivery, "malformed", detail).await?;
-        }
+        let nameless =
+            decoded.nameless.iter().map(|(delivery, detail)| messages.send(*delivery, "malformed", detail));
+        try_join_all(nameless).await?;
         bury_dead(&decoded.items, &messages).await?;
         observe_step("decode", start);
         if decoded.items.is_empty() {
@@ -245,6 +246,7 @@ impl Pipeline<'_> {
         let due = Due { context, partition: self.partition, rows };
         let mut items = due.items();
         bury_dead(&items, &due).await?;
+        due.bury_foreign(&items).await?;
         // Their own lines are tried from the beginning; who joins a line meets it as it is.
         let mut lines = self.room.lines.clone();
         for subject in due.lines() {
@@ -316,8 +318,7 @@ impl Pipeline<'_> {
                 }
                 Verdict::Mismatch => {
                     observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "mismatch")]).increment(1);
-                    let detail = format!("another command with the id {} was there first", items[index].id);
-                    source.bury(index, "idempotency_mismatch", &detail).await?;
+                    source.bury(index, "idempotency_mismatch", &foreign(items[index].id)).await?;
                 }
                 Verdict::Held(held) => report::held(&self.name, &items[index], &folded.held[*held]),
                 Verdict::Stays => {}

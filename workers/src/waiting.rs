@@ -11,7 +11,7 @@ use taskflow_core::command::digest;
 use taskflow_core::wait::{Patience, Waited};
 use taskflow_core::{Folded, Item, envelope, metric};
 use taskflow_stores::postgres::waiting::{self, Hold, Waiting};
-use taskflow_stores::postgres::{PgConnection, PgPool};
+use taskflow_stores::postgres::{PgConnection, PgPool, receipts};
 use taskflow_stores::rabbit::dead_letters;
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, clock, observe};
@@ -152,10 +152,34 @@ impl Due<'_> {
         self.rows.iter().map(|row| item(row, &self.context.settings.patience, now)).collect()
     }
 
+    /// Buries commands whose id another one has had meanwhile. The batch finds them too and takes them out of the room;
+    /// the letter must be there before.
+    pub(crate) async fn bury_foreign(&self, items: &[Item]) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
+        let postgres = &self.context.stores.postgres;
+        let mut connection = postgres
+            .acquire()
+            .await
+            .map_err(|error| StoreError::unavailable("postgres", "look up receipts", error))?;
+        let known = receipts::claimed(&mut connection, &ids).await?;
+        drop(connection);
+        for (index, item) in items.iter().enumerate() {
+            if known.get(&item.id).is_some_and(|first| *first != item.fingerprint) {
+                self.bury(index, "idempotency_mismatch", &foreign(item.id)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Subjects whose lines are in the batch, from their beginning.
     pub(crate) fn lines(&self) -> impl Iterator<Item = Uuid> {
         self.rows.iter().filter(|row| row.waited.why.blocks()).map(|row| row.subject)
     }
+}
+
+/// What is told of a command whose id is taken.
+pub(crate) fn foreign(id: Uuid) -> String {
+    format!("another command with the id {id} was there first")
 }
 
 fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {

@@ -61,16 +61,16 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
         bar.tick();
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let accepted = stream.end().await;
-    let sent: usize = accepted.values().map(Vec::len).sum();
+    let sent = stream.end().await;
+    let accepted: usize = sent.values().map(|one| one.accepted.len()).sum();
     let tell = |found: usize| {
-        bar.set_message(format!("{found} receipts of {sent}"));
+        bar.set_message(format!("{found} receipts of {accepted}"));
         bar.tick();
     };
-    let count = verify::count(&stores, run, &accepted, plan.patience, tell).await?;
+    let count = verify::count(&stores, run, &sent, plan.patience, tell).await?;
     bar.finish_and_clear();
     if !options.keep {
-        run.clean_up(&stores, accepted.keys().copied()).await?;
+        run.clean_up(&stores, sent.keys().copied()).await?;
     }
     stop.cancel();
     print(&count, run, json);

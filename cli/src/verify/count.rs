@@ -13,7 +13,8 @@ use taskflow_stores::postgres::{tasks, waiting};
 use taskflow_stores::rabbit::topology::Partition;
 use uuid::Uuid;
 
-use super::{Run, stream};
+use super::Run;
+use super::stream::{self, Sent};
 use crate::connect::Stores;
 
 /// What a run found.
@@ -53,13 +54,13 @@ impl Count {
 pub(crate) async fn count(
     stores: &Stores,
     run: Run,
-    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    sent: &HashMap<Uuid, Sent>,
     patience: Duration,
     tell: impl Fn(usize),
 ) -> Result<Count> {
-    let found = settle(stores, accepted, patience, tell).await;
-    let mut count = Count { accepted: accepted.values().map(Vec::len).sum(), ..Count::default() };
-    let missing = accepted.values().flatten().filter(|id| !found.contains_key(id)).count();
+    let found = settle(stores, sent, patience, tell).await;
+    let mut count = Count { accepted: sent.values().map(|one| one.accepted.len()).sum(), ..Count::default() };
+    let missing = sent.values().flat_map(|one| &one.accepted).filter(|id| !found.contains_key(id)).count();
     if missing > 0 {
         if anything_waits(stores).await? {
             count.stuck = missing;
@@ -68,8 +69,9 @@ pub(crate) async fn count(
         }
         count.example(format!("{missing} commands have no receipt"));
     }
-    for (subject, ids) in accepted {
-        for (place, receipt) in ids.iter().enumerate().filter_map(|(place, id)| Some((place, found.get(id)?)))
+    for (subject, one) in sent {
+        for (place, receipt) in
+            one.accepted.iter().enumerate().filter_map(|(place, id)| Some((place, found.get(id)?)))
         {
             if receipt.status == "applied" && receipt.version == Some(place as i32 + 1) {
                 count.applied += 1;
@@ -84,20 +86,20 @@ pub(crate) async fn count(
             }
         }
     }
-    check_rows(stores, accepted, &mut count).await?;
-    check_events(stores, run, accepted, &found, &mut count).await?;
+    check_rows(stores, sent, &mut count).await?;
+    check_events(stores, run, sent, &found, &mut count).await?;
     Ok(count)
 }
 
 /// Reads receipts until all are there and audited, or nothing has changed for `patience`.
 async fn settle(
     stores: &Stores,
-    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    sent: &HashMap<Uuid, Sent>,
     patience: Duration,
     tell: impl Fn(usize),
 ) -> HashMap<Uuid, View> {
     let mut found: HashMap<Uuid, View> = HashMap::new();
-    let mut open: HashSet<Uuid> = accepted.values().flatten().copied().collect();
+    let mut open: HashSet<Uuid> = sent.values().flat_map(|one| &one.accepted).copied().collect();
     let mut deadline = Instant::now() + patience;
     while !open.is_empty() && Instant::now() < deadline {
         let before = (open.len(), found.len());
@@ -127,15 +129,16 @@ async fn anything_waits(stores: &Stores) -> Result<bool> {
     Ok(parked + scheduled > 0 || depths.values().any(|depth| depth.ready > 0))
 }
 
-async fn check_rows(stores: &Stores, accepted: &HashMap<Uuid, Vec<Uuid>>, count: &mut Count) -> Result<()> {
-    let subjects: Vec<Uuid> = accepted.keys().copied().collect();
+async fn check_rows(stores: &Stores, sent: &HashMap<Uuid, Sent>, count: &mut Count) -> Result<()> {
+    let subjects: Vec<Uuid> = sent.keys().copied().collect();
     for some in subjects.chunks(IDS_AT_ONCE) {
         let mut connection = stores.postgres.acquire().await.context("postgres")?;
         for task in tasks::read_many(&mut connection, some).await? {
-            let sent = accepted.get(&task.id).map_or(0, Vec::len) as i32;
-            if task.version > sent {
-                count.doubled += (task.version - sent) as usize;
-                count.example(format!("task {} has version {} after {sent} commands", task.id, task.version));
+            let most =
+                sent.get(&task.id).map_or(0, |one| one.accepted.len() + usize::from(one.one_more)) as i32;
+            if task.version > most {
+                count.doubled += (task.version - most) as usize;
+                count.example(format!("task {} has version {} after {most} commands", task.id, task.version));
             }
             if task.title != stream::title(task.version) {
                 count.reordered += 1;
@@ -152,7 +155,7 @@ async fn check_rows(stores: &Stores, accepted: &HashMap<Uuid, Vec<Uuid>>, count:
 async fn check_events(
     stores: &Stores,
     run: Run,
-    accepted: &HashMap<Uuid, Vec<Uuid>>,
+    sent: &HashMap<Uuid, Sent>,
     found: &HashMap<Uuid, View>,
     count: &mut Count,
 ) -> Result<()> {
@@ -164,7 +167,7 @@ async fn check_events(
     while let Some(event) = cursor.try_next().await.context("mongodb")? {
         *events.entry(event.get_str("commandId").unwrap_or_default().to_owned()).or_default() += 1;
     }
-    for id in accepted.values().flatten() {
+    for id in sent.values().flat_map(|one| &one.accepted) {
         let told = events.get(&id.to_string()).copied().unwrap_or(0);
         let applied = found.get(id).is_some_and(|receipt| receipt.status == "applied");
         if told > 1 {

@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 use super::{Plan, Run};
 
+/// The pause before a command is sent again, give or take a half.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// What the stream has done so far.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
@@ -23,9 +26,18 @@ pub(crate) struct Progress {
     pub refused: AtomicU64,
 }
 
+/// A subject's commands.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// Those that were accepted, in order.
+    pub accepted: Vec<Uuid>,
+    /// The last one was never confirmed: the broker may have it or not.
+    pub one_more: bool,
+}
+
 /// A stream on its way.
 pub(crate) struct Stream {
-    subjects: JoinSet<(Uuid, Vec<Uuid>)>,
+    subjects: JoinSet<(Uuid, Sent)>,
     enough: Arc<AtomicBool>,
     pub(crate) progress: Arc<Progress>,
 }
@@ -42,19 +54,19 @@ impl Stream {
             let first = pause.mul_f64(number as f64 / plan.subjects as f64);
             subjects.spawn(async move {
                 tokio::time::sleep(first).await;
-                publish(&publisher, run, pause, &enough, &progress).await
+                publish(&publisher, run, (pause, plan.patience), &enough, &progress).await
             });
         }
         Self { subjects, enough, progress }
     }
 
-    /// Ends the stream. Returns each subject's commands that were accepted, in order.
-    pub(crate) async fn end(mut self) -> HashMap<Uuid, Vec<Uuid>> {
+    /// Ends the stream. Returns each subject's commands. Ends within the patience, whatever the broker does.
+    pub(crate) async fn end(mut self) -> HashMap<Uuid, Sent> {
         self.enough.store(true, Ordering::Relaxed);
         let mut accepted = HashMap::new();
         while let Some(ended) = self.subjects.join_next().await {
-            if let Ok((subject, ids)) = ended {
-                accepted.insert(subject, ids);
+            if let Ok((subject, sent)) = ended {
+                accepted.insert(subject, sent);
             }
         }
         accepted
@@ -66,26 +78,31 @@ impl Stream {
 async fn publish(
     publisher: &Publisher,
     run: Run,
-    pause: Duration,
+    (pause, patience): (Duration, Duration),
     enough: &AtomicBool,
     progress: &Progress,
-) -> (Uuid, Vec<Uuid>) {
+) -> (Uuid, Sent) {
     let subject = clock::new_id();
-    let mut ids = Vec::new();
+    let mut sent = Sent::default();
     let mut next = Instant::now();
     while !enough.load(Ordering::Relaxed) {
-        let command = run.command(subject, body(ids.len() as i32));
+        let command = run.command(subject, body(sent.accepted.len() as i32));
+        let deadline = Instant::now() + patience;
         while let Err(error) = publisher.publish(Message::command(&command, clock::now(), None)).await {
             progress.refused.fetch_add(1, Ordering::Relaxed);
+            if Instant::now() > deadline {
+                sent.one_more = true;
+                return (subject, sent);
+            }
             tracing::debug!(%error, "The broker did not take a command; it is sent again.");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(AGAIN.mul_f64(rand::random_range(0.5..=1.5))).await;
         }
-        ids.push(command.id);
+        sent.accepted.push(command.id);
         progress.accepted.fetch_add(1, Ordering::Relaxed);
         next = (next + pause).max(Instant::now().checked_sub(pause).unwrap_or(next));
         tokio::time::sleep_until(next.into()).await;
     }
-    (subject, ids)
+    (subject, sent)
 }
 
 /// What the command after `version` does.

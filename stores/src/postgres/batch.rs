@@ -5,14 +5,15 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use taskflow_core::batch::Needs;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::state::Role;
-use taskflow_core::{Receipt, Task};
+use taskflow_core::{Folded, Receipt, State, Task};
 use uuid::Uuid;
 
 use super::failed;
 use super::outbox::{self, Payload};
-use super::tasks;
+use super::{tasks, users};
 use crate::StoreError;
 
 /// Removes relayed batches of the partition `$1` from the outbox and notes when each store had them. The arguments are
@@ -152,6 +153,37 @@ pub struct Record<'b> {
     pub new_tasks: &'b [Task],
     /// For the other stores; an outbox row is written only if there is something to tell.
     pub payload: &'b Payload,
+}
+
+/// Loads what a batch needs, and locks what it may change. `roles` came with the [`Claim`].
+pub async fn load(
+    connection: &mut PgConnection,
+    needs: &Needs,
+    roles: HashMap<Uuid, Role>,
+) -> Result<State, StoreError> {
+    let loaded_users = users::load_for_update(connection, &needs.users).await?;
+    let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
+    Ok(State {
+        users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
+        tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
+        roles,
+        emails: users::holders(connection, &needs.emails).await?,
+    })
+}
+
+/// Writes all that a batch has decided: entities first, then its record.
+///
+/// # Errors
+/// As [`record`]; and [`crate::Kind::Data`] when a rule of the tables is broken.
+pub async fn write(
+    connection: &mut PgConnection,
+    folded: &Folded,
+    batch: Record<'_>,
+) -> Result<(), StoreError> {
+    users::insert(connection, &folded.new_users).await?;
+    users::update(connection, &folded.changed_users).await?;
+    tasks::update(connection, &folded.changed_tasks).await?;
+    record(connection, batch).await
 }
 
 static RECORD: LazyLock<String> = LazyLock::new(|| {

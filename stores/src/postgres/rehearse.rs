@@ -7,10 +7,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
-use taskflow_core::batch::{Content, Dead, Needs, Rules, Verdict};
+use taskflow_core::batch::{Content, Dead, Rules, Verdict};
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_core::event::Retention;
-use taskflow_core::state::Role;
 use taskflow_core::wait::Patience;
 use taskflow_core::{Event, Folded, Item, State, batch, envelope};
 use uuid::Uuid;
@@ -119,7 +118,8 @@ async fn play(
     let items = std::slice::from_ref(item);
     let known = receipts::claimed(connection, &[item.id]).await?;
     let needs = batch::needs(items);
-    let before = load(connection, &needs).await?;
+    let roles = users::roles(connection, &needs.roles).await?;
+    let before = super::batch::load(connection, &needs, roles).await?;
     let lines = line(connection, item).await?;
     let (folded, payload) = fold(items, &known, &lines, before.clone(), now);
     write(connection, &folded, &payload, now).await?;
@@ -145,27 +145,6 @@ async fn play(
         }
         Some(Verdict::Stays) | None => Rehearsal::ends("behind", None, None),
     })
-}
-
-async fn load(connection: &mut PgConnection, needs: &Needs) -> Result<State, StoreError> {
-    let loaded_users = users::load_for_update(connection, &needs.users).await?;
-    let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
-    Ok(State {
-        users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
-        tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
-        roles: roles(connection, &needs.roles).await?,
-        emails: users::holders(connection, &needs.emails).await?,
-    })
-}
-
-async fn roles(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Role>, StoreError> {
-    let rows: Vec<(Uuid, bool)> =
-        sqlx::query_as("/* rehearsed_roles */ SELECT id, role = 'admin' FROM users WHERE id = ANY($1)")
-            .bind(ids)
-            .fetch_all(connection)
-            .await
-            .map_err(failed("load roles"))?;
-    Ok(rows.into_iter().map(|(id, admin)| (id, if admin { Role::Admin } else { Role::User })).collect())
 }
 
 /// The item's subject, if a command of it waits.
@@ -200,9 +179,6 @@ async fn write(
     payload: &Payload,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    users::insert(connection, &folded.new_users).await?;
-    users::update(connection, &folded.changed_users).await?;
-    tasks::update(connection, &folded.changed_tasks).await?;
     let record = Record {
         partition: PARTITION,
         number: BATCH,
@@ -212,7 +188,7 @@ async fn write(
         new_tasks: &folded.new_tasks,
         payload,
     };
-    super::batch::record(connection, record).await
+    super::batch::write(connection, folded, record).await
 }
 
 /// The rows as they are in the transaction now, beside what they were.

@@ -31,6 +31,20 @@ pub async fn load_for_update(connection: &mut PgConnection, ids: &[Uuid]) -> Res
     .map_err(failed("load users"))
 }
 
+/// The roles of users. Who is missing does not exist. A batch learns them with its claim ([`super::batch::begin`]).
+pub(super) async fn roles(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Role>, StoreError> {
+    let rows: Vec<(Uuid, bool)> =
+        sqlx::query_as("/* user_roles */ SELECT id, role = 'admin' FROM users WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(connection)
+            .await
+            .map_err(failed("load roles"))?;
+    Ok(rows.into_iter().map(|(id, admin)| (id, if admin { Role::Admin } else { Role::User })).collect())
+}
+
 /// Who holds which of these addresses (in lower case).
 pub async fn holders(
     connection: &mut PgConnection,

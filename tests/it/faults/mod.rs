@@ -1,5 +1,6 @@
 //! What breaks, and what must hold all the same.
 
+mod backpressure;
 mod broker;
 mod catalogue;
 mod crashes;
@@ -15,6 +16,7 @@ use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
     [
+        backpressure::tests(),
         broker::tests(),
         crashes::tests(),
         dead_letters::tests(),

@@ -111,8 +111,12 @@ async fn while_gone(
         }
         Store::RabbitMq => {
             let refused = command("task.delete", id(), json!({}));
-            let (status, answer) = admin.send("application/json", refused.to_string()).await?;
+            let answer = admin.post("/v1/commands").json(&refused).send().await?;
+            let after: Option<u64> =
+                answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+            let (status, answer): (_, Value) = (answer.status().as_u16(), answer.json().await?);
             ensure!(status == 503 && answer["code"] == "unavailable", "{status} {answer}");
+            ensure!(after.is_some_and(|seconds| (1..=60).contains(&seconds)), "retry after {after:?}");
         }
     }
     Ok(())
