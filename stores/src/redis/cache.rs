@@ -8,7 +8,7 @@ use taskflow_core::cache_key;
 use taskflow_core::{Task, User};
 use uuid::Uuid;
 
-use super::{Redis, failed};
+use super::Redis;
 use crate::StoreError;
 
 /// Sets each key unless what is there is as new or newer. Versions are read where our JSON has them: at the start.
@@ -102,8 +102,8 @@ impl Redis {
         }
         if !refresh.changed.is_empty() {
             // Known after the first call; a restart of the server forgets it.
-            script.load_async(&mut connection).await.map_err(failed("load the cache's script"))?;
+            script.load_async(&mut connection).await.map_err(self.failed("load the cache's script"))?;
         }
-        pipeline.query_async::<()>(&mut connection).await.map_err(failed("refresh the caches"))
+        pipeline.query_async::<()>(&mut connection).await.map_err(self.failed("refresh the caches"))
     }
 }

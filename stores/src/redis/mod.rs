@@ -6,12 +6,13 @@ pub mod cache;
 pub mod receipts;
 pub mod sessions;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, ErrorKind, RedisError};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use crate::{Kind, StoreError};
 
@@ -39,8 +40,8 @@ impl Default for Settings {
 #[derive(Clone)]
 pub struct Redis {
     client: Client,
-    /// Made at the first call, so that a process starts while Redis is away.
-    manager: Arc<tokio::sync::OnceCell<ConnectionManager>>,
+    /// Made at the first call, so that a process starts while Redis is away; made anew after a call without an answer.
+    manager: Arc<Mutex<Arc<OnceCell<ConnectionManager>>>>,
     prefix: Arc<str>,
     response_timeout: Duration,
 }
@@ -78,12 +79,24 @@ impl Redis {
             .set_connection_timeout(Some(self.response_timeout))
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
-        let manager = self
-            .manager
+        let cell = Arc::clone(&self.manager.lock().unwrap_or_else(PoisonError::into_inner));
+        let manager = cell
             .get_or_try_init(|| self.client.get_connection_manager_with_config(config))
             .await
             .map_err(failed("connect"))?;
         Ok(manager.clone())
+    }
+
+    /// Says what a failed call means. A connection that gives no answer may be half open: the client library would keep
+    /// it for as long as the kernel does, so the next call makes a new one.
+    pub(crate) fn failed(&self, call: &'static str) -> impl Fn(RedisError) -> StoreError + use<> {
+        let manager = Arc::clone(&self.manager);
+        move |error| {
+            if error.is_timeout() {
+                *manager.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+            }
+            failed(call)(error)
+        }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -94,7 +107,7 @@ impl Redis {
     pub async fn probe(&self) -> Result<(), StoreError> {
         let ping = async {
             let mut connection = self.connection().await?;
-            redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(failed("probe"))
+            redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(self.failed("probe"))
         };
         match tokio::time::timeout(Duration::from_secs(3), ping).await {
             Ok(result) => result,
@@ -114,7 +127,7 @@ impl Redis {
             .arg(section)
             .query_async(&mut connection)
             .await
-            .map_err(failed("read the server's state"))?;
+            .map_err(self.failed("read the server's state"))?;
         let found = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         Ok(found.map(|value| value.trim().to_owned()))
     }

@@ -7,7 +7,7 @@ use futures_util::stream::Stream;
 use taskflow_core::cache_key;
 use uuid::Uuid;
 
-use super::{Redis, failed};
+use super::Redis;
 use crate::StoreError;
 
 impl Redis {
@@ -22,7 +22,7 @@ impl Redis {
             let channel = self.key(&cache_key::receipts_channel(*intake));
             pipeline.cmd("PUBLISH").arg(channel).arg(json).ignore();
         }
-        pipeline.query_async::<()>(&mut connection).await.map_err(failed("announce receipts"))
+        pipeline.query_async::<()>(&mut connection).await.map_err(self.failed("announce receipts"))
     }
 
     /// The announcements for one intake. The stream ends when the connection does: subscribe again.
@@ -31,9 +31,9 @@ impl Redis {
         intake: Uuid,
     ) -> Result<impl Stream<Item = Vec<u8>> + Send + use<>, StoreError> {
         let mut subscription =
-            self.client().get_async_pubsub().await.map_err(failed("listen for receipts"))?;
+            self.client().get_async_pubsub().await.map_err(self.failed("listen for receipts"))?;
         let channel = self.key(&cache_key::receipts_channel(intake));
-        subscription.subscribe(channel).await.map_err(failed("listen for receipts"))?;
+        subscription.subscribe(channel).await.map_err(self.failed("listen for receipts"))?;
         Ok(subscription.into_on_message().map(|message| message.get_payload_bytes().to_vec()))
     }
 }

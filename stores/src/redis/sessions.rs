@@ -6,7 +6,7 @@ use taskflow_core::cache_key;
 use taskflow_core::state::Role;
 use uuid::Uuid;
 
-use super::{Redis, failed};
+use super::Redis;
 use crate::{Kind, StoreError};
 
 /// Who is logged in.
@@ -31,7 +31,7 @@ impl Redis {
             .arg(cache_key::SESSION_TTL_S)
             .query_async::<()>(&mut connection)
             .await
-            .map_err(failed("keep a session"))
+            .map_err(self.failed("keep a session"))
     }
 
     /// The session of a token; `None` if there is none (any more).
@@ -41,7 +41,7 @@ impl Redis {
             .arg(self.key(&cache_key::session(token_digest)))
             .query_async(&mut connection)
             .await
-            .map_err(failed("look up a session"))?;
+            .map_err(self.failed("look up a session"))?;
         // What can't be read is no session: its holder logs in again.
         Ok(value.and_then(|value| serde_json::from_str(&value).ok()))
     }
@@ -53,6 +53,6 @@ impl Redis {
             .arg(self.key(&cache_key::session(token_digest)))
             .query_async(&mut connection)
             .await
-            .map_err(failed("end a session"))
+            .map_err(self.failed("end a session"))
     }
 }

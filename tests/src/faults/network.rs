@@ -58,11 +58,9 @@ pub static FAULTS: &[Fault] = &[
     Fault::new("network: half-open connections to MongoDB", act!(forget), act!(nothing))
         .wired(&[MongoDb])
         .hold(0.0, 0.0),
-    // Has not come to its end within four minutes yet: see docs/reliability.md.
     Fault::new("network: half-open connections to Redis", act!(forget), act!(nothing))
         .wired(&[Redis])
-        .hold(0.0, 0.0)
-        .soak_only(),
+        .hold(0.0, 0.0),
 ];
 
 impl Fault {
