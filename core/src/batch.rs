@@ -21,6 +21,8 @@ use crate::wait::{Held, Patience, Waited, Why};
 pub struct Needs {
     /// Tasks to load and lock.
     pub tasks: Vec<Uuid>,
+    /// Tasks that the batch creates and does nothing else to: those that exist already must be loaded as well.
+    pub created: Vec<Uuid>,
     /// Users to load and lock.
     pub users: Vec<Uuid>,
     /// Users whose role is enough.
@@ -31,14 +33,14 @@ pub struct Needs {
 
 /// Says what a batch needs.
 pub fn needs(items: &[Item]) -> Needs {
-    let (mut tasks, mut users) = (BTreeSet::new(), BTreeSet::new());
+    let (mut tasks, mut created, mut users) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let (mut roles, mut emails) = (BTreeSet::new(), BTreeSet::new());
     for item in items {
         let Content::Command(command) = &item.content else { continue };
-        if command.is_about_task() {
-            tasks.insert(command.subject)
-        } else {
-            users.insert(command.subject)
+        match &command.body {
+            Body::CreateTask(_) => created.insert(command.subject),
+            _ if command.is_about_task() => tasks.insert(command.subject),
+            _ => users.insert(command.subject),
         };
         roles.insert(command.actor);
         match &command.body {
@@ -50,6 +52,7 @@ pub fn needs(items: &[Item]) -> Needs {
     }
     Needs {
         roles: roles.difference(&users).copied().collect(),
+        created: created.difference(&tasks).copied().collect(),
         tasks: tasks.into_iter().collect(),
         users: users.into_iter().collect(),
         emails: emails.into_iter().collect(),

@@ -171,7 +171,8 @@ fn sane(batch: &[Item], folded: &Folded) {
     let needs = needs(batch);
     for item in batch {
         let Content::Command(command) = &item.content else { continue };
-        assert!(needs.tasks.contains(&command.subject) || needs.users.contains(&command.subject));
+        let subjects = [&needs.tasks, &needs.created, &needs.users];
+        assert_eq!(subjects.iter().filter(|subjects| subjects.contains(&command.subject)).count(), 1);
         assert!(needs.roles.contains(&command.actor) || needs.users.contains(&command.actor));
     }
 }
@@ -268,7 +269,7 @@ proptest! {
         for batch in items.chunks(size) {
             let needs = needs(batch);
             let loaded = State {
-                tasks: needs.tasks.iter().filter_map(|id| Some((*id, database.tasks.get(id)?.clone()))).collect(),
+                tasks: needs.tasks.iter().chain(&needs.created).filter_map(|id| Some((*id, database.tasks.get(id)?.clone()))).collect(),
                 users: needs.users.iter().filter_map(|id| Some((*id, database.users.get(id)?.clone()))).collect(),
                 roles: needs.roles.iter().filter_map(|id| Some((*id, database.users.get(id)?.role))).collect(),
                 emails: needs.emails.iter().filter_map(|key| Some((key.clone(), *database.emails.get(key)?))).collect(),

@@ -1,11 +1,11 @@
-//! One transaction: fence, claim, load, decide, write, commit. The number of its statements does not depend on the
-//! number of its commands.
+//! One batch: claim, load, decide, write under the fence, commit. The number of its statements does not depend on the
+//! number of its commands; a batch of nothing but new tasks has two.
 
 use std::collections::HashSet;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use taskflow_core::batch::{Needs, Rules};
+use taskflow_core::batch::Rules;
 use taskflow_core::metric;
 use taskflow_core::{Folded, Item, batch};
 use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Claim, Record, Relayed};
@@ -53,26 +53,17 @@ pub(crate) async fn apply(
     source: &impl Source,
     now: DateTime<Utc>,
 ) -> Result<Option<Applied>, StoreError> {
-    let postgres = &context.stores.postgres;
-    let items = range.items;
-    let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
-    let needs = batch::needs(items);
-    let begin = transaction::begin(postgres, fence.partition, fence.epoch, relayed, &ids, &needs.roles);
-    let Some((mut transaction, claim)) = timed("claim", begin).await? else { return Ok(None) };
-    crash::point("fenced");
-    let work = work(context, fence, (range, needs), claim, lines, source, now, &mut transaction);
-    match work.await {
-        Ok((folded, payload, settled)) => {
-            let number = transaction.number;
-            let refresh = refresh(&folded);
+    let mut transaction = BatchTransaction::new(&context.stores.postgres);
+    match work(context, fence, range, lines, relayed, source, now, &mut transaction).await {
+        Ok(Some(applied)) => {
             timed("commit", transaction.commit()).await?;
             crash::point("committed");
-            Ok(Some(Applied { number, folded, payload, refresh, settled }))
+            Ok(Some(applied))
         }
-        Err(error) => {
-            // Whether this succeeds or not: without a commit nothing lasts.
+        // Whether this succeeds or not: without a commit nothing lasts.
+        other => {
             let _ = transaction.roll_back().await;
-            Err(error)
+            other
         }
     }
 }
@@ -84,42 +75,57 @@ pub(crate) async fn apply(
 async fn work(
     context: &Context,
     fence: Fence<'_>,
-    (range, needs): (Range<'_>, Needs),
-    claim: Claim,
+    range: Range<'_>,
     lines: &HashSet<Uuid>,
+    relayed: &[Relayed],
     source: &impl Source,
     now: DateTime<Utc>,
     transaction: &mut BatchTransaction,
-) -> Result<(Folded, Payload, Settled), StoreError> {
+) -> Result<Option<Applied>, StoreError> {
     let items = range.items;
-    let number = transaction.number;
-    let connection = transaction.connection();
-    let state = timed("load", transaction::load(connection, &needs, claim.roles)).await?;
+    let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
+    let needs = batch::needs(items);
+    let claim = timed("claim", transaction::claim(&context.stores.postgres, &ids, &needs)).await?;
+    crash::point("claimed");
+    let Claim { known, roles, existing } = claim;
+    let state = timed("load", transaction::load(transaction, &needs, roles, &existing)).await?;
     crash::point("loaded");
 
     let start = Instant::now();
     let rules = Rules { now, retention: &context.retention, patience: &context.settings.patience };
-    let mut folded = batch::fold(items, &claim.known, lines, state, rules);
+    let mut folded = batch::fold(items, &known, lines, state, rules);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
     let payload = payload(&mut folded);
     observe_step("decide", start);
 
-    let settled = timed("write", async {
+    let written = timed("write", async {
         let record = Record {
             partition: fence.partition,
-            number,
+            epoch: fence.epoch,
             commands: items.len(),
             applied_at: now,
             receipts: &folded.receipts,
             new_tasks: &folded.new_tasks,
             payload: &payload,
+            relayed,
         };
-        transaction::write(connection, &folded, record).await?;
-        waiting::settle(connection, fence.partition, range, source, &mut folded, now).await
-    })
-    .await?;
+        let waits = waiting::concerns(items, &folded);
+        if waits {
+            transaction.connection().await?;
+        }
+        let Some(number) = transaction::write(transaction, &folded, record).await? else { return Ok(None) };
+        let settled = if waits {
+            let connection = transaction.connection().await?;
+            waiting::settle(connection, fence.partition, range, source, &mut folded, now).await?
+        } else {
+            Settled::default()
+        };
+        Ok(Some((number, settled)))
+    });
+    let Some((number, settled)) = written.await? else { return Ok(None) };
     crash::point("written");
-    Ok((folded, payload, settled))
+    let refresh = refresh(&folded);
+    Ok(Some(Applied { number, folded, payload, refresh, settled }))
 }
 
 fn payload(folded: &mut Folded) -> Payload {

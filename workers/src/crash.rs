@@ -4,7 +4,7 @@
 
 /// The boundaries between the steps of a batch.
 pub const POINTS: [&str; 8] =
-    ["collected", "fenced", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
+    ["collected", "claimed", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
 /// The boundaries between the steps of a dead letter: into Postgres, out again, into the audit trail.
 pub const LETTER_POINTS: [&str; 5] = ["drained", "stored", "replaying", "republished", "system_audited"];
 

@@ -60,8 +60,12 @@ pub(crate) struct Settled {
     pub due_at: Option<DateTime<Utc>>,
 }
 
-/// Writes who begins to wait, who waits on and who has ended to, in the batch's transaction. For a batch that has
-/// nothing to do with the waiting room it costs nothing.
+/// Whether a batch has anything to do with the waiting room.
+pub(crate) fn concerns(items: &[Item], folded: &Folded) -> bool {
+    !folded.held.is_empty() || items.iter().any(|item| item.waited.is_some())
+}
+
+/// Writes who begins to wait, who waits on and who has ended to, in the batch's transaction.
 pub(crate) async fn settle(
     connection: &mut PgConnection,
     partition: &str,

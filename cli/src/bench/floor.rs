@@ -1,5 +1,5 @@
 //! The floor: the barest loop that does the same work of the stores, with the same statements, and nothing else. No
-//! validation, no look for duplicates, nothing loaded, no decisions, no fence, no retries, no metrics.
+//! validation, no look for duplicates, nothing loaded, no decisions, no retries, no metrics.
 
 use std::time::Instant;
 
@@ -12,7 +12,8 @@ use taskflow_core::state::{TaskPriority, TaskStatus};
 use taskflow_core::{Event, Outcome, Receipt, Task, command};
 use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
-use taskflow_stores::postgres::batch::{self, Record};
+use taskflow_stores::postgres::batch::{self, BatchTransaction, Record};
+use taskflow_stores::postgres::leases;
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
@@ -69,26 +70,27 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
     let mut subscription = subscribed.context("subscribe")?;
     let stores = std::sync::Arc::new(stores);
     let mut relay: Option<tokio::task::JoinHandle<Result<()>>> = None;
-    let mut number = 0;
+    let lease = leases::acquire(&stores.postgres, &name, clock::new_id(), 3_600_000).await?;
+    let lease = lease.context("somebody has the partition's lease")?;
     while count > 0 {
         let mut deliveries = vec![subscription.next().await?];
         while deliveries.len() < BATCH.min(count) {
             deliveries.push(subscription.next().await?);
         }
         count -= deliveries.len();
-        number += 1;
         let batch = read(&deliveries)?;
-        let mut transaction = stores.postgres.begin().await?;
+        let mut transaction = BatchTransaction::new(&stores.postgres);
         let record = Record {
             partition: &name,
-            number,
+            epoch: lease.epoch,
             commands: deliveries.len(),
             applied_at: clock::now(),
             receipts: &batch.receipts,
             new_tasks: &batch.tasks,
             payload: &batch.payload,
+            relayed: &[],
         };
-        batch::record(&mut transaction, record).await?;
+        let number = batch::record(&mut transaction, record).await?.context("the lease is gone")?;
         transaction.commit().await?;
         if let Some(last) = deliveries.last() {
             last.ack_through().await?;

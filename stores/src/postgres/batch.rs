@@ -1,10 +1,10 @@
-//! The transaction of a batch: the fence at its start, its record and the commit at its end.
+//! The statements of a batch: the look-up before it, what it loads, and its record under the partition's fence.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, PgPool, Postgres, Row, Transaction};
 use taskflow_core::batch::Needs;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::state::Role;
@@ -43,18 +43,6 @@ macro_rules! tidied {
     };
 }
 
-/// Takes the next number of the partition `$1` under the epoch `$2`; finds the receipts of `$3`, the roles of `$4`.
-macro_rules! fenced {
-    () => {
-        "head AS (
-            UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
-        )
-        SELECT batch, NULL::uuid, NULL::bytea, NULL::boolean FROM head
-        UNION ALL SELECT head.batch, r.id, r.fingerprint, NULL FROM head, receipts r WHERE r.id = ANY($3)
-        UNION ALL SELECT batch, id, NULL, role = 'admin' FROM head, users WHERE id = ANY($4)"
-    };
-}
-
 /// A batch that all other stores have: its outbox row can go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relayed {
@@ -64,67 +52,81 @@ pub struct Relayed {
     pub published_at: DateTime<Utc>,
 }
 
-/// An open transaction under a partition's epoch.
-pub struct BatchTransaction {
-    transaction: Transaction<'static, Postgres>,
-    /// This batch's number: one more than the last of its partition.
-    pub number: i64,
-}
-
-/// What the first statement of a batch finds out.
+/// What is there already for a batch.
 #[derive(Debug, Default)]
 pub struct Claim {
     /// The receipts that exist for the batch's ids, as fingerprints of what was asked for.
     pub known: HashMap<Uuid, Fingerprint>,
     /// The roles of users that the batch names. Who is missing does not exist.
     pub roles: HashMap<Uuid, Role>,
+    /// Tasks of [`Needs::created`] that exist.
+    pub existing: Vec<Uuid>,
 }
 
-/// Opens the transaction of a batch, if the partition still belongs to this epoch; `None` if it does not. The same
-/// statement tells which of the batch's `ids` have receipts and the roles of `users`, and tidies away what was relayed
-/// since the last batch.
-///
-/// The head's row stays locked until the commit: batches of one partition commit in the order of their numbers, and a
-/// new holder's first batch waits for the old one's last. The statement sees what was there when it began to wait; the
-/// receipts' primary key finds the twins that it overlooks then.
-pub async fn begin(
-    pool: &PgPool,
-    partition: &str,
-    epoch: i64,
-    relayed: &[Relayed],
-    ids: &[Uuid],
-    users: &[Uuid],
-) -> Result<Option<(BatchTransaction, Claim)>, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("begin a batch"))?;
-    // Every statement shows in a lone command's latency: with nothing to tidy, a lean one.
-    let mut statement = sqlx::query_as(if relayed.is_empty() {
-        concat!("/* fence_and_claim */ WITH ", fenced!())
-    } else {
-        concat!("/* fence_claim_and_tidy */ WITH ", tidied!("$5", "$6", "$7", "$8"), ", ", fenced!())
-    });
-    statement = statement.bind(partition).bind(epoch).bind(ids).bind(users);
-    if !relayed.is_empty() {
-        let columns = Columns::of(relayed);
-        statement = statement.bind(columns.numbers).bind(columns.audited_at);
-        statement = statement.bind(columns.cached_at).bind(columns.published_at);
-    }
-    let rows: Vec<Found> = statement.fetch_all(&mut *transaction).await.map_err(failed("fence a batch"))?;
-    let Some((number, ..)) = rows.first() else { return Ok(None) };
-    let transaction = BatchTransaction { transaction, number: *number };
+/// Looks up which of a batch's `ids` have receipts, the roles that it needs, and which of its new tasks exist already.
+/// Nothing is locked: the primary keys of receipts and tasks find the twins that come after it.
+pub async fn claim(pool: &PgPool, ids: &[Uuid], needs: &Needs) -> Result<Claim, StoreError> {
+    /// A receipt, a user and whether it is an admin, or a task.
+    type Found = (Uuid, Option<Fingerprint>, Option<bool>);
+    let found: Vec<Found> = sqlx::query_as(
+        "/* claim */ SELECT id, fingerprint, NULL::boolean FROM receipts WHERE id = ANY($1)
+        UNION ALL SELECT id, NULL, role = 'admin' FROM users WHERE id = ANY($2)
+        UNION ALL SELECT id, NULL, NULL FROM tasks WHERE id = ANY($3)",
+    )
+    .bind(ids)
+    .bind(&needs.roles)
+    .bind(&needs.created)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("claim a batch"))?;
     let mut claim = Claim::default();
-    for (_, id, fingerprint, admin) in rows {
-        match (id, fingerprint, admin) {
-            (Some(id), Some(fingerprint), _) => drop(claim.known.insert(id, fingerprint)),
-            (Some(id), None, Some(true)) => drop(claim.roles.insert(id, Role::Admin)),
-            (Some(id), None, Some(false)) => drop(claim.roles.insert(id, Role::User)),
-            _ => {}
+    for (id, fingerprint, admin) in found {
+        match (fingerprint, admin) {
+            (Some(fingerprint), _) => drop(claim.known.insert(id, fingerprint)),
+            (None, Some(true)) => drop(claim.roles.insert(id, Role::Admin)),
+            (None, Some(false)) => drop(claim.roles.insert(id, Role::User)),
+            (None, None) => claim.existing.push(id),
         }
     }
-    Ok(Some((transaction, claim)))
+    Ok(claim)
 }
 
-/// The batch's number with each: nothing, a receipt, or a user and whether it is an admin.
-type Found = (i64, Option<Uuid>, Option<Fingerprint>, Option<bool>);
+/// The transaction of a batch. It begins with the first statement that needs one: a batch that changes nothing that was
+/// there is its record alone, and a statement is a transaction by itself. A lone command waits for every round trip.
+pub struct BatchTransaction {
+    pool: PgPool,
+    begun: Option<Transaction<'static, Postgres>>,
+}
+
+impl BatchTransaction {
+    pub fn new(pool: &PgPool) -> Self {
+        Self { pool: pool.clone(), begun: None }
+    }
+
+    /// The connection, for the statements of the other tables.
+    pub async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        let begun = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.pool.begin().await.map_err(failed("begin a batch"))?,
+        };
+        Ok(self.begun.insert(begun))
+    }
+
+    /// Makes the batch last. If this fails, or [`write`] does, it may have lasted all the same: the receipts tell.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        match self.begun {
+            Some(begun) => begun.commit().await.map_err(failed("commit a batch")),
+            None => Ok(()),
+        }
+    }
+
+    pub async fn roll_back(self) -> Result<(), StoreError> {
+        match self.begun {
+            Some(begun) => begun.rollback().await.map_err(failed("roll a batch back")),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Tidies away what was relayed, without a batch: for a partition that has become idle.
 pub async fn tidy(pool: &PgPool, partition: &str, relayed: &[Relayed]) -> Result<(), StoreError> {
@@ -145,7 +147,8 @@ pub async fn tidy(pool: &PgPool, partition: &str, relayed: &[Relayed]) -> Result
 #[derive(Clone, Copy)]
 pub struct Record<'b> {
     pub partition: &'b str,
-    pub number: i64,
+    /// Of the lease under which the batch is applied.
+    pub epoch: i64,
     /// How many commands the batch had, duplicates included.
     pub commands: usize,
     pub applied_at: DateTime<Utc>,
@@ -153,16 +156,25 @@ pub struct Record<'b> {
     pub new_tasks: &'b [Task],
     /// For the other stores; an outbox row is written only if there is something to tell.
     pub payload: &'b Payload,
+    /// Former batches to be tidied away.
+    pub relayed: &'b [Relayed],
 }
 
-/// Loads what a batch needs, and locks what it may change. `roles` came with the [`Claim`].
+/// Loads what a batch needs, and locks what it may change. `roles` and `existing` came with the [`Claim`].
 pub async fn load(
-    connection: &mut PgConnection,
+    transaction: &mut BatchTransaction,
     needs: &Needs,
     roles: HashMap<Uuid, Role>,
+    existing: &[Uuid],
 ) -> Result<State, StoreError> {
+    let mut task_ids = [&needs.tasks, existing].concat();
+    if task_ids.is_empty() && needs.users.is_empty() && needs.emails.is_empty() {
+        return Ok(State { roles, ..State::default() });
+    }
+    task_ids.sort_unstable();
+    let connection = transaction.connection().await?;
     let loaded_users = users::load_for_update(connection, &needs.users).await?;
-    let loaded_tasks = tasks::load_for_update(connection, &needs.tasks).await?;
+    let loaded_tasks = tasks::load_for_update(connection, &task_ids).await?;
     Ok(State {
         users: loaded_users.into_iter().map(|user| (user.id, user)).collect(),
         tasks: loaded_tasks.into_iter().map(|task| (task.id, task)).collect(),
@@ -171,53 +183,79 @@ pub async fn load(
     })
 }
 
-/// Writes all that a batch has decided: entities first, then its record.
+/// Writes all that a batch has decided: changed entities first, then its record. Returns the batch's number, or `None`
+/// if the partition belongs to another epoch: nothing of the record was written then.
 ///
 /// # Errors
 /// As [`record`]; and [`crate::Kind::Data`] when a rule of the tables is broken.
 pub async fn write(
-    connection: &mut PgConnection,
+    transaction: &mut BatchTransaction,
     folded: &Folded,
     batch: Record<'_>,
-) -> Result<(), StoreError> {
-    users::insert(connection, &folded.new_users).await?;
-    users::update(connection, &folded.changed_users).await?;
-    tasks::update(connection, &folded.changed_tasks).await?;
-    record(connection, batch).await
+) -> Result<Option<i64>, StoreError> {
+    let Folded { new_users, changed_users, changed_tasks, .. } = folded;
+    if !(new_users.is_empty() && changed_users.is_empty() && changed_tasks.is_empty()) {
+        let connection = transaction.connection().await?;
+        users::insert(connection, new_users).await?;
+        users::update(connection, changed_users).await?;
+        tasks::update(connection, changed_tasks).await?;
+    }
+    record(transaction, batch).await
 }
 
-static RECORD: LazyLock<String> = LazyLock::new(|| {
+static RECORD: LazyLock<String> = LazyLock::new(|| record_statement(""));
+
+static RECORD_AND_TIDY: LazyLock<String> =
+    LazyLock::new(|| record_statement(concat!(tidied!("$32", "$33", "$34", "$35"), ", ")));
+
+fn record_statement(tidy: &str) -> String {
     format!(
         "/* record_batch */
-        WITH batch AS (
-            INSERT INTO batches (partition, number, commands, applied_at) VALUES ($14, $15, $16, $17)
+        WITH {tidy}head AS (
+            UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
+        ), noted AS (
+            INSERT INTO batches (partition, number, commands, applied_at)
+            SELECT $1, batch, $3::integer, $4::timestamptz FROM head
         ), told AS (
             INSERT INTO outbox (partition, number, created_at, payload)
-            SELECT $14, $15, $17, $18 WHERE $18::bytea IS NOT NULL
+            SELECT $1, batch, $4, $5 FROM head WHERE $5::bytea IS NOT NULL
         ), created AS (
             {}
+        ), finished AS (
+            INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
+                                  finished_at, fingerprint, attempts, partition, batch)
+            SELECT r.*, $1, head.batch
+            FROM head, UNNEST($6::uuid[], $7::text[], $8::uuid[], $9::uuid[], $10::text[]::command_outcome[],
+                              $11::text[], $12::text[], $13::integer[], $14::smallint[], $15::timestamptz[],
+                              $16::timestamptz[], $17::bytea[], $18::smallint[]) AS r
         )
-        INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
-                              finished_at, fingerprint, attempts, partition, batch)
-        SELECT r.*, $14, $15
-        FROM UNNEST($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::text[]::command_outcome[], $6::text[],
-                    $7::text[], $8::integer[], $9::smallint[], $10::timestamptz[], $11::timestamptz[],
-                    $12::bytea[], $13::smallint[]) AS r",
-        tasks::insert_statement(19)
+        SELECT batch FROM head",
+        tasks::insert_statement("head, ", 19)
     )
-});
+}
 
-/// Writes the receipts of a batch, its entry in `batches`, its outbox row and its new tasks, in one statement: a lone
-/// command waits for each.
+/// Writes the receipts of a batch, its entry in `batches`, its outbox row and its new tasks, in one statement, under the
+/// fence: the partition's head row, which gives the batch its number. Its lock is kept until the commit: batches of one
+/// partition commit in the order of their numbers, and whoever takes the lease over waits for a batch that is being
+/// recorded.
 ///
 /// # Errors
 /// [`crate::Kind::Conflict`] when a twin of one of the commands has been applied meanwhile, or a task exists by now.
-pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result<(), StoreError> {
-    let Record { receipts, .. } = record;
+pub async fn record(
+    transaction: &mut BatchTransaction,
+    record: Record<'_>,
+) -> Result<Option<i64>, StoreError> {
+    let Record { receipts, relayed, .. } = record;
     fn column<'r, T>(receipts: &'r [Receipt], field: impl Fn(&'r Receipt) -> T) -> Vec<T> {
         receipts.iter().map(field).collect()
     }
-    let query = sqlx::query(sqlx::AssertSqlSafe(RECORD.as_str()))
+    let statement = if relayed.is_empty() { &RECORD } else { &RECORD_AND_TIDY };
+    let query = sqlx::query(sqlx::AssertSqlSafe(statement.as_str()))
+        .bind(record.partition)
+        .bind(record.epoch)
+        .bind(record.commands as i32)
+        .bind(record.applied_at)
+        .bind(outbox::bytes(record.payload)?)
         .bind(column(receipts, |r| r.id))
         .bind(column(receipts, |r| r.kind))
         .bind(column(receipts, |r| r.subject))
@@ -230,15 +268,19 @@ pub async fn record(connection: &mut PgConnection, record: Record<'_>) -> Result
         .bind(column(receipts, |r| r.accepted_at))
         .bind(column(receipts, |r| r.finished_at))
         .bind(column(receipts, |r| r.fingerprint.as_slice()))
-        .bind(column(receipts, |r| r.attempts as i16))
-        .bind(record.partition)
-        .bind(record.number)
-        .bind(record.commands as i32)
-        .bind(record.applied_at)
-        .bind(outbox::bytes(record.payload)?);
-    let query = tasks::bind_new(query, record.new_tasks);
-    query.execute(connection).await.map_err(failed("record a batch"))?;
-    Ok(())
+        .bind(column(receipts, |r| r.attempts as i16));
+    let mut query = tasks::bind_new(query, record.new_tasks);
+    if !relayed.is_empty() {
+        let columns = Columns::of(relayed);
+        query = query.bind(columns.numbers).bind(columns.audited_at);
+        query = query.bind(columns.cached_at).bind(columns.published_at);
+    }
+    let recorded = match &mut transaction.begun {
+        Some(begun) => query.fetch_optional(&mut **begun).await,
+        None => query.fetch_optional(&transaction.pool).await,
+    };
+    let number = recorded.and_then(|row| row.map(|row| row.try_get(0)).transpose());
+    number.map_err(failed("record a batch"))
 }
 
 struct Columns {
@@ -256,21 +298,5 @@ impl Columns {
             cached_at: relayed.iter().map(|r| r.cached_at).collect(),
             published_at: relayed.iter().map(|r| r.published_at).collect(),
         }
-    }
-}
-
-impl BatchTransaction {
-    /// The connection, for the statements of the other tables.
-    pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.transaction
-    }
-
-    /// Makes the batch last. If this fails it may have lasted all the same: the receipts tell.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        self.transaction.commit().await.map_err(failed("commit a batch"))
-    }
-
-    pub async fn roll_back(self) -> Result<(), StoreError> {
-        self.transaction.rollback().await.map_err(failed("roll a batch back"))
     }
 }

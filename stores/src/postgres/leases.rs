@@ -3,7 +3,7 @@
 //! All times are the server's, so the workers' clocks do not matter.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
@@ -129,6 +129,23 @@ pub async fn acquire(
     .await
     .map_err(failed("acquire a lease"))?;
     Ok(row.map(|(epoch, batch)| Lease { epoch, batch }))
+}
+
+/// Makes a partition that has had no batch yet.
+pub(super) async fn begin_partition(
+    connection: &mut PgConnection,
+    partition: &str,
+    epoch: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* begin_partition */ INSERT INTO partition_heads (partition, epoch, batch) VALUES ($1, $2, 0)",
+    )
+    .bind(partition)
+    .bind(epoch)
+    .execute(connection)
+    .await
+    .map_err(failed("begin a partition"))?;
+    Ok(())
 }
 
 /// The number of a partition's newest batch, if it still belongs to this epoch.

@@ -14,16 +14,15 @@ use taskflow_core::wait::Patience;
 use taskflow_core::{Event, Folded, Item, State, batch, envelope};
 use uuid::Uuid;
 
-use super::batch::Record;
+use super::batch::{BatchTransaction, Record};
 use super::dead_letter_deeds::forget_receipts;
 use super::dead_letters::Letter;
 use super::outbox::Payload;
-use super::{failed, receipts, tasks, users};
-use crate::{Kind, StoreError};
+use super::{failed, leases, receipts, tasks, users};
+use crate::{Kind, StoreError, clock};
 
-/// The partition under whose name the rows are written; no worker has it.
-const PARTITION: &str = "rehearsal";
-const BATCH: i64 = -1;
+/// The epoch of the partition that is made for a rehearsal, and goes with it.
+const EPOCH: i64 = 0;
 
 /// What would happen.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -82,9 +81,9 @@ pub async fn rehearse(
         Ok(item) => item,
         Err(detail) => return Ok(Rehearsal::ends("dead", Some("malformed"), Some(detail))),
     };
-    let mut transaction = pool.begin().await.map_err(failed("rehearse"))?;
+    let mut transaction = BatchTransaction::new(pool);
     let rehearsed = play(&mut transaction, letter, &item, now).await;
-    let ended = transaction.rollback().await.map_err(failed("end a rehearsal"));
+    let ended = transaction.roll_back().await;
     match rehearsed {
         // As the workers would: this command, and no other, is at fault.
         Err(error) if error.kind == Kind::Data => {
@@ -109,21 +108,22 @@ fn read(body: &[u8], accepted_at: DateTime<Utc>) -> Result<Item, String> {
 }
 
 async fn play(
-    connection: &mut PgConnection,
+    transaction: &mut BatchTransaction,
     letter: &Letter,
     item: &Item,
     now: DateTime<Utc>,
 ) -> Result<Rehearsal, StoreError> {
+    let connection = transaction.connection().await?;
     forget_receipts(connection, std::slice::from_ref(letter)).await?;
     let items = std::slice::from_ref(item);
     let known = receipts::claimed(connection, &[item.id]).await?;
     let needs = batch::needs(items);
     let roles = users::roles(connection, &needs.roles).await?;
-    let before = super::batch::load(connection, &needs, roles).await?;
     let lines = line(connection, item).await?;
+    let before = super::batch::load(transaction, &needs, roles, &needs.created).await?;
     let (folded, payload) = fold(items, &known, &lines, before.clone(), now);
-    write(connection, &folded, &payload, now).await?;
-    let rows = changes(connection, &folded, &before).await?;
+    write(transaction, &folded, &payload, now).await?;
+    let rows = changes(transaction.connection().await?, &folded, &before).await?;
     let events = payload.events.iter().map(told).collect();
     Ok(match folded.verdicts.first() {
         Some(Verdict::Finished(index)) => {
@@ -173,22 +173,26 @@ fn fold(
     (folded, payload)
 }
 
+/// Writes under the name of a partition that no worker has and that nobody else sees.
 async fn write(
-    connection: &mut PgConnection,
+    transaction: &mut BatchTransaction,
     folded: &Folded,
     payload: &Payload,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    let partition = format!("rehearsal {}", clock::new_id());
+    leases::begin_partition(transaction.connection().await?, &partition, EPOCH).await?;
     let record = Record {
-        partition: PARTITION,
-        number: BATCH,
+        partition: &partition,
+        epoch: EPOCH,
         commands: 1,
         applied_at: now,
         receipts: &folded.receipts,
         new_tasks: &folded.new_tasks,
         payload,
+        relayed: &[],
     };
-    super::batch::write(connection, folded, record).await
+    super::batch::write(transaction, folded, record).await.map(drop)
 }
 
 /// The rows as they are in the transaction now, beside what they were.

@@ -72,13 +72,14 @@ pub(super) fn unknown_word(column: &str, word: &str) -> sqlx::Error {
 
 /// Inserts new tasks in one statement; a batch's are part of its record ([`super::batch::record`]).
 pub(super) async fn insert(connection: &mut PgConnection, tasks: &[Task]) -> Result<(), StoreError> {
-    let statement = sqlx::AssertSqlSafe(insert_statement(1));
+    let statement = sqlx::AssertSqlSafe(insert_statement("", 1));
     bind_new(sqlx::query(statement), tasks).execute(connection).await.map_err(failed("insert tasks"))?;
     Ok(())
 }
 
-/// The statement that inserts new tasks; its parameters begin at number `first` ([`bind_new`]).
-pub(super) fn insert_statement(first: usize) -> String {
+/// The statement that inserts new tasks, once for each row of `given`; its parameters begin at number `first`
+/// ([`bind_new`]).
+pub(super) fn insert_statement(given: &str, first: usize) -> String {
     let types = [
         "uuid[]",
         "text[]",
@@ -99,7 +100,7 @@ pub(super) fn insert_statement(first: usize) -> String {
     format!(
         "INSERT INTO tasks (id, title, description, status, priority, assignee_id, creator_id, created_at,
                             updated_at, completed_at, due_date, deleted_at, version)
-        SELECT * FROM UNNEST({})",
+        SELECT new.* FROM {given}UNNEST({}) AS new",
         arrays.join(", ")
     )
 }

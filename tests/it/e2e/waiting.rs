@@ -132,10 +132,10 @@ async fn scheduled(site: Arc<Site>) -> Result {
         command
     };
     let create = command("task.create", task, json!({ "title": "now" }));
-    let soon = later(1_500, json!({ "title": "soon" }));
+    let soon = later(6_000, json!({ "title": "soon" }));
     let far = later(3_600_000, json!({ "title": "far" }));
     let mut fleeting = later(3_600_000, json!({ "title": "never" }));
-    fleeting["expirytime"] = json!(in_ms(1_000));
+    fleeting["expirytime"] = json!(in_ms(4_000));
     let at_once = command("task.update", task, json!({ "description": "holds nobody up" }));
     let commands = [create, soon, far, fleeting, at_once];
     send(&admin, &commands).await?;

@@ -13,7 +13,7 @@ use crate::{cluster, with_site};
 /// The boundaries, and which pass of each ends the process: not the first, so that there is a middle.
 const POINTS: [(&str, u32); 8] = [
     ("collected", 4),
-    ("fenced", 5),
+    ("claimed", 5),
     ("loaded", 6),
     ("written", 4),
     ("committed", 5),
