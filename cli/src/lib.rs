@@ -77,7 +77,10 @@ enum Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let program = Program::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Settings that can't be read are told of by the command that wants them.
+    let threads = settings::load(program.config.as_deref()).unwrap_or_default().threads();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Exit::failed(format!("the runtime can't start: {error}")).report(program.json),
     };

@@ -36,9 +36,20 @@ pub(crate) struct Settings {
     pub retention: Retention,
     pub verify: crate::verify::Settings,
     pub environment: Environment,
+    /// Threads that the process's tasks share. 0: half of the cores, at least one. Each hand-over between threads costs a
+    /// lone command a wake-up, and a worker's part of a command is small: one thread does more than Postgres can.
+    pub threads: usize,
     /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
     pub log: LogFilter,
     pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// How many threads the runtime has.
+    pub(crate) fn threads(&self) -> usize {
+        let half = || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        if self.threads == 0 { half() } else { self.threads }
+    }
 }
 
 /// Where a worker or a scheduler shows its metrics and its health. The API shows its own on its own port.
