@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::envelope::{self, Malformed};
+use taskflow_core::partition::Partition;
 use taskflow_core::{Command, metric};
 use taskflow_stores::rabbit::publish::{Message, Pending, PublishError};
-use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{clock, observe};
 use uuid::Uuid;
 
@@ -112,7 +112,7 @@ impl App {
 
     /// The partition that a command goes to.
     fn partition(&self, command: &Command) -> Partition {
-        Partition::of(command, &self.stores.rabbit)
+        self.pressure.partition(command)
     }
 
     /// Why no more is taken for a partition, if operators have set a bound.
@@ -170,6 +170,9 @@ impl Sent {
                     );
                 }
                 Err(error) => {
+                    if matches!(error, PublishError::Unroutable) {
+                        app.mender.missing("a queue or its bindings");
+                    }
                     observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
                     let retry_after_s = app.pressure.retry_after_s(app.partition(&command));
                     let problem = Problem::from(error).retry_after(retry_after_s);

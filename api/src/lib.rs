@@ -22,12 +22,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use serde::{Deserialize, Serialize};
+use taskflow_stores::declare::Mender;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::vitals::Vitals;
-use taskflow_stores::{clock, mongo, rabbit};
+use taskflow_stores::{clock, mongo, rabbit, supervise};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -88,6 +89,7 @@ pub(crate) struct App {
     pub recent: recent::Recent,
     pub passwords: passwords::Passwords,
     pub pressure: pressure::Pressure,
+    pub mender: Mender,
     /// What other parts of this process know of their health.
     pub vitals: Vitals,
 }
@@ -114,17 +116,14 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let intake = clock::new_id();
+    let mender = mend(&stores, stop.clone());
     let app = Arc::new(App {
         lookup: lookup::start(stores.postgres.clone(), stop.clone()),
         waiters: wait::start(stores.clone(), intake, stop.clone()),
         recent: recent::Recent::default(),
         passwords: passwords::Passwords::new(settings.password_checks),
-        pressure: pressure::start(
-            stores.postgres.clone(),
-            stores.broker.clone(),
-            stores.rabbit.clone(),
-            stop.clone(),
-        ),
+        pressure: pressure::start(&stores, mender.clone(), stop.clone()),
+        mender: mender.clone(),
         vitals,
         settings,
         stores,
@@ -137,6 +136,17 @@ pub async fn run(
     if let Err(error) = served.await {
         tracing::error!(%error, "The HTTP server ended.");
     }
+}
+
+/// Starts to declare again what somebody deletes.
+fn mend(stores: &Stores, stop: CancellationToken) -> Mender {
+    let mender = Mender::default();
+    let (mending, stores) = (mender.clone(), stores.clone());
+    tokio::spawn(async move {
+        let Stores { postgres, broker, rabbit, .. } = &stores;
+        supervise::forever("mender", &stop, || mending.run(postgres, broker, rabbit, &stop)).await;
+    });
+    mender
 }
 
 fn router(app: Arc<App>) -> Router {

@@ -9,12 +9,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use taskflow_core::metric;
-use taskflow_stores::postgres::{PgPool, leases};
+use taskflow_core::partition::{Course, Partition};
+use taskflow_core::{Command, metric};
+use taskflow_stores::declare::Mender;
+use taskflow_stores::postgres::{PgPool, layout, leases};
+use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::link::Link;
-use taskflow_stores::rabbit::{Settings, topology::Partition};
 use taskflow_stores::{StoreError, observe, supervise};
 use tokio_util::sync::CancellationToken;
+
+use crate::Stores;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Bounds of what a caller is told, in seconds. A store that has just gone may be back in a moment; who waits longer
@@ -22,8 +26,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 2..=60;
 
 /// What is known of the queues. Clones share it.
-#[derive(Clone, Default)]
-pub(crate) struct Pressure(Arc<Mutex<HashMap<Partition, Queue>>>);
+#[derive(Clone)]
+pub(crate) struct Pressure(Arc<Mutex<Known>>);
+
+struct Known {
+    /// Which partitions there are, as of the last look.
+    course: Course,
+    queues: HashMap<Partition, Queue>,
+}
+
+/// Who is asked.
+struct Looker {
+    postgres: PgPool,
+    broker: Link,
+    rabbit: Settings,
+    mender: Mender,
+}
 
 /// One partition queue.
 #[derive(Debug, Clone, Copy)]
@@ -62,9 +80,25 @@ impl Queue {
 }
 
 impl Pressure {
+    /// Before the first look: the settings' partitions.
+    fn new(rabbit: &Settings) -> Self {
+        let known = Known { course: Course::settled(0, rabbit.layout()), queues: HashMap::new() };
+        Self(Arc::new(Mutex::new(known)))
+    }
+
+    /// The partition that a command goes to.
+    pub(crate) fn partition(&self, command: &Command) -> Partition {
+        self.lock().course.to.of(command)
+    }
+
+    /// Which partitions there are.
+    pub(crate) fn course(&self) -> Course {
+        self.lock().course
+    }
+
     /// How long the oldest command of a partition has waited.
     pub(crate) fn age(&self, partition: Partition) -> Duration {
-        self.lock().get(&partition).map_or(Duration::ZERO, |queue| queue.age(Instant::now()))
+        self.lock().queues.get(&partition).map_or(Duration::ZERO, |queue| queue.age(Instant::now()))
     }
 
     /// Seconds after which a caller may try a partition again.
@@ -75,26 +109,48 @@ impl Pressure {
     /// The same where a caller has to do with many partitions: the slowest counts.
     pub(crate) fn retry_after_any_s(&self) -> u64 {
         let now = Instant::now();
-        bounded(self.lock().values().map(|queue| queue.age(now)).max().unwrap_or_default())
+        bounded(self.lock().queues.values().map(|queue| queue.age(now)).max().unwrap_or_default())
     }
 
-    async fn look(&self, postgres: &PgPool, broker: &Link, rabbit: &Settings) -> Result<(), StoreError> {
+    async fn look(&self, looker: &Looker) -> Result<(), StoreError> {
+        let Looker { postgres, broker, rabbit, mender } = looker;
         // While Postgres is away nothing is finished: what was known grows older by itself.
         let behind: HashMap<String, f64> =
             leases::behind(postgres).await.unwrap_or_default().into_iter().collect();
-        for partition in Partition::all(rabbit) {
-            let depth = broker.depth(&partition.queue()).await?;
-            let behind = behind.get(&partition.to_string());
+        if let Ok(course) = layout::course(postgres, rabbit.layout()).await {
+            let mut known = self.lock();
+            known.course = course;
+            known.queues.retain(|partition, _| {
+                let stays = course.to.all().contains(partition);
+                if !stays {
+                    observe::gauge(&metric::QUEUE_AGE, &[("queue", &partition.queue())]).set(0.0);
+                }
+                stays
+            });
+        }
+        let course = self.course();
+        for partition in course.to.all() {
+            let Some(depth) = broker.find(&partition.queue()).await? else {
+                // In a change it may not be there yet.
+                if course.step > 0 && course.is_settled() {
+                    mender.missing(&partition.queue());
+                }
+                continue;
+            };
+            // In a change the lease of this name is the old queue's.
+            let behind = behind.get(&partition.to_string()).filter(|_| course.is_settled());
             let behind = behind.and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
             let now = Instant::now();
-            self.lock().entry(partition).or_insert_with(|| Queue::new(now)).look(now, depth.ready, behind);
+            let mut known = self.lock();
+            known.queues.entry(partition).or_insert_with(|| Queue::new(now)).look(now, depth.ready, behind);
+            drop(known);
             let age = self.age(partition).as_secs_f64();
             observe::gauge(&metric::QUEUE_AGE, &[("queue", &partition.queue())]).set(age);
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Partition, Queue>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,28 +161,29 @@ fn bounded(age: Duration) -> u64 {
 }
 
 /// Starts looking at the queues, until `stop`.
-pub(crate) fn start(postgres: PgPool, broker: Link, rabbit: Settings, stop: CancellationToken) -> Pressure {
-    let pressure = Pressure::default();
+pub(crate) fn start(stores: &Stores, mender: Mender, stop: CancellationToken) -> Pressure {
+    let pressure = Pressure::new(&stores.rabbit);
     let looking = pressure.clone();
+    let looker = Looker {
+        postgres: stores.postgres.clone(),
+        broker: stores.broker.clone(),
+        rabbit: stores.rabbit.clone(),
+        mender,
+    };
     tokio::spawn(async move {
-        supervise::forever("pressure", &stop, || watch(&looking, &postgres, &broker, &rabbit, &stop)).await;
+        supervise::forever("pressure", &stop, || watch(&looking, &looker, &stop)).await;
     });
     pressure
 }
 
-async fn watch(
-    pressure: &Pressure,
-    postgres: &PgPool,
-    broker: &Link,
-    rabbit: &Settings,
-    stop: &CancellationToken,
-) {
+async fn watch(pressure: &Pressure, looker: &Looker, stop: &CancellationToken) {
+    let broker = &looker.broker;
     loop {
         supervise::point("pressure");
         // A blocked connection answers nothing until the alarm is over.
         if broker.is_up()
             && !broker.is_blocked()
-            && let Err(error) = pressure.look(postgres, broker, rabbit).await
+            && let Err(error) = pressure.look(looker).await
         {
             tracing::debug!(%error, "The queues could not be looked at.");
         }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use taskflow_core::partition::Course;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
-use taskflow_stores::rabbit::topology;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::{Kind, StoreError, mongo, postgres, rabbit, redis};
+use taskflow_stores::{Kind, StoreError, declare, mongo, postgres, rabbit, redis};
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::Settings;
@@ -41,28 +41,32 @@ pub(crate) async fn stores(
     })
 }
 
-/// Declares the broker's objects, as soon as it is there; `false` if `stop` came first.
+/// Declares the broker's objects, as soon as it and Postgres are there; `None` if `stop` came first.
 ///
 /// # Errors
 /// Only when the broker has them in another form: waiting would not help.
 pub(crate) async fn declare(
+    postgres: &PgPool,
     link: &Link,
     settings: &rabbit::Settings,
     stop: &CancellationToken,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Course>, StoreError> {
     let mut told = false;
     loop {
-        match topology::declare(link, settings).await {
-            Ok(()) => return Ok(true),
-            Err(error) if error.kind == Kind::Bug => return Err(error),
+        match declare::declare(postgres, link, settings).await {
+            Ok(course) => {
+                declare::compare(settings, &course);
+                return Ok(Some(course));
+            }
+            Err(error) if error.kind == Kind::Bug && error.store == "rabbitmq" => return Err(error),
             Err(error) if !told => {
-                tracing::warn!(%error, "The broker is away; waiting for it.");
+                tracing::warn!(%error, "A store is away; waiting for it.");
                 told = true;
             }
             Err(_) => {}
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(false),
+            () = stop.cancelled() => return Ok(None),
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
     }

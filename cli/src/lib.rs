@@ -61,6 +61,9 @@ enum Command {
     Resume(commands::pause::ResumeOptions),
     /// List what is paused: since when, by whom, why
     Pauses,
+    /// Show how many partitions there are, or change their number while everything runs
+    #[command(subcommand)]
+    Partitions(commands::partitions::Command),
     /// Look at dead letters; replay, edit or discard them
     #[command(subcommand)]
     DeadLetters(commands::dead_letters::Command),
@@ -120,6 +123,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Pause(options) => Box::pin(commands::pause::pause(options, &load()?, json)).await,
         Command::Resume(options) => Box::pin(commands::pause::resume(options, &load()?, json)).await,
         Command::Pauses => Box::pin(commands::pause::list(&load()?, json)).await,
+        Command::Partitions(command) => Box::pin(commands::partitions::run(command, &load()?, json)).await,
         Command::DeadLetters(command) => Box::pin(commands::dead_letters::run(command, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,

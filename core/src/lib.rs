@@ -17,6 +17,7 @@ pub mod event;
 pub mod fault;
 mod item;
 pub mod metric;
+pub mod partition;
 pub mod pause;
 pub mod receipt;
 pub mod slot;

@@ -65,6 +65,10 @@ metrics! {
         "1 for each scope that operators have paused: all, partition:NN, type:T.";
     TASK_RESTARTS = "taskflow_task_restarts_total" Kind::Counter, ["task"],
         "Tasks of this process that ended before their time and were started again.";
+    DECLARED_AGAIN = "taskflow_declared_again_total" Kind::Counter, [],
+        "Times that this process has declared queues and bindings again, since one was missing.";
+    PARTITIONS_CHANGING = "taskflow_partitions_changing" Kind::Gauge, [],
+        "1 while the number of partitions is being changed.";
     QUEUE_AGE = "taskflow_queue_age_seconds" Kind::Gauge, ["queue"],
         "How long the oldest command of a partition queue has waited, as this intake sees it.";
     QUEUE_MESSAGES = "taskflow_queue_messages" Kind::Gauge, ["queue", "state"],

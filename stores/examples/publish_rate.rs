@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::time::Instant;
 
+use taskflow_core::partition::Course;
 use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::{Message, Publisher};
@@ -39,10 +40,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let stop = CancellationToken::new();
     let link = Link::start(&settings, "publish_rate", stop.clone())?;
     let start = Instant::now();
-    topology::declare(&link, &settings).await?;
+    topology::declare(&link, &settings, &Course::settled(1, settings.layout())).await?;
     println!("declared in {:?}", start.elapsed());
     let start = Instant::now();
-    topology::declare(&link, &settings).await?;
+    topology::declare(&link, &settings, &Course::settled(1, settings.layout())).await?;
     println!("declared again in {:?}", start.elapsed());
     let publisher = Publisher::new(link.clone(), &settings);
     let mut lone = Vec::new();

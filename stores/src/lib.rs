@@ -1,10 +1,11 @@
 //! The four stores of TaskFlow, one folder each: connection, health, and the statements, each a function that says
 //! in the domain's words what it does.
 //!
-//! Stores do not know each other: joining two of them is a role's business. What an error means for whoever called
-//! is decided in one place, [`error`].
+//! Stores do not know each other: joining two of them is a role's business, but for [`declare`], which all roles need.
+//! What an error means for whoever called is decided in one place, [`error`].
 
 pub mod clock;
+pub mod declare;
 pub mod error;
 pub mod mongo;
 pub mod observe;

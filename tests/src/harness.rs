@@ -174,7 +174,12 @@ impl<'w> Harness<'w> {
 
 /// The number of each partition's newest batch.
 pub async fn heads(site: &Site) -> Result<Vec<(String, i64)>> {
-    Ok(sqlx::query_as("SELECT partition, batch FROM partition_heads WHERE batch > 0 ORDER BY partition")
-        .fetch_all(&site.postgres)
-        .await?)
+    // Heads of partitions that are no more stay.
+    Ok(sqlx::query_as(
+        "SELECT partition, batch FROM partition_heads WHERE batch > 0 AND partition IN (
+             SELECT lpad(number::text, 2, '0') FROM partition_layout, generate_series(0, to_partitions - 1) AS number)
+         ORDER BY partition",
+    )
+    .fetch_all(&site.postgres)
+    .await?)
 }

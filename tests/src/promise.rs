@@ -1,6 +1,6 @@
 //! The promise, checked from outside: nothing lost, nothing doubled, nothing out of order, all stores agree.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use serde_json::json;
 use taskflow_core::envelope;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::{Message, Publisher};
+use taskflow_stores::rabbit::topology::SLOTS;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -28,6 +29,14 @@ impl Accepted {
     pub fn commands(&self) -> usize {
         self.subjects.values().map(Vec::len).sum()
     }
+
+    /// What was accepted of two streams.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.subjects.extend(other.subjects);
+        self.others += other.others;
+        self
+    }
 }
 
 /// A stream of dependent updates: every command names the version that its predecessor leaves behind, so that one
@@ -41,11 +50,24 @@ impl Stream {
     /// Publishes to `subjects` subjects at once, until [`Stream::end`] and at least `least` commands each. A command
     /// whose confirm does not come is published again under the same id before the next one.
     pub fn start(site: &Site, subjects: usize, least: usize) -> Self {
+        Self::start_over(site, SLOTS, subjects, least, Duration::ZERO)
+    }
+
+    /// The same, published to this exchange (that of our own intake, or the one for other systems), with a pause between
+    /// two commands of a subject.
+    pub fn start_over(
+        site: &Site,
+        exchange: &'static str,
+        subjects: usize,
+        least: usize,
+        pause: Duration,
+    ) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for number in 0..subjects {
             let subject = subject_in_slot((number * 37 % 256) as u8);
-            tasks.spawn(publish(site.publisher.clone(), subject, least, Arc::clone(&enough)));
+            let way = Way { publisher: site.publisher.clone(), exchange, pause };
+            tasks.spawn(publish(way, subject, least, Arc::clone(&enough)));
         }
         Self { tasks, enough }
     }
@@ -62,8 +84,15 @@ impl Stream {
     }
 }
 
-async fn publish(
+/// How a stream is published.
+struct Way {
     publisher: Publisher,
+    exchange: &'static str,
+    pause: Duration,
+}
+
+async fn publish(
+    way: Way,
     subject: Uuid,
     least: usize,
     enough: Arc<AtomicBool>,
@@ -83,12 +112,15 @@ async fn publish(
         };
         let command = envelope::read(value)?;
         let mut tries = 0;
-        while let Err(error) = publisher.publish(Message::command(&command, clock::now(), None)).await {
+        let message =
+            || Message { exchange: way.exchange.into(), ..Message::command(&command, clock::now(), None) };
+        while let Err(error) = way.publisher.publish(message()).await {
             tries += 1;
             ensure!(tries < 600, "the broker does not take commands: {error}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         ids.push(command.id);
+        tokio::time::sleep(way.pause).await;
     }
     Ok((subject, ids))
 }
@@ -145,17 +177,22 @@ async fn check_events(site: &Site, accepted: &Accepted) -> Result<()> {
         events.len(),
         accepted.commands()
     );
-    let mut versions: HashMap<String, Vec<i32>> = HashMap::new();
+    // A subject has had another partition before the number of partitions changed.
+    let mut versions: HashMap<String, BTreeMap<String, Vec<i32>>> = HashMap::new();
     let mut commands = BTreeSet::new();
     for event in &events {
-        versions.entry(event.get_str("entityId")?.to_owned()).or_default().push(event.get_i32("version")?);
+        let partition = event.get_document("run")?.get_str("p")?.to_owned();
+        let of_subject = versions.entry(event.get_str("entityId")?.to_owned()).or_default();
+        of_subject.entry(partition).or_default().push(event.get_i32("version")?);
         commands.insert(event.get_str("commandId")?.to_owned());
     }
     ensure!(commands.len() == events.len(), "a command has two events");
     for (subject, ids) in &accepted.subjects {
         let seen = versions.get(&subject.to_string()).context("a subject without events")?;
-        let expected: Vec<i32> = (1..=ids.len() as i32).collect();
-        ensure!(*seen == expected, "the events of {subject} have the versions {seen:?}");
+        ensure!(seen.values().all(|versions| versions.is_sorted()), "the events of {subject}: {seen:?}");
+        let all: BTreeSet<i32> = seen.values().flatten().copied().collect();
+        let expected: BTreeSet<i32> = (1..=ids.len() as i32).collect();
+        ensure!(all == expected, "the events of {subject} have the versions {seen:?}");
     }
     Ok(())
 }

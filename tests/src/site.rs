@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use mongodb::bson::{Document, doc};
-use taskflow_stores::postgres::PgPool;
+use taskflow_core::partition::{Course, Partition};
+use taskflow_stores::postgres::{PgPool, layout};
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
-use taskflow_stores::rabbit::topology;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::{mongo, postgres, rabbit, redis};
+use taskflow_stores::{declare, mongo, postgres, rabbit, redis};
 use tokio_util::sync::CancellationToken;
 
 use crate::World;
@@ -54,7 +54,8 @@ impl Site {
         let publish = Link::start(&rabbit_settings, "taskflow test publish", stop.clone())?;
         let mongo = mongo::connect(&mongo_settings, "taskflow test").await?;
         mongo::migrate::up(&mongo, None).await?;
-        topology::declare(&link, &rabbit_settings).await?;
+        let postgres = postgres::connect(&postgres_settings, "taskflow test")?;
+        declare::declare(&postgres, &link, &rabbit_settings).await?;
         let env = [
             ("POSTGRES__URL", postgres_settings.url.as_str()),
             ("POSTGRES__CONNECTIONS_MAX", "12"),
@@ -73,7 +74,7 @@ impl Site {
             ("ENVIRONMENT", "development"),
         ];
         Ok(Self {
-            postgres: postgres::connect(&postgres_settings, "taskflow test")?,
+            postgres,
             redis: redis::connect(&redis_settings)?,
             publisher: Publisher::new(publish, &rabbit_settings),
             env: env
@@ -95,6 +96,16 @@ impl Site {
         let collection = self.mongo.collection::<Document>(mongo::events::COLLECTION);
         let sort = doc! { "run.p": 1, "run.n": 1, "run.i": 1 };
         Ok(collection.find(doc! {}).sort(sort).await?.try_collect().await?)
+    }
+
+    /// Which partitions there are.
+    pub async fn course(&self) -> Result<Course> {
+        Ok(layout::course(&self.postgres, self.rabbit.layout()).await?)
+    }
+
+    /// The partitions of now.
+    pub async fn partitions(&self) -> Result<Vec<Partition>> {
+        Ok(self.course().await?.to.all())
     }
 
     /// One value of Redis, under this corner's prefix.

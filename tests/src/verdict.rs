@@ -9,7 +9,7 @@ use anyhow::Result;
 use futures_util::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use taskflow_stores::mongo::events::COLLECTION;
-use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -92,7 +92,7 @@ async fn leftovers(site: &Site, verdict: &mut Verdict) -> Result<()> {
     if rows > 0 {
         verdict.stuck.push(format!("{rows} rows in the outbox"));
     }
-    let partitions = Partition::all(&site.rabbit);
+    let partitions = site.partitions().await?;
     let queues = partitions.iter().map(|partition| partition.queue()).chain([DEAD_LETTERS.to_owned()]);
     for queue in queues {
         let ready = site.link.depth(&queue).await?.ready;
@@ -165,13 +165,15 @@ async fn events(site: &Site, accepted: &Accepted, verdict: &mut Verdict) -> Resu
     let found = site.mongo.collection::<Document>(COLLECTION).find(doc! {}).projection(wanted).await?;
     let found: Vec<Document> = found.try_collect().await?;
     let mut by_command: HashMap<String, u32> = HashMap::with_capacity(found.len());
-    // The audit trail's own order: the place in its partition's runs.
-    let mut by_subject: HashMap<String, BTreeMap<(i64, i64), i32>> = HashMap::new();
+    // The audit trail's own order: the place in its partition's runs. A subject has had another partition before the
+    // number of partitions changed.
+    let mut by_subject: HashMap<(String, String), BTreeMap<(i64, i64), i32>> = HashMap::new();
     for event in &found {
         *by_command.entry(event.get_str("commandId")?.to_owned()).or_default() += 1;
         let run = event.get_document("run")?;
         let place = (number(run, "n"), number(run, "i"));
-        let versions = by_subject.entry(event.get_str("entityId")?.to_owned()).or_default();
+        let of = (event.get_str("entityId")?.to_owned(), run.get_str("p")?.to_owned());
+        let versions = by_subject.entry(of).or_default();
         if versions.insert(place, event.get_i32("version")?).is_some() {
             verdict.doubled.push(format!("two events at one place: {event}"));
         }
@@ -184,10 +186,12 @@ async fn events(site: &Site, accepted: &Accepted, verdict: &mut Verdict) -> Resu
                 Some(count) => verdict.doubled.push(format!("command {index} of {subject}: {count} events")),
             }
         }
-        let versions = by_subject.get(&subject.to_string()).into_iter().flat_map(BTreeMap::values);
-        if !versions.clone().is_sorted() {
-            let versions: Vec<_> = versions.collect();
-            verdict.reordered.push(format!("the events of {subject} have the versions {versions:?}"));
+    }
+    for ((subject, partition), versions) in by_subject {
+        let versions: Vec<i32> = versions.into_values().collect();
+        if !versions.is_sorted() {
+            let told = format!("the events of {subject} in {partition} have the versions {versions:?}");
+            verdict.reordered.push(told);
         }
     }
     verdict.doubled.extend(by_command.into_keys().map(|id| format!("an event of {id}, never accepted")));

@@ -7,6 +7,18 @@ pub const POINTS: [&str; 8] =
     ["collected", "claimed", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
 /// The boundaries between the steps of a dead letter: into Postgres, out again, into the audit trail.
 pub const LETTER_POINTS: [&str; 5] = ["drained", "stored", "replaying", "republished", "system_audited"];
+/// The boundaries between the steps of a change of the number of partitions, whoever takes them.
+pub const CHANGE_POINTS: [&str; 9] = [
+    "change_begun",
+    "change_bound",
+    "change_unbound",
+    "change_drained",
+    "change_fenced",
+    "change_moved",
+    "change_switched",
+    "change_deleted",
+    "change_cleared",
+];
 
 /// Ends the process (SIGKILL) here, if `TASKFLOW_CRASH_AT` says `name:n` and this is the n-th time; if it says
 /// `panic:name:n`, only the task.

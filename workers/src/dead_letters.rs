@@ -9,6 +9,7 @@ use taskflow_core::metric;
 use taskflow_stores::postgres::dead_letter_intake::{self, Stored};
 use taskflow_stores::postgres::dead_letters;
 use taskflow_stores::rabbit::drain::Drain;
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, observe};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +49,11 @@ async fn drain(
     stop: &CancellationToken,
     stored_some: &mut bool,
 ) -> Result<(), StoreError> {
-    let mut drain = Drain::open(&context.stores.consume).await?;
+    let link = &context.stores.consume;
+    if link.find(DEAD_LETTERS).await?.is_none() {
+        context.mender.missing(DEAD_LETTERS);
+    }
+    let mut drain = Drain::open(link).await?;
     loop {
         let drained = tokio::select! {
             biased;

@@ -1,24 +1,27 @@
 //! What is measured from time to time rather than as it happens: queues, dead letters, the outbox, the stores.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use taskflow_core::metric;
 use taskflow_stores::postgres::{self, dead_letters, outbox, system_events, waiting};
-use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{StoreError, mongo, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
-use crate::Stores;
+use crate::Context;
 
 const EVERY: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
+pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
+    let stores = &context.stores;
+    let mut seen = BTreeSet::new();
     loop {
         supervise::point("gauges");
         observe::store_up("postgres", postgres::probe(&stores.postgres).await.is_ok());
         observe::store_up("mongodb", mongo::probe(&stores.mongo).await.is_ok());
         observe::store_up("redis", stores.redis.probe().await.is_ok());
-        let queues = measure_queues(stores).await;
+        let queues = measure_queues(context, &mut seen).await;
         observe::store_up("rabbitmq", queues.is_ok());
         if let Err(error) = queues {
             tracing::debug!(%error, "The queues could not be measured.");
@@ -52,13 +55,21 @@ pub(crate) async fn run(stores: &Stores, stop: &CancellationToken) {
     }
 }
 
-async fn measure_queues(stores: &Stores) -> Result<(), StoreError> {
-    let link = &stores.consume;
-    let mut queues: Vec<String> = Partition::all(&stores.rabbit).iter().map(|p| p.queue()).collect();
-    queues.push(DEAD_LETTERS.to_owned());
-    for (queue, depth) in link.depths(&queues).await? {
-        let ready = f64::from(depth.ready);
-        observe::gauge(&metric::QUEUE_MESSAGES, &[("queue", &queue), ("state", "ready")]).set(ready);
+/// `seen` are the queues that were measured before: one that is no more shows 0.
+async fn measure_queues(context: &Context, seen: &mut BTreeSet<String>) -> Result<(), StoreError> {
+    let link = &context.stores.consume;
+    let gauge =
+        |queue: &str| observe::gauge(&metric::QUEUE_MESSAGES, &[("queue", queue), ("state", "ready")]);
+    let declared = context.course.borrow().declared();
+    let mut queues: BTreeSet<String> = declared.iter().map(|partition| partition.queue()).collect();
+    queues.insert(DEAD_LETTERS.to_owned());
+    for gone in seen.difference(&queues) {
+        gauge(gone).set(0.0);
+    }
+    seen.clone_from(&queues);
+    for queue in queues {
+        let ready = link.find(&queue).await?.map_or(0.0, |depth| f64::from(depth.ready));
+        gauge(&queue).set(ready);
     }
     Ok(())
 }

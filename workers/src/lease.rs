@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::pulse::Pulse;
-use crate::{Context, partition, pause};
+use crate::{Context, change, partition, pause};
 
 /// A partition that this worker consumes.
 struct Held {
@@ -47,7 +47,6 @@ struct Keeper {
 /// Keeps the leases and the partitions' pipelines in step until `stop`, then lets all go.
 pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationToken) {
     let lease = Duration::from_millis(context.settings.lease_ms);
-    let all = Partition::all(&context.stores.rabbit);
     let mut keeper = Keeper {
         context: Arc::clone(context),
         held: BTreeMap::new(),
@@ -61,7 +60,10 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         let asked = Instant::now();
         let reached = keeper.reached();
         let lease_ms = lease.as_millis() as i64;
-        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, &reached).await {
+        let step = context.course.borrow().step;
+        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, step, &reached)
+            .await
+        {
             Ok(membership) => {
                 warned = false;
                 observe::store_up("postgres", true);
@@ -69,7 +71,10 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
                 if pause::learn(context, &membership.pauses) {
                     keeper.held.values().for_each(|one| one.pulse.leave());
                 }
-                keeper.follow(&membership, &all).await;
+                if let Some(course) = membership.course {
+                    change::learn(context, course);
+                }
+                keeper.follow(&membership).await;
             }
             Err(error) => {
                 if !warned {
@@ -107,9 +112,23 @@ impl Keeper {
     }
 
     /// Stops what is no longer ours, starts what is.
-    async fn follow(&mut self, membership: &Membership, all: &[Partition]) {
-        for partition in all {
+    async fn follow(&mut self, membership: &Membership) {
+        let course = *self.context.course.borrow();
+        let all = course.consumed();
+        let given_up: Vec<Partition> = self.held.keys().filter(|held| !all.contains(held)).copied().collect();
+        for partition in given_up {
+            let Some(one) = self.held.get(&partition) else { continue };
+            one.stop.cancel();
+            if one.task.is_finished() {
+                self.bury(partition).await;
+            }
+        }
+        for partition in &all {
             let name = partition.to_string();
+            if self.held.keys().any(|held| held != partition && change::same_name(*held, *partition)) {
+                // What has its name still ends here; the lease is that one's.
+                continue;
+            }
             let mine = owner(&name, &membership.workers) == Some(self.context.worker);
             let leased = membership.held.contains(&name);
             if let Some(one) = self.held.get(partition) {
@@ -132,7 +151,7 @@ impl Keeper {
             if !mine || rests || membership.taken.contains(&name) {
                 continue;
             }
-            match self.acquire(*partition).await {
+            match self.acquire(*partition, course.step).await {
                 Ok(Some(one)) => drop(self.held.insert(*partition, one)),
                 Ok(None) => {}
                 Err(error) => {
@@ -144,11 +163,11 @@ impl Keeper {
         }
     }
 
-    async fn acquire(&self, partition: Partition) -> Result<Option<Held>, StoreError> {
+    async fn acquire(&self, partition: Partition, step: i64) -> Result<Option<Held>, StoreError> {
         let context = &self.context;
         let name = partition.to_string();
         let lease_ms = context.settings.lease_ms as i64;
-        let lease = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms).await?;
+        let lease = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, step).await?;
         let Some(lease) = lease else { return Ok(None) };
         tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
         gauge(&name, true);
@@ -181,6 +200,13 @@ impl Keeper {
                 *until = Instant::now() + rest;
                 let cause = supervise::words(error.into_panic().as_ref());
                 supervise::died("partition", &format!("partition {partition}: {cause}"));
+                let name = partition.to_string();
+                let postgres = &self.context.stores.postgres;
+                if let Err(error) = leases::abandon(postgres, &name, self.context.worker).await {
+                    tracing::warn!(partition = name, %error, "A lease could not be abandoned; it runs out by itself.");
+                }
+                gauge(&name, false);
+                return;
             }
             // It left by itself, or the watchdog ended it, which has said so.
             Ok(()) | Err(_) => drop(self.resting.remove(&partition)),

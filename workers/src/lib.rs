@@ -8,6 +8,7 @@ mod announce;
 mod apply;
 mod backoff;
 mod bisect;
+pub mod change;
 mod collect;
 pub mod crash;
 mod dead_letters;
@@ -32,13 +33,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
+use taskflow_core::partition::Course;
 use taskflow_core::pause::Pauses;
 use taskflow_core::wait::Patience;
 use taskflow_stores::clock;
+use taskflow_stores::declare::Mender;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::vitals::Vitals;
 use taskflow_stores::{mongo, rabbit, supervise};
 use tokio::sync::watch;
@@ -107,6 +111,11 @@ pub(crate) struct Context {
     pub worker: Uuid,
     /// What operators hold back, as of the last heartbeat.
     pub pauses: watch::Sender<Pauses>,
+    /// Which partitions there are, as of the last heartbeat.
+    pub course: watch::Sender<Course>,
+    pub mender: Mender,
+    /// What no partition complains of is logged once a second.
+    pub complaints: Seldom,
     pub watched: watchdog::Watched,
     pub vitals: Vitals,
 }
@@ -117,6 +126,7 @@ pub async fn run(
     settings: Settings,
     retention: Retention,
     stores: Stores,
+    course: Course,
     name: String,
     vitals: Vitals,
     stop: CancellationToken,
@@ -127,6 +137,9 @@ pub async fn run(
         give_way: give_way::GiveWay::default(),
         worker: clock::new_id(),
         pauses: watch::Sender::default(),
+        course: watch::Sender::new(course),
+        mender: Mender::default(),
+        complaints: Seldom::new(),
         watched: watchdog::Watched::default(),
         vitals,
         settings,
@@ -134,12 +147,16 @@ pub async fn run(
         stores,
     });
     tracing::info!(worker = %context.worker, name, "The worker starts.");
-    let measure = supervise::forever("gauges", &stop, || gauges::run(&context.stores, &stop));
+    change::show(&course);
+    let measure = supervise::forever("gauges", &stop, || gauges::run(&context, &stop));
+    let change = supervise::forever("change", &stop, || change::run(&context, &stop));
+    let Stores { postgres, consume, rabbit, .. } = &context.stores;
+    let mend = supervise::forever("mender", &stop, || context.mender.run(postgres, consume, rabbit, &stop));
     let drain = supervise::forever("dead letters", &stop, || dead_letters::run(&context, &stop));
     let prune = supervise::forever("pruning", &stop, || dead_letters::prune(&context, &stop));
     let replay = supervise::forever("replay", &stop, || replay::run(&context, &stop));
     let tell = supervise::forever("system events", &stop, || system_events::run(&context, &stop));
-    let aside = async { tokio::join!(measure, drain, prune, replay, tell) };
+    let aside = async { tokio::join!(measure, change, mend, drain, prune, replay, tell) };
     let work = Box::pin(async { tokio::join!(lease::run(&context, &name, &stop), Box::pin(aside)) });
     // The lease's keeper and the watchdog are not started again: their end is the process's.
     tokio::select! {

@@ -2,6 +2,7 @@
 
 mod alone;
 mod standstill;
+mod waited;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::postgres::waiting;
-use taskflow_stores::rabbit::consume::{Delivery, Subscription};
+use taskflow_stores::rabbit::consume::{Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, clock, observe, supervise};
 use tokio::sync::watch;
@@ -32,7 +33,10 @@ use crate::messages::Messages;
 use crate::pulse::{Doing, Pulse};
 use crate::relay::Relay;
 use crate::sink::Batch;
+use crate::suspect::Trial;
 use crate::waiting::{Due, Room, foreign};
+
+use self::waited::Careful;
 use crate::{Context, crash, pause, report};
 
 /// A quiet partition tidies its outbox after this long.
@@ -63,6 +67,7 @@ struct Pipeline<'c> {
     newest: i64,
     relay: Relay,
     room: Room,
+    careful: Careful,
     lease_until: watch::Receiver<Instant>,
     pulse: Arc<Pulse>,
     /// The pause of a type of command, one of which is next.
@@ -87,6 +92,7 @@ pub(crate) async fn run(
         newest: lease.batch,
         relay,
         room: Room::default(),
+        careful: Careful::after(lease.deaths, context.settings.max_batch),
         lease_until,
         pulse,
         held_by: None,
@@ -146,7 +152,16 @@ impl Pipeline<'_> {
         // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
         self.pulse.is_at(Doing::Subscribing);
         let subscribed = Subscription::open(link, self.partition, prefetch, leave).await?;
-        let Some(mut subscription) = subscribed else { return Ok(Left::Stopped) };
+        let mut subscription = match subscribed {
+            Opened::Subscribed(subscription) => subscription,
+            Opened::Stopped => return Ok(Left::Stopped),
+            Opened::Missing => {
+                let queue = self.partition.queue();
+                context.mender.missing(&queue);
+                let detail = format!("the queue {queue} is gone; it is declared again");
+                return Err(StoreError::unavailable("rabbitmq", "consume", detail));
+            }
+        };
         observe::store_up("rabbitmq", true);
         self.pulse.is_at(Doing::Listening);
         let left = self.pipeline(&mut subscription, leave, stop).await;
@@ -240,11 +255,16 @@ impl Pipeline<'_> {
         }
         let context = self.context;
         let postgres = &context.stores.postgres;
-        let mut rows = waiting::due(postgres, &self.name, clock::now(), context.settings.max_batch).await?;
+        let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
+        let mut rows = waiting::due(postgres, &self.name, clock::now(), most).await?;
         self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
         self.pulse.is_at(Doing::Applying);
         let due = Due { context, partition: self.partition, rows };
-        let mut items = due.items();
+        let trial = self.try_alone(&due.rows).await?;
+        let mut items = match trial {
+            Trial::Condemned(_) => due.remains(),
+            Trial::None | Trial::Alone(_) => due.items(),
+        };
         bury_dead(&items, &due).await?;
         due.bury_foreign(&items).await?;
         // Their own lines are tried from the beginning; who joins a line meets it as it is.
@@ -257,6 +277,7 @@ impl Pipeline<'_> {
         {
             return Ok(Some(left));
         }
+        self.survived(trial).await?;
         self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
         self.pulse.finished(None);
         Ok(self.held_by.is_some().then_some(Left::Stopped))

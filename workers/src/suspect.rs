@@ -3,6 +3,9 @@
 //! When a worker dies, the broker's count of returns rises for everything that it held, so the count can't tell the
 //! culprit. It only says when to go slowly: a message that came back twice is tried alone, and that is written down
 //! before. Who was alone so often and never came to an end is dead; nobody else is charged.
+//!
+//! A command that has waited is not the broker's any more. There the lease tells: a holder that dies leaves it to run
+//! out, and after two of those what is due is taken one by one ([`crate::partition`]).
 
 use taskflow_core::Item;
 use taskflow_core::batch::{Content, Dead};
@@ -10,9 +13,12 @@ use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::postgres::{PgPool, suspects};
 use taskflow_stores::rabbit::consume::Delivery;
 use taskflow_stores::{StoreError, clock};
+use uuid::Uuid;
 
 /// Returns after which a message is tried alone. The first may be a deployment.
 const RETURNS: i64 = 2;
+/// Deaths in a row after which commands that have waited are tried alone.
+pub(crate) const DEATHS: i16 = 2;
 /// Tries alone before a message is given up.
 const TRIES: i16 = 3;
 const REASON: &str = "poison";
@@ -42,25 +48,36 @@ pub(crate) async fn trial(
     if !is_suspicious(delivery) {
         return Ok(Trial::None);
     }
-    let digest = digest(delivery.body());
+    try_alone(pool, partition, epoch, delivery.body()).await
+}
+
+/// Writes down that a message is tried alone, and says whether it still may be.
+pub(crate) async fn try_alone(
+    pool: &PgPool,
+    partition: &str,
+    epoch: i64,
+    body: &[u8],
+) -> Result<Trial, StoreError> {
+    let digest = digest(body);
     let tries = suspects::note_try(pool, digest, partition, epoch).await?;
     Ok(if tries > TRIES { Trial::Condemned(digest) } else { Trial::Alone(digest) })
 }
 
+/// What is said of a message that kills.
+pub(crate) fn dead(subject: Option<Uuid>) -> Dead {
+    let detail = format!("the worker died {TRIES} times while it worked on this message alone");
+    Dead { reason: REASON, detail, kind: None, subject, actor: None }
+}
+
 /// What is left of a message that kills. It is not read: its id is known if its publisher named it beside the bytes.
 pub(crate) fn remains(delivery: &Delivery) -> (Option<Item>, &'static str, String) {
-    let detail = format!("the worker died {TRIES} times while it worked on this message alone");
+    let dead = dead(None);
+    let detail = dead.detail.clone();
     let item = delivery.message_id().map(|id| Item {
         id,
         fingerprint: digest(delivery.body()),
         accepted_at: delivery.accepted_at().unwrap_or_else(clock::now).min(clock::now()),
-        content: Content::Dead(Dead {
-            reason: REASON,
-            detail: detail.clone(),
-            kind: None,
-            subject: None,
-            actor: None,
-        }),
+        content: Content::Dead(dead),
         waited: None,
     });
     (item, REASON, detail)

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use taskflow_core::batch::{Content, Dead, UNKNOWN_TYPE, Verdict};
-use taskflow_core::command::digest;
 use taskflow_core::wait::{Patience, Waited};
 use taskflow_core::{Folded, Item, envelope, metric};
 use taskflow_stores::postgres::waiting::{self, Hold, Waiting};
@@ -17,9 +16,9 @@ use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, clock, observe};
 use uuid::Uuid;
 
-use crate::Context;
 use crate::apply::Range;
 use crate::bisect::Source;
+use crate::{Context, crash, suspect};
 
 /// What a pipeline knows of its partition's waiting room.
 #[derive(Debug, Default)]
@@ -175,6 +174,18 @@ impl Due<'_> {
         Ok(())
     }
 
+    /// What is left of a command that kills: it is not read.
+    pub(crate) fn remains(&self) -> Vec<Item> {
+        let remains = |row: &Waiting| Item {
+            id: row.id,
+            fingerprint: row.fingerprint,
+            accepted_at: row.accepted_at,
+            content: Content::Dead(suspect::dead(Some(row.subject))),
+            waited: Some(row.waited),
+        };
+        self.rows.iter().map(remains).collect()
+    }
+
     /// Subjects whose lines are in the batch, from their beginning.
     pub(crate) fn lines(&self) -> impl Iterator<Item = Uuid> {
         self.rows.iter().filter(|row| row.waited.why.blocks()).map(|row| row.subject)
@@ -187,6 +198,7 @@ pub(crate) fn foreign(id: Uuid) -> String {
 }
 
 fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
+    crash::poison(&row.body);
     let waited: Option<Waited> = Some(row.waited);
     let item = match envelope::parse(&row.body) {
         Ok(command) => Item { waited, ..Item::command(command, row.accepted_at) },
@@ -203,7 +215,7 @@ fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
                     actor: None,
                 }),
             };
-            Item { id: row.id, fingerprint: digest(&row.body), accepted_at: row.accepted_at, content, waited }
+            Item { id: row.id, fingerprint: row.fingerprint, accepted_at: row.accepted_at, content, waited }
         }
     };
     give_up_unknown(item, patience, now)

@@ -13,7 +13,6 @@ use serde_json::Value;
 use taskflow_core::fault::{Faults, Object};
 use taskflow_core::pause::Scope;
 use taskflow_stores::postgres::pauses::{self, Pause, REASON_MAX};
-use taskflow_stores::rabbit::topology::Partition;
 
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -88,5 +87,5 @@ fn read(app: &App, body: &Bytes) -> Result<(Scope, String), Problem> {
 }
 
 fn is_there(app: &App, name: &str) -> bool {
-    Partition::all(&app.stores.rabbit).iter().any(|partition| partition.to_string() == name)
+    app.pressure.course().layout().named(name).is_some()
 }

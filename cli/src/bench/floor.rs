@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::json;
 use taskflow_core::event::{Data, EventId, Retention};
+use taskflow_core::partition::Partition;
 use taskflow_core::state::{TaskPriority, TaskStatus};
 use taskflow_core::{Event, Outcome, Receipt, Task, command};
 use taskflow_stores::clock;
@@ -17,7 +18,6 @@ use taskflow_stores::postgres::leases;
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::redis::cache::{self, Refresh};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ const BATCH: usize = 500;
 
 /// Drains the backlog; returns commands a second, from the first batch to the last store.
 pub(super) async fn run(site: &Site, commands: usize) -> Result<f64> {
-    let partitions = Partition::all(&site.stores.rabbit).into_iter().filter(|partition| !partition.low);
+    let partitions = site.layout.all().into_iter().filter(|partition| !partition.low);
     let mut expected = Vec::new();
     for partition in partitions {
         let depth = site.stores.consume.depth(&partition.queue()).await?;
@@ -67,7 +67,7 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
     let name = partition.to_string();
     let stop = CancellationToken::new();
     let subscribed = Subscription::open(&stores.consume, partition, (2 * BATCH) as u16, &stop).await?;
-    let mut subscription = subscribed.context("subscribe")?;
+    let mut subscription = subscribed.subscription().context("subscribe")?;
     let stores = std::sync::Arc::new(stores);
     let mut relay: Option<tokio::task::JoinHandle<Result<()>>> = None;
     let lease = leases::acquire(&stores.postgres, &name, clock::new_id(), 3_600_000).await?;

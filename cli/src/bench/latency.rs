@@ -12,7 +12,7 @@ use taskflow_stores::clock;
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::rabbit::consume::{PREFETCH, Subscription};
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::{EVENTS, Partition};
+use taskflow_stores::rabbit::topology::EVENTS;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -87,9 +87,9 @@ async fn deliveries(site: &Site, count: usize) -> Result<Vec<f64>> {
     let stop = CancellationToken::new();
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut consumers = JoinSet::new();
-    for partition in Partition::all(&site.stores.rabbit) {
+    for partition in site.layout.all() {
         let subscribed = Subscription::open(&site.stores.consume, partition, PREFETCH, &stop).await?;
-        let mut subscription = subscribed.context("subscribe")?;
+        let mut subscription = subscribed.subscription().context("subscribe")?;
         let (sender, stop) = (sender.clone(), stop.clone());
         consumers.spawn(async move {
             while let Some(delivery) = tokio::select! {

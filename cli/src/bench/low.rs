@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use taskflow_core::command::Priority;
 use taskflow_stores::clock;
-use taskflow_stores::rabbit::topology::Partition;
 
 use super::place::{self, Place, Site};
 use super::report::Figure;
@@ -55,7 +54,7 @@ pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) ->
 
 async fn waiting(site: &Site) -> Result<u32> {
     let mut ready = 0;
-    for partition in Partition::all(&site.stores.rabbit).into_iter().filter(|partition| partition.low) {
+    for partition in site.layout.all().into_iter().filter(|partition| partition.low) {
         ready += site.stores.consume.depth(&partition.queue()).await?.ready;
     }
     Ok(ready)

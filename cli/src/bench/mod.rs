@@ -9,6 +9,7 @@ mod latency;
 mod low;
 mod place;
 pub(crate) mod report;
+mod sharing;
 mod throughput;
 
 use std::path::PathBuf;
@@ -51,6 +52,7 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
             Phase::Intake => intake::run(plan, &mut place, &tell).await,
             Phase::Latency => latency::run(plan, &mut place, &tell).await,
             Phase::Low => low::run(plan, &mut place, &tell).await,
+            Phase::Sharing => sharing::run(plan, &mut place, &tell).await,
         };
         match measured {
             Ok(measured) => figures.extend(measured),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sqlx::Connection;
+use taskflow_core::partition::Layout;
 use taskflow_servers::{Options, Ports, Server, Servers};
-use taskflow_stores::rabbit::topology;
-use taskflow_stores::{mongo, postgres};
+use taskflow_stores::{declare, mongo, postgres};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,7 @@ pub(super) struct Place {
 pub(super) struct Site {
     pub settings: Settings,
     pub stores: Stores,
+    pub layout: Layout,
     stop: CancellationToken,
 }
 
@@ -87,8 +88,8 @@ impl Place {
         postgres::migrate::up(&stores.postgres, None).await?;
         mongo::migrate::up(&stores.mongo, None).await?;
         crate::commands::seed::insert(&stores.postgres).await?;
-        topology::declare(&stores.publish, &stores.rabbit).await?;
-        Ok(Site { settings, stores, stop })
+        let course = declare::declare(&stores.postgres, &stores.publish, &stores.rabbit).await?;
+        Ok(Site { settings, stores, layout: course.to, stop })
     }
 
     /// What the servers have used so far.
@@ -117,10 +118,19 @@ impl Cpu {
 impl Site {
     /// Starts a role of this very program as a process of its own.
     pub(super) fn spawn(&self, role: &str, listen: Option<&str>) -> Result<Child> {
+        let mut command = self.command(&[role]);
+        if let Some(listen) = listen {
+            command.env("TASKFLOW_HTTP__LISTEN", listen);
+        }
+        command.spawn().context("start a role")
+    }
+
+    /// This very program with these words, in this corner.
+    pub(super) fn command(&self, words: &[&str]) -> Command {
         let s = &self.settings;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "taskflow".into()));
         command
-            .arg(role)
+            .args(words)
             .env("TASKFLOW_POSTGRES__URL", &s.postgres.url)
             .env("TASKFLOW_AMQP__URL", &s.amqp.url)
             .env("TASKFLOW_MONGODB__URL", &s.mongodb.url)
@@ -131,10 +141,7 @@ impl Site {
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true);
-        if let Some(listen) = listen {
-            command.env("TASKFLOW_HTTP__LISTEN", listen);
-        }
-        command.spawn().context("start a role")
+        command
     }
 
     pub(super) async fn close(self) {

@@ -47,6 +47,9 @@ pub(crate) enum Phase {
     Latency,
     /// Lone commands of normal priority, without and with a backlog of low ones
     Low,
+    /// The pause of each partition when workers join, leave and are killed, and when the number of partitions changes;
+    /// only when it is named: a round takes more than a minute
+    Sharing,
 }
 
 pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Result<ExitCode, Exit> {

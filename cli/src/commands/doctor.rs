@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use taskflow_stores::postgres::{dead_letters, health as postgres_health};
-use taskflow_stores::rabbit::topology::{DEAD_LETTERS, Partition};
+use taskflow_stores::postgres::{dead_letters, health as postgres_health, layout};
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{StoreError, mongo, postgres};
 use tokio_util::sync::CancellationToken;
 
@@ -154,11 +154,32 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
         findings.add(STORE, Level::Error, "it blocks publishers: a memory or disk alarm is on");
     }
     let mut ready = 0;
-    for partition in Partition::all(&stores.rabbit) {
+    let course = match layout::course(&stores.postgres, stores.rabbit.layout()).await {
+        Ok(course) => course,
+        Err(error) => return findings.broken(STORE, &error),
+    };
+    let set = stores.rabbit.layout();
+    if course.is_settled() && set.to_string() != course.to.to_string() {
+        let detail = format!(
+            "{} partitions; amqp.partitions and amqp.low_partitions say {set}, which counts only for a fresh deployment",
+            course.to
+        );
+        findings.add(STORE, Level::Warning, detail);
+    }
+    if !course.is_settled() {
+        let detail = format!(
+            "the number of partitions changes from {} to {} ({}): `taskflow partitions show`",
+            course.from,
+            course.to,
+            course.phase.as_str()
+        );
+        findings.add(STORE, Level::Warning, detail);
+    }
+    for partition in course.declared() {
         match stores.consume.depth(&partition.queue()).await {
             Ok(depth) => {
                 ready += depth.ready;
-                if depth.consumers == 0 && depth.ready > 0 {
+                if depth.consumers == 0 && depth.ready > 0 && course.consumed().contains(&partition) {
                     findings.add(
                         STORE,
                         Level::Warning,
@@ -169,11 +190,7 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
             Err(error) => findings.add(
                 STORE,
                 Level::Error,
-                format!(
-                    "{}: {}; a worker or the API declares it at its start",
-                    partition.queue(),
-                    error.detail
-                ),
+                format!("{}: {}; a worker that is alive declares it again", partition.queue(), error.detail),
             ),
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod migrate;
+pub(crate) mod partitions;
 pub(crate) mod pause;
 pub(crate) mod receipt;
 pub(crate) mod role;

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use taskflow_core::partition::Partition;
 use taskflow_core::pause::Scope;
 use taskflow_stores::postgres::pauses::{self, Pause, REASON_MAX};
-use taskflow_stores::postgres::{self, PgPool};
-use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::postgres::{self, PgPool, layout};
 
 use crate::exit::{Exit, FAILED};
 use crate::settings::Settings;
@@ -43,30 +43,38 @@ pub(crate) struct ResumeOptions {
 }
 
 impl What {
-    fn scope(self, settings: &Settings) -> Result<Scope, Exit> {
+    fn scope(self) -> Scope {
         match (self.partition, self.kind) {
-            (Some(partition), _) if Partition::all(&settings.amqp).contains(&partition) => {
-                Ok(Scope::Partition(partition.to_string()))
-            }
-            (Some(partition), _) => Err(Exit::usage(format!(
-                "--partition {partition}: there is no such partition; amqp.partitions is {}, amqp.low_partitions {}",
-                settings.amqp.partitions, settings.amqp.low_partitions
-            ))),
-            (None, Some(kind)) => Ok(kind),
-            (None, None) => Ok(Scope::All),
+            (Some(partition), _) => Scope::Partition(partition.to_string()),
+            (None, Some(kind)) => kind,
+            (None, None) => Scope::All,
         }
     }
+}
+
+/// Nobody is to believe that a partition is paused which does not exist.
+async fn must_be_there(scope: &Scope, settings: &Settings, pool: &PgPool) -> Result<(), Exit> {
+    let Scope::Partition(name) = scope else { return Ok(()) };
+    let layout = layout::course(pool, settings.amqp.layout()).await?.layout();
+    if layout.named(name).is_some() {
+        return Ok(());
+    }
+    Err(Exit::usage(format!(
+        "--partition {name}: there is no such partition; there are {} and {} of low priority",
+        layout.normal.partitions, layout.low.partitions
+    )))
 }
 
 /// `taskflow pause`.
 pub(crate) async fn pause(options: PauseOptions, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
     let PauseOptions { what, reason, author } = options;
-    let scope = what.scope(settings)?;
     if !(1..=REASON_MAX).contains(&reason.trim().chars().count()) {
         return Err(Exit::usage(format!("--reason: has 1 to {REASON_MAX} characters")));
     }
     let author = author.unwrap_or_else(system_user);
     let pool = connect(settings)?;
+    let scope = what.scope();
+    must_be_there(&scope, settings, &pool).await?;
     let paused = pauses::put(&pool, &scope, reason.trim(), &author).await?;
     if json {
         print_json(&paused)?;
@@ -82,8 +90,8 @@ pub(crate) async fn resume(
     settings: &Settings,
     json: bool,
 ) -> Result<ExitCode, Exit> {
-    let scope = options.what.scope(settings)?;
     let pool = connect(settings)?;
+    let scope = options.what.scope();
     let Some(resumed) = pauses::remove(&pool, &scope).await? else {
         eprintln!("taskflow: {scope} is not paused; `taskflow pauses` lists what is");
         return Ok(ExitCode::from(FAILED));
@@ -126,7 +134,7 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Exit> {
     Ok(())
 }
 
-fn system_user() -> String {
+pub(crate) fn system_user() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     user.map_or_else(|| format!("uid {}", nix::unistd::getuid()), |user| user.name)
 }

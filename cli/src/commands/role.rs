@@ -7,8 +7,8 @@ use std::time::Duration;
 use taskflow_api::Metrics;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
-use taskflow_stores::rabbit::{self, topology};
 use taskflow_stores::vitals::Vitals;
+use taskflow_stores::{declare, rabbit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,8 @@ pub(crate) struct Running {
 impl Running {
     /// Waits until the broker takes commands.
     pub(crate) async fn ready(&self) -> Result<(), Exit> {
-        Ok(topology::declare(&self.publish, &self.rabbit).await?)
+        declare::declare(&self.postgres, &self.publish, &self.rabbit).await?;
+        Ok(())
     }
 
     /// Works until the process is told to stop, then says goodbye to the stores.
@@ -119,7 +120,7 @@ fn api(
     listener: tokio::net::TcpListener,
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
-    let link = stores.publish.clone();
+    let (link, postgres) = (stores.publish.clone(), stores.postgres.clone());
     let stores = taskflow_api::Stores {
         postgres: stores.postgres.clone(),
         mongo: stores.mongo.clone(),
@@ -130,7 +131,7 @@ fn api(
     };
     async move {
         let declare = async {
-            if let Err(error) = connect::declare(&link, &settings.amqp, &stop).await {
+            if let Err(error) = connect::declare(&postgres, &link, &settings.amqp, &stop).await {
                 tracing::error!(%error, "The broker's objects do not fit.");
             }
         };
@@ -158,12 +159,12 @@ fn worker(
     let name = nix::unistd::gethostname()
         .map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
     async move {
-        match connect::declare(&stores.consume, &settings.amqp, &stop).await {
-            Ok(true) => {
+        match connect::declare(&stores.postgres, &stores.consume, &settings.amqp, &stop).await {
+            Ok(Some(course)) => {
                 let Settings { worker, retention, .. } = settings;
-                taskflow_workers::run(worker, retention, stores, name, vitals, stop).await;
+                taskflow_workers::run(worker, retention, stores, course, name, vitals, stop).await;
             }
-            Ok(false) => {}
+            Ok(None) => {}
             Err(error) => tracing::error!(%error, "The worker can't start."),
         }
         "worker"

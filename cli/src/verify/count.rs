@@ -9,8 +9,7 @@ use futures_util::TryStreamExt;
 use serde::Serialize;
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::receipts::{self, View};
-use taskflow_stores::postgres::{tasks, waiting};
-use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::postgres::{layout, tasks, waiting};
 use uuid::Uuid;
 
 use super::Run;
@@ -124,9 +123,13 @@ async fn settle(
 
 async fn anything_waits(stores: &Stores) -> Result<bool> {
     let (parked, scheduled) = waiting::count(&stores.postgres).await?;
-    let queues: Vec<String> = Partition::all(&stores.rabbit).iter().map(|one| one.queue()).collect();
-    let depths = stores.consume.depths(&queues).await?;
-    Ok(parked + scheduled > 0 || depths.values().any(|depth| depth.ready > 0))
+    let course = layout::course(&stores.postgres, stores.rabbit.layout()).await?;
+    for partition in course.declared() {
+        if stores.consume.find(&partition.queue()).await?.is_some_and(|depth| depth.ready > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(parked + scheduled > 0 || !course.is_settled())
 }
 
 async fn check_rows(stores: &Stores, sent: &HashMap<Uuid, Sent>, count: &mut Count) -> Result<()> {

@@ -4,10 +4,11 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
+use taskflow_core::partition::Course;
 use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
-use super::failed;
+use super::{failed, layout};
 use crate::StoreError;
 
 /// What the database says after a heartbeat.
@@ -21,15 +22,18 @@ pub struct Membership {
     pub taken: Vec<String>,
     /// What operators hold back.
     pub pauses: Pauses,
+    /// Which partitions there are; `None` if nobody has said so yet.
+    pub course: Option<Course>,
 }
 
-/// Says that a worker is alive and how far its partitions have got, renews its leases, and tells who else is there
-/// and what is paused.
+/// Says that a worker is alive, how far its partitions have got and which step of the layout it knows; renews its
+/// leases, and tells who else is there, what is paused, and which partitions there are.
 pub async fn heartbeat(
     pool: &PgPool,
     worker: Uuid,
     name: &str,
     lease_ms: i64,
+    step: i64,
     reached: &[(String, DateTime<Utc>)],
 ) -> Result<Membership, StoreError> {
     let (partitions, times): (Vec<&str>, Vec<DateTime<Utc>>) =
@@ -37,9 +41,9 @@ pub async fn heartbeat(
     let rows: Vec<(String, Option<String>, Option<Uuid>)> = sqlx::query_as(
         "/* heartbeat */
         WITH me AS (
-            INSERT INTO workers (id, name, started_at, expires_at)
-            VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond')
-            ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
+            INSERT INTO workers (id, name, started_at, expires_at, follows)
+            VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond', $6)
+            ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, follows = excluded.follows
         ), renewed AS (
             UPDATE partition_leases l SET expires_at = now() + $3 * interval '1 millisecond',
                 reached = COALESCE((SELECT r.at FROM UNNEST($4::text[], $5::timestamptz[]) AS r(partition, at)
@@ -51,13 +55,15 @@ pub async fn heartbeat(
         SELECT 'worker', NULL, id FROM workers WHERE expires_at > now() AND id <> $1
         UNION ALL SELECT 'held', partition, NULL FROM renewed
         UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()
-        UNION ALL SELECT 'paused', scope, NULL FROM pauses",
+        UNION ALL SELECT 'paused', scope, NULL FROM pauses
+        UNION ALL SELECT 'layout', row_to_json(l)::text, NULL FROM partition_layout l",
     )
     .bind(worker)
     .bind(name)
     .bind(lease_ms)
     .bind(partitions)
     .bind(times)
+    .bind(step)
     .fetch_all(pool)
     .await
     .map_err(failed("renew leases"))?;
@@ -69,6 +75,7 @@ pub async fn heartbeat(
             ("held", Some(partition), _) => membership.held.push(partition),
             // A type that a newer program knows can't come here: this one would not read such a command either.
             ("paused", Some(scope), _) => paused.extend(scope.parse::<Scope>().ok()),
+            ("layout", Some(row), _) => membership.course = Some(layout::decode(&row)?),
             (_, Some(partition), _) => membership.taken.push(partition),
             _ => {}
         }
@@ -97,38 +104,61 @@ pub struct Lease {
     pub epoch: i64,
     /// The number of the partition's newest batch.
     pub batch: i64,
+    /// Holders that died in a row since a batch of commands that had waited came to its end: they left their lease to
+    /// run out.
+    pub deaths: i16,
 }
 
-/// Takes a partition's lease if it is free; `None` if it is not.
+/// Takes a partition's lease if it is free and `step` is the newest of the layout; `None` if not.
 ///
 /// Raising the epoch waits for a batch that the last holder may still be committing; after it, that holder can
-/// commit nothing.
+/// commit nothing. The layout's row is locked against a step that is taken meanwhile.
 pub async fn acquire(
     pool: &PgPool,
     partition: &str,
     worker: Uuid,
     lease_ms: i64,
+    step: i64,
 ) -> Result<Option<Lease>, StoreError> {
-    let row: Option<(i64, i64)> = sqlx::query_as(
+    let row: Option<(i64, i64, i16)> = sqlx::query_as(
         "/* acquire_lease */
-        WITH lease AS (
+        WITH known AS (
+            SELECT 1 FROM partition_layout WHERE step = $4 FOR SHARE
+        ), orphan AS (
+            SELECT 1 FROM partition_leases WHERE partition = $1 AND expires_at <= now()
+        ), lease AS (
             INSERT INTO partition_leases AS l (partition, holder, expires_at)
-            VALUES ($1, $2, now() + $3 * interval '1 millisecond')
+            SELECT $1, $2, now() + $3 * interval '1 millisecond' FROM known
             ON CONFLICT (partition) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
             WHERE l.expires_at <= now() OR l.holder = $2
             RETURNING partition
         )
         INSERT INTO partition_heads AS h (partition, epoch, batch) SELECT partition, 1, 0 FROM lease
-        ON CONFLICT (partition) DO UPDATE SET epoch = h.epoch + 1
-        RETURNING epoch, batch",
+        ON CONFLICT (partition) DO UPDATE
+        SET epoch = h.epoch + 1, deaths = least(h.deaths + (SELECT count(*) FROM orphan), 1000)
+        RETURNING epoch, batch, deaths",
     )
     .bind(partition)
     .bind(worker)
     .bind(lease_ms)
+    .bind(step)
     .fetch_optional(pool)
     .await
     .map_err(failed("acquire a lease"))?;
-    Ok(row.map(|(epoch, batch)| Lease { epoch, batch }))
+    Ok(row.map(|(epoch, batch, deaths)| Lease { epoch, batch, deaths }))
+}
+
+/// Forgets the deaths of former holders: what they died of is not among the commands that waited.
+pub async fn forget_deaths(pool: &PgPool, partition: &str, epoch: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* forget_deaths */ UPDATE partition_heads SET deaths = 0 WHERE partition = $1 AND epoch = $2",
+    )
+    .bind(partition)
+    .bind(epoch)
+    .execute(pool)
+    .await
+    .map_err(failed("forget deaths"))?;
+    Ok(())
 }
 
 /// Makes a partition that has had no batch yet.
@@ -168,6 +198,20 @@ pub async fn release(pool: &PgPool, partition: &str, worker: Uuid) -> Result<(),
         .execute(pool)
         .await
         .map_err(failed("release a lease"))?;
+    Ok(())
+}
+
+/// Lets a lease run out at once: its holder's pipeline has died, which counts as the holder's death.
+pub async fn abandon(pool: &PgPool, partition: &str, worker: Uuid) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* abandon_lease */
+        UPDATE partition_leases SET expires_at = now() - interval '1 millisecond' WHERE partition = $1 AND holder = $2",
+    )
+    .bind(partition)
+    .bind(worker)
+    .execute(pool)
+    .await
+    .map_err(failed("abandon a lease"))?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod dead_letter_intake;
 pub mod dead_letter_replays;
 pub mod dead_letters;
 pub mod health;
+pub mod layout;
 pub mod leases;
 pub mod migrate;
 pub mod outbox;

@@ -19,8 +19,9 @@ pub async fn note_try(
         "/* note_try */
         INSERT INTO suspects AS s (digest, partition, tries, epoch, last_tried_at) VALUES ($1, $2, 1, $3, now())
         ON CONFLICT (digest) DO UPDATE
-        SET tries = s.tries + CASE WHEN s.epoch = excluded.epoch THEN 0 ELSE 1 END,
-            epoch = excluded.epoch, last_tried_at = now()
+        SET tries = s.tries
+                + CASE WHEN s.partition = excluded.partition AND s.epoch = excluded.epoch THEN 0 ELSE 1 END,
+            partition = excluded.partition, epoch = excluded.epoch, last_tried_at = now()
         RETURNING tries",
     )
     .bind(digest.as_slice())

@@ -24,6 +24,8 @@ pub struct Waiting {
     pub subject: Uuid,
     pub waited: Waited,
     pub accepted_at: DateTime<Utc>,
+    /// Of what the command asks for; of the message itself where it could not be read.
+    pub fingerprint: Fingerprint,
     pub body: Vec<u8>,
 }
 
@@ -76,7 +78,7 @@ pub async fn due(
             SELECT id, subject, state FROM waiting_commands
             WHERE partition = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
         )
-        SELECT id, subject, state, attempts, since, accepted_at, body FROM (
+        SELECT id, subject, state, attempts, since, accepted_at, body, fingerprint FROM (
             SELECT w.* FROM due JOIN waiting_commands w USING (id)
             UNION ALL
             SELECT w.* FROM (SELECT DISTINCT subject FROM due WHERE state <> 'scheduled') lines
@@ -108,6 +110,7 @@ fn read(row: PgRow) -> Result<Waiting, sqlx::Error> {
         },
         accepted_at: row.try_get(5)?,
         body: row.try_get(6)?,
+        fingerprint: row.try_get(7)?,
     })
 }
 

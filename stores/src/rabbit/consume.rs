@@ -106,6 +106,25 @@ impl Delivery {
     }
 }
 
+/// What came of subscribing.
+pub enum Opened {
+    Subscribed(Subscription),
+    /// It was time to stop before.
+    Stopped,
+    /// There is no such queue.
+    Missing,
+}
+
+impl Opened {
+    /// The subscription, if there is one.
+    pub fn subscription(self) -> Option<Subscription> {
+        match self {
+            Self::Subscribed(subscription) => Some(subscription),
+            Self::Stopped | Self::Missing => None,
+        }
+    }
+}
+
 /// A consumer of one partition.
 pub struct Subscription {
     channel: Channel,
@@ -113,24 +132,29 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Subscribes as soon as nobody else is subscribed; `None` if `stop` comes first. A prefetch below [`PREFETCH`]
+    /// Subscribes as soon as nobody else is subscribed, unless `stop` comes first. A prefetch below [`PREFETCH`]
     /// is raised to it; one above must not be lowered again while messages may have been given back.
     pub async fn open(
         link: &Link,
         partition: Partition,
         prefetch: u16,
         stop: &CancellationToken,
-    ) -> Result<Option<Self>, StoreError> {
+    ) -> Result<Opened, StoreError> {
         let queue = partition.queue();
         let mut pause = Duration::from_millis(10);
         let mut told = false;
-        while link.depth(&queue).await?.consumers > 0 {
+        loop {
+            match link.find(&queue).await? {
+                None => return Ok(Opened::Missing),
+                Some(depth) if depth.consumers == 0 => break,
+                Some(_) => {}
+            }
             if pause > Duration::from_millis(200) && !told {
                 tracing::info!(queue, "Somebody else still consumes the partition; waiting for it to leave.");
                 told = true;
             }
             tokio::select! {
-                () = stop.cancelled() => return Ok(None),
+                () = stop.cancelled() => return Ok(Opened::Stopped),
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(Duration::from_millis(250));
@@ -143,7 +167,7 @@ impl Subscription {
             let consumer =
                 channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
             let consumer = consumer.await.map_err(failed("consume"))?;
-            Ok(Some(Self { channel, consumer }))
+            Ok(Opened::Subscribed(Self { channel, consumer }))
         });
         subscribed
             .await

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, Event};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 const HANGING_MAX: usize = 3;
 /// With that many hanging, the pause between two tries.
 const PAUSE_HANGING: Duration = Duration::from_mins(1);
+
+/// What the broker answers to who names a queue that does not exist (AMQP 0-9-1, reply code).
+const NOT_FOUND: u16 = 404;
 
 /// A connection that is made anew for as long as it lives. Clones share it.
 #[derive(Clone)]
@@ -134,8 +137,15 @@ impl Link {
         while state.changed().await.is_ok() {}
     }
 
-    /// What the broker says of a queue.
+    /// What the broker says of a queue that must be there.
     pub async fn depth(&self, queue: &str) -> Result<Depth, StoreError> {
+        let missing =
+            || StoreError::unavailable(STORE, "look at a queue", format!("there is no queue {queue}"));
+        self.find(queue).await?.ok_or_else(missing)
+    }
+
+    /// What the broker says of a queue; `None` if there is no such queue.
+    pub async fn find(&self, queue: &str) -> Result<Option<Depth>, StoreError> {
         let mut probes = self.probes.lock().await;
         let channel = match probes.take().filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
@@ -146,8 +156,9 @@ impl Link {
         match tokio::time::timeout(self.patience, declared).await {
             Ok(Ok(queue)) => {
                 *probes = Some(channel);
-                Ok(Depth { ready: queue.message_count(), consumers: queue.consumer_count() })
+                Ok(Some(Depth { ready: queue.message_count(), consumers: queue.consumer_count() }))
             }
+            Ok(Err(error)) if is_missing(&error) => Ok(None),
             Ok(Err(error)) => Err(failed("look at a queue")(error)),
             Err(_) => Err(StoreError::unavailable(STORE, "look at a queue", "no answer in time")),
         }
@@ -161,6 +172,11 @@ impl Link {
         }
         Ok(depths)
     }
+}
+
+/// Whether the broker says that there is no such thing.
+fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }
 
 impl Live {

@@ -13,6 +13,7 @@ pub mod topology;
 
 use lapin::ErrorKind;
 use serde::{Deserialize, Serialize};
+use taskflow_core::partition::{Layout, PARTITIONS_MAX};
 
 use crate::{Kind, StoreError};
 
@@ -24,9 +25,10 @@ pub(crate) const STORE: &str = "rabbitmq";
 pub struct Settings {
     /// `amqp://user:password@host:port/vhost`
     pub url: String,
-    /// Partition queues for commands of normal priority. Changing it needs empty queues.
+    /// Partition queues for commands of normal priority, in a fresh deployment. Later only `taskflow partitions set`
+    /// changes their number.
     pub partitions: u16,
-    /// Partition queues for commands of low priority.
+    /// The same for commands of low priority.
     pub low_partitions: u16,
     /// Messages in one partition queue before the broker refuses more.
     pub queue_length_max: i64,
@@ -49,6 +51,13 @@ impl Default for Settings {
             connect_timeout_ms: 5_000,
             heartbeat_s: 5,
         }
+    }
+}
+
+impl Settings {
+    /// The partitions of a fresh deployment.
+    pub fn layout(&self) -> Layout {
+        Layout::new(self.partitions.clamp(1, PARTITIONS_MAX), self.low_partitions.clamp(1, PARTITIONS_MAX))
     }
 }
 

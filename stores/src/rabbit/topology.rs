@@ -7,22 +7,23 @@
 //! letters. An alternate exchange hides a missing route from `mandatory`; so our own intake publishes to
 //! `taskflow.slots` behind it, where a missing route comes back.
 
-use std::fmt;
-use std::str::FromStr;
-
 use futures_util::future::try_join_all;
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeBindOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
-use taskflow_core::command::{Command, Priority};
-use taskflow_core::slot;
+use lapin::{Channel, Confirmation, ExchangeKind};
+pub use taskflow_core::partition::Partition;
+use taskflow_core::partition::{Course, Layout};
+use taskflow_core::{partition, slot};
 
-use super::link::Link;
-use super::{Settings, failed};
+use super::link::{Depth, Link};
+use super::{STORE, Settings, failed};
 use crate::StoreError;
 
 /// Where other systems publish commands.
-pub const COMMANDS: &str = "taskflow.commands";
+pub const COMMANDS: &str = partition::QUEUES;
 /// The same for low priority.
 pub const COMMANDS_LOW: &str = "taskflow.commands.low";
 /// Where our own intake publishes: the slots' bindings, without an alternate exchange.
@@ -39,57 +40,14 @@ pub const EVENTS: &str = "taskflow.events";
 /// Returns of a message that the broker stands before it dead-letters it: a net, poison is found by the workers.
 const DELIVERY_LIMIT: i64 = 1_000;
 
-/// One partition queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Partition {
-    /// For commands of low priority.
-    pub low: bool,
-    pub index: u16,
-}
-
-impl Partition {
-    /// All partitions, those of normal priority first.
-    pub fn all(settings: &Settings) -> Vec<Self> {
-        let normal = (0..settings.partitions).map(|index| Self { low: false, index });
-        let low = (0..settings.low_partitions).map(|index| Self { low: true, index });
-        normal.chain(low).collect()
-    }
-
-    /// The partition whose queue a command goes to.
-    pub fn of(command: &Command, settings: &Settings) -> Self {
-        let low = command.priority == Priority::Low;
-        let partitions = if low { settings.low_partitions } else { settings.partitions };
-        Self { low, index: u16::from(slot::of(command.subject)) % partitions.max(1) }
-    }
-
-    /// The name of its queue.
-    pub fn queue(self) -> String {
-        format!("{COMMANDS}.{self}")
-    }
-}
-
-impl fmt::Display for Partition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{:02}", if self.low { "low." } else { "" }, self.index)
-    }
-}
-
-impl FromStr for Partition {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (low, digits) = text.strip_prefix("low.").map_or((false, text), |digits| (true, digits));
-        let index =
-            digits.parse().map_err(|_| format!("{text:?} is no partition; one looks like 03 or low.01"))?;
-        Ok(Self { low, index })
-    }
-}
-
-/// Declares everything. Doing so again changes nothing.
+/// Declares everything that this course needs. Doing so again changes nothing.
+///
+/// Slots are bound where the course leads, and nowhere else: a binding that is made after its time would divide a
+/// subject's commands between two queues. So nobody may take a step of the course meanwhile.
 ///
 /// # Errors
 /// [`crate::Kind::Bug`] when an object exists in another form: the text names it.
-pub async fn declare(link: &Link, settings: &Settings) -> Result<(), StoreError> {
+pub async fn declare(link: &Link, settings: &Settings, course: &Course) -> Result<(), StoreError> {
     let channel = link.channel().await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let exchange = async |name: &'static str, kind: ExchangeKind, arguments: FieldTable| {
@@ -109,10 +67,10 @@ pub async fn declare(link: &Link, settings: &Settings) -> Result<(), StoreError>
         exchange(slots, ExchangeKind::Direct, FieldTable::default()).await?;
         exchange(name, ExchangeKind::Direct, table(&[("alternate-exchange", text(UNROUTED))])).await?;
     }
-    for partition in Partition::all(settings) {
+    for partition in course.declared() {
         queue(&channel, &partition.queue(), partition_arguments(settings)).await?;
     }
-    bind_slots(&channel, settings).await
+    bind_slots(&channel, &course.to).await
 }
 
 fn partition_arguments(settings: &Settings) -> FieldTable {
@@ -128,26 +86,25 @@ fn partition_arguments(settings: &Settings) -> FieldTable {
     ])
 }
 
+/// The two exchanges of a priority: the public one, and that of the slots.
+fn exchanges(low: bool) -> (&'static str, &'static str) {
+    if low { (COMMANDS_LOW, SLOTS_LOW) } else { (COMMANDS, SLOTS) }
+}
+
 /// 256 slots for each priority, all at once rather than one round trip each.
-async fn bind_slots(channel: &Channel, settings: &Settings) -> Result<(), StoreError> {
-    let sides = [
-        (false, COMMANDS, SLOTS, settings.partitions),
-        (true, COMMANDS_LOW, SLOTS_LOW, settings.low_partitions),
-    ];
-    for (low, commands, slots, partitions) in sides {
-        let partitions = partitions.max(1);
-        let queues = (0..slot::SLOTS).map(|slot| async move {
-            let partition = Partition { low, index: slot % partitions };
-            bind(channel, slots, &partition.queue(), slot::routing_key(slot as u8)).await
+async fn bind_slots(channel: &Channel, layout: &Layout) -> Result<(), StoreError> {
+    for low in [false, true] {
+        let (commands, slots) = exchanges(low);
+        let queues = (0..=u8::MAX).map(|slot| async move {
+            bind(channel, slots, &layout.in_slot(low, slot).queue(), slot::routing_key(slot)).await
         });
         try_join_all(queues).await?;
-        let passages = (0..slot::SLOTS).map(|slot| async move {
-            let key = slot::routing_key(slot as u8);
+        let passages = (0..=u8::MAX).map(|slot| async move {
             let options = ExchangeBindOptions::default();
             let bound = channel.exchange_bind(
                 slots.into(),
                 commands.into(),
-                key.into(),
+                slot::routing_key(slot).into(),
                 options,
                 FieldTable::default(),
             );
@@ -156,6 +113,96 @@ async fn bind_slots(channel: &Channel, settings: &Settings) -> Result<(), StoreE
         try_join_all(passages).await?;
     }
     Ok(())
+}
+
+/// Takes the slots from the queues that a course leaves. When this returns, no message is routed to them any more.
+/// They must be bound elsewhere before: a message that nobody takes would be lost.
+pub async fn unbind_leaving(link: &Link, course: &Course) -> Result<(), StoreError> {
+    let channel = link.channel().await?;
+    let there = there(link, &course.leaving()).await?;
+    for low in [false, true] {
+        let (_, slots) = exchanges(low);
+        let queues = (0..=u8::MAX).map(|slot| (slot, course.from.in_slot(low, slot)));
+        let unbound = queues.filter(|(_, partition)| there.contains(partition)).map(|(slot, partition)| {
+            let key = slot::routing_key(slot).into();
+            channel.queue_unbind(partition.queue().into(), slots.into(), key, FieldTable::default())
+        });
+        try_join_all(unbound).await.map_err(failed("unbind a queue"))?;
+    }
+    Ok(())
+}
+
+/// Those of these partitions whose queue exists.
+async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, StoreError> {
+    let mut there = Vec::with_capacity(partitions.len());
+    for partition in partitions {
+        if link.find(&partition.queue()).await?.is_some() {
+            there.push(*partition);
+        }
+    }
+    Ok(there)
+}
+
+/// Deletes the queue of a partition that is left: unbound, empty, and without a consumer. What is in it in spite of
+/// all (a publisher's channel that hung while the slots were bound anew) goes to where its slot is bound now first.
+/// Returns how many messages that were.
+///
+/// The broker can't be asked to delete a quorum queue only if it is empty. So it is looked at until it is, long after
+/// the last message can have been routed to it.
+pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, StoreError> {
+    let queue = partition.queue();
+    let mut carried = 0;
+    loop {
+        match link.find(&queue).await? {
+            None => return Ok(carried),
+            Some(Depth { ready: 0, consumers: 0 }) => break,
+            Some(Depth { ready: 0, .. }) => {
+                return Err(StoreError::unavailable(
+                    STORE,
+                    "delete a queue",
+                    format!("{queue} has a consumer still"),
+                ));
+            }
+            Some(_) => carried += carry(link, partition).await?,
+        }
+    }
+    let channel = link.channel().await?;
+    let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+    deleted.await.map_err(|error| named(&queue, failed("delete a queue")(error)))?;
+    let _ = channel.close(200, "bye".into()).await;
+    Ok(carried)
+}
+
+/// Carries messages of a queue to where their slot is bound now, one by one, each confirmed before it is acknowledged.
+async fn carry(link: &Link, partition: Partition) -> Result<u32, StoreError> {
+    let channel = link.channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("ask for confirms"))?;
+    let (_, slots) = exchanges(partition.low);
+    let mut carried = 0;
+    while let Some(message) = channel
+        .basic_get(partition.queue().into(), BasicGetOptions::default())
+        .await
+        .map_err(failed("take a message"))?
+    {
+        let delivery = message.delivery;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let key = delivery.routing_key.clone();
+        let confirm = channel
+            .basic_publish(slots.into(), key, options, &delivery.data, delivery.properties.clone())
+            .await
+            .map_err(failed("carry a message"))?;
+        if !matches!(confirm.await.map_err(failed("carry a message"))?, Confirmation::Ack(None)) {
+            return Err(StoreError::unavailable(STORE, "carry a message", "its new queue does not take it"));
+        }
+        let acked =
+            delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed("carry a message"))?;
+        if !acked {
+            return Err(StoreError::unavailable(STORE, "carry a message", "the channel is gone"));
+        }
+        carried += 1;
+    }
+    let _ = channel.close(200, "bye".into()).await;
+    Ok(carried)
 }
 
 async fn queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), StoreError> {
@@ -189,17 +236,4 @@ fn text(value: &str) -> AMQPValue {
 
 fn number(value: i64) -> AMQPValue {
     AMQPValue::LongLongInt(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_is_known_by_its_name() {
-        for partition in [Partition { low: false, index: 3 }, Partition { low: true, index: 11 }] {
-            assert_eq!(partition.to_string().parse(), Ok(partition));
-        }
-        assert_eq!(Partition { low: true, index: 1 }.queue(), "taskflow.commands.low.01");
-    }
 }

@@ -65,7 +65,7 @@ async fn from_many_connections(site: Arc<Site>) -> Result {
     wait::until("all are applied", async || Ok(site.count("SELECT count(*) FROM receipts").await? >= 51))
         .await?;
     wait::until("the queues are empty", async || {
-        let partitions = taskflow_stores::rabbit::topology::Partition::all(&site.rabbit);
+        let partitions = site.partitions().await?;
         let queues: Vec<String> = partitions.iter().map(|partition| partition.queue()).collect();
         Ok(site.link.depths(&queues).await?.values().all(|depth| depth.ready == 0))
     })

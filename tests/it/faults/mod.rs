@@ -6,6 +6,7 @@ mod catalogue;
 mod crashes;
 mod dead_letters;
 mod lease;
+mod partitions;
 mod poison;
 mod shutdown;
 mod stores;
@@ -21,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         crashes::tests(),
         dead_letters::tests(),
         lease::tests(),
+        partitions::tests(),
         poison::tests(),
         shutdown::tests(),
         stores::tests(),

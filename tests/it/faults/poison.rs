@@ -4,14 +4,16 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use anyhow::ensure;
+use chrono::{SecondsFormat, TimeDelta};
 use libtest_mimic::Trial;
-use serde_json::json;
+use serde_json::{Value, json};
 use taskflow_core::envelope;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_tests::commands::{command, subject_in_slot};
+use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::{Result, Site, wait};
+use uuid::Uuid;
 
 use crate::{cluster, with_site};
 
@@ -19,7 +21,13 @@ use crate::{cluster, with_site};
 const CRASHES_MAX: usize = 6;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![with_site("a message that kills its readers is found, its neighbours apply", poison)]
+    vec![
+        with_site("a message that kills its readers is found, its neighbours apply", poison),
+        with_site(
+            "a command that waits and then kills its readers is found, its neighbours apply",
+            waits_and_kills,
+        ),
+    ]
 }
 
 async fn poison(site: Arc<Site>) -> Result {
@@ -54,5 +62,73 @@ async fn poison(site: Arc<Site>) -> Result {
     // All others apply, and none of them was charged.
     promise::check(&site, &accepted).await?;
     ensure!(site.count("SELECT count(*) FROM suspects").await? == 0, "somebody is still suspected");
+    worker.stop().await
+}
+
+/// A line of parked commands whose second one kills whoever reads it when it is due, and a scheduled one that does; each
+/// with neighbours that are due with it.
+async fn waits_and_kills(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let patient = ("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "120000");
+    let worker = cluster.spawn("worker", &[patient])?;
+    let ada = id();
+    let send = async |value: Value| -> Result<Uuid> {
+        let command = envelope::read(value)?;
+        site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+        Ok(command.id)
+    };
+    let soon = (clock::now() + TimeDelta::milliseconds(2_500)).to_rfc3339_opts(SecondsFormat::Millis, true);
+    let (line, mut neighbours) = (subject_in_slot(0), Vec::new());
+    neighbours.push(send(command_of(ada, "task.create", line, json!({ "title": "one" }))).await?);
+    let first_pill = send(command("task.update", line, json!({ "title": "the pill" }))).await?;
+    neighbours
+        .push(send(command("task.update", line, json!({ "title": "two", "expectedversion": 1 }))).await?);
+    let scheduled = async |title: &str| -> Result<Uuid> {
+        let mut value = command("task.create", subject_in_slot(4), json!({ "title": title }));
+        value["notbefore"] = json!(soon);
+        send(value).await
+    };
+    neighbours.push(scheduled("a neighbour").await?);
+    let second_pill = scheduled("the pill again").await?;
+    neighbours.push(scheduled("another neighbour").await?);
+    wait::until("all wait", async || Ok(site.count("SELECT count(*) FROM waiting_commands").await? == 6))
+        .await?;
+    worker.stop().await?;
+    // Now the user comes: the line is due, and so are, in a moment, the scheduled ones.
+    let register = json!({ "email": "ada@example.org", "passwordhash": HASH });
+    send(command_of(ada, "user.register", ada, register)).await?;
+    let dead = format!(
+        "SELECT count(*) FROM receipts WHERE id IN ('{first_pill}', '{second_pill}') AND outcome = 'dead' AND code = 'poison'"
+    );
+    let mut crashes = 0;
+    let worker = loop {
+        let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_ON", "the pill")])?;
+        wait::until("it dies, or the commands do", async || {
+            Ok(!worker.is_running() || site.count(&dead).await? == 2)
+        })
+        .await?;
+        if worker.is_running() {
+            break worker;
+        }
+        let status = worker.ended().await?;
+        crashes += 1;
+        ensure!(status.signal() == Some(6), "it ended with {status}:\n{}", worker.log());
+        // For each of the two: two deaths until they are careful, three alone.
+        ensure!(crashes <= 2 * 5, "{crashes} workers have died of two commands");
+    };
+    ensure!(crashes >= 2 + 3, "they were given up after {crashes} crashes");
+    for id in neighbours {
+        let applied = format!("SELECT count(*) FROM receipts WHERE id = '{id}' AND outcome = 'applied'");
+        wait::until("the neighbour is applied", async || Ok(site.count(&applied).await? == 1)).await?;
+    }
+    wait::until("nobody is suspected, nobody waits", async || {
+        let suspects = site.count("SELECT count(*) FROM suspects").await?;
+        Ok(suspects + site.count("SELECT count(*) FROM waiting_commands").await? == 0)
+    })
+    .await?;
+    wait::until("their letters are kept", async || {
+        Ok(site.count("SELECT count(*) FROM dead_letters WHERE reason = 'poison'").await? == 2)
+    })
+    .await?;
     worker.stop().await
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use lapin::options::QueueDeleteOptions;
 use sqlx::Connection;
+use taskflow_core::partition::Partition;
 use taskflow_servers::Kind::RabbitMq;
-use taskflow_stores::rabbit::topology::{self, Partition};
+use taskflow_stores::rabbit::topology;
 use tokio::time::sleep;
 
 use super::{Fault, act, nothing};
@@ -30,8 +31,7 @@ pub static FAULTS: &[Fault] = &[
     Fault::new("broker: memory alarm", act!(memory_alarm), act!(memory_well)).servers().refuses(),
     Fault::new("broker: disk alarm", act!(disk_alarm), act!(disk_well)).servers().refuses(),
     Fault::new("broker: full queues", act!(fill_queues), act!(empty_queues)).stands(),
-    Fault::new("broker: a queue deleted (empty) and declared again", act!(delete_queue), act!(declare))
-        .stands(),
+    Fault::new("broker: a queue deleted (empty) and declared again", act!(delete_queue), act!(declared)),
     Fault::new("broker: acknowledgement time-out", act!(ack_timeout), act!(no_ack_timeout))
         .servers()
         .hold(4.0, 20.0),
@@ -132,8 +132,8 @@ async fn empty_queues(h: &mut Harness<'_>) -> Result<()> {
 /// load begins again when it is gone.
 async fn delete_queue(h: &mut Harness<'_>) -> Result<()> {
     h.load()?.pause().await?;
-    let queue =
-        Partition { low: false, index: h.dice.below(u64::from(h.site.rabbit.partitions)) as u16 }.queue();
+    let index = h.dice.below(u64::from(h.site.rabbit.partitions)) as u16;
+    let queue = Partition { low: false, index, alternate: false }.queue();
     let accepted = h.load()?.accepted() as i64;
     wait::until("everything is applied", async || {
         Ok(h.site.count("SELECT count(*) FROM receipts").await? >= accepted)
@@ -145,8 +145,17 @@ async fn delete_queue(h: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn declare(h: &mut Harness<'_>) -> Result<()> {
-    Ok(topology::declare(&h.site.link, &h.site.rabbit).await?)
+/// Nobody but the program declares it again: a worker that finds it gone, or the API whose messages come back.
+async fn declared(h: &mut Harness<'_>) -> Result<()> {
+    for partition in h.site.partitions().await? {
+        wait::until("the queue is there again, and consumed", async || {
+            Ok(h.site.link.find(&partition.queue()).await?.is_some_and(|depth| depth.consumers > 0))
+        })
+        .await?;
+    }
+    let logs = h.cluster.log_tails(usize::MAX);
+    ensure!(logs.contains("it is declared again"), "nobody says that a queue was gone");
+    Ok(())
 }
 
 /// The broker waits a second for acknowledgements and looks twice a second; then Postgres makes the workers wait.

@@ -29,6 +29,13 @@ pub static FAULTS: &[Fault] = &[
         .takes()
         .soak_only(),
     Fault::new("worker: its lease is taken away", act!(take_leases), act!(nothing)).death().takes(),
+    Fault::new(
+        "partitions: their number goes up and down, workers die meanwhile",
+        act!(more_partitions),
+        act!(as_before),
+    )
+    .death()
+    .takes(),
     Fault::new("API: kill -9 at random, three times", act!(kill_api), act!(nothing)).hold(0.0, 0.0),
     Fault::new("API: callers that leave half-way", act!(rude_callers), act!(polite_callers))
         .applies()
@@ -82,6 +89,31 @@ async fn stop_a_worker(h: &mut Harness<'_>) -> Result<()> {
 
 async fn go_on(h: &mut Harness<'_>) -> Result<()> {
     h.signal_workers(Signal::SIGCONT)
+}
+
+/// The command dies as soon as it has asked; workers go on with the change, and die one after the other.
+async fn more_partitions(h: &mut Harness<'_>) -> Result<()> {
+    let asked =
+        h.cluster.run(&["partitions", "set", "7"], &[("TASKFLOW_CRASH_AT", "change_asked:1")]).await?;
+    ensure!(asked.status.signal() == Some(9), "the command lives: {}", asked.status);
+    for _ in 0..2 {
+        some_time(h).await;
+        h.take_worker()?.kill().await?;
+        h.start_worker()?;
+    }
+    Ok(())
+}
+
+async fn as_before(h: &mut Harness<'_>) -> Result<()> {
+    settled(h).await?;
+    let number = h.site.rabbit.partitions.to_string();
+    let set = h.cluster.run(&["partitions", "set", &number], &[]).await?;
+    ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    settled(h).await
+}
+
+async fn settled(h: &Harness<'_>) -> Result<()> {
+    wait::until("the change is at its end", async || Ok(h.site.course().await?.is_settled())).await
 }
 
 /// From now on the worker gets no more memory than it has. Rust ends a process that can't allocate.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use taskflow_stores::rabbit::consume::{Opened, Subscription};
 use taskflow_stores::rabbit::publish::{Message, PublishError};
 use taskflow_stores::rabbit::topology::{COMMANDS, DEAD_LETTERS, SLOTS};
 use taskflow_stores::rabbit::{Settings, dead_letters};
@@ -281,8 +282,8 @@ async fn nothing_is_lost(client: &Client, fault: impl AsyncFn() -> Outcome) -> O
     let consuming = tokio::spawn(async move {
         let mut last;
         while !end.is_cancelled() {
-            let opened = taskflow_stores::rabbit::consume::Subscription::open(&link, FIRST, 0, &end).await;
-            let Ok(Some(mut subscription)) = opened else {
+            let opened = Subscription::open(&link, FIRST, 0, &end).await;
+            let Ok(Opened::Subscribed(mut subscription)) = opened else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };

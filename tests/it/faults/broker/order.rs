@@ -10,7 +10,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, B
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use taskflow_stores::rabbit::Settings;
-use taskflow_stores::rabbit::consume::Subscription;
+use taskflow_stores::rabbit::consume::{Opened, Subscription};
 use tokio_util::sync::CancellationToken;
 
 use super::support::{Client, FIRST, Outcome, Wire, number, take, until};
@@ -167,7 +167,7 @@ pub(super) async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
     held[9].ack_through().await?;
     first.release().await;
     let start = Instant::now();
-    let mut second = early.await??.ok_or("stopped")?;
+    let mut second = early.await??.subscription().ok_or("stopped")?;
     println!("successor subscribed {:?} after the release", start.elapsed());
     assert_eq!(take(&mut second, 1_000).await?.0, from(11)[..1_000]);
     // Waiting ends with the stop.
@@ -175,7 +175,8 @@ pub(super) async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
     let third = open(stop.clone());
     tokio::time::sleep(Duration::from_millis(300)).await;
     stop.cancel();
-    assert!(tokio::time::timeout(Duration::from_millis(500), third).await???.is_none());
+    let ended = tokio::time::timeout(Duration::from_millis(500), third).await???;
+    assert!(matches!(ended, Opened::Stopped));
     second.release().await;
     rest(&client, 11).await
 }

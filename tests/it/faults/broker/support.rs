@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::options::QueuePurgeOptions;
+use taskflow_core::partition::Course;
 use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::link::Link;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The partition that the tests use: slots 00, 08, 10 …
-pub(super) const FIRST: Partition = Partition { low: false, index: 0 };
+pub(super) const FIRST: Partition = Partition { low: false, index: 0, alternate: false };
 
 /// A process's side of a broker: two connections, a publisher, the broker's objects declared and empty.
 pub(super) struct Client {
@@ -37,7 +38,8 @@ impl Client {
 
     pub(super) async fn open_with(settings: Settings) -> Outcome<Self> {
         let client = Self::connect(settings)?;
-        topology::declare(&client.consume, &client.settings).await?;
+        topology::declare(&client.consume, &client.settings, &Course::settled(1, client.settings.layout()))
+            .await?;
         let channel = client.consume.channel().await?;
         for queue in [FIRST.queue(), topology::DEAD_LETTERS.to_owned()] {
             channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await?;
@@ -70,7 +72,7 @@ impl Client {
 
     pub(super) async fn subscribe(&self, prefetch: u16) -> Outcome<Subscription> {
         let opened = Subscription::open(&self.consume, FIRST, prefetch, &self.stop).await?;
-        opened.ok_or_else(|| "the client has stopped".into())
+        opened.subscription().ok_or_else(|| "the client has stopped".into())
     }
 }
 

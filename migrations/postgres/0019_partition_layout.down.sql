@@ -1,0 +1,2 @@
+ALTER TABLE workers DROP COLUMN follows;
+DROP TABLE partition_layout;
