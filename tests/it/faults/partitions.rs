@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::envelope;
+use taskflow_core::partition::Phase;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::{COMMANDS, SLOTS};
@@ -232,7 +233,11 @@ async fn says_why(site: Arc<Site>) -> Result {
     wait::until("it is paused", async || Ok(worker.log().contains("The partition is paused"))).await?;
     let subject = taskflow_tests::commands::subject_in_slot(3);
     let waits = publish(&site, command("task.create", subject, json!({ "title": "waits" }))).await?;
-    let (code, told) = partitions(&cluster, &["set", "3", "--wait", "4"]).await?;
+    let (code, told) = partitions(&cluster, &["set", "3", "--wait", "1"]).await?;
+    ensure!(code == Some(1) && told["phase"] != "settled", "{code:?} {told}");
+    wait::until("it drains", async || Ok(site.course().await?.phase == Phase::Draining)).await?;
+    // Asked for again, it is watched.
+    let (code, told) = partitions(&cluster, &["set", "3", "--wait", "1"]).await?;
     let reasons = told["waits"].as_str().unwrap_or_default();
     ensure!(code == Some(1) && told["phase"] == "draining", "{code:?} {told}");
     ensure!(reasons.contains("1 messages") && reasons.contains("partition:03"), "{told}");
