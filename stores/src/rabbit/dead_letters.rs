@@ -158,6 +158,11 @@ fn theirs(properties: &BasicProperties) -> FieldTable {
     headers
 }
 
+/// What goes along when a message is published once more by somebody else than its publisher.
+pub(super) fn carried(given: &BasicProperties) -> BasicProperties {
+    properties(given, theirs(given))
+}
+
 /// What tells about the message goes along; what tells the broker what to do does not.
 fn properties(given: &BasicProperties, headers: FieldTable) -> BasicProperties {
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);

@@ -19,7 +19,7 @@ use taskflow_core::partition::{Course, Layout};
 use taskflow_core::{partition, slot};
 
 use super::link::{Depth, Link};
-use super::{STORE, Settings, failed};
+use super::{STORE, Settings, dead_letters, failed};
 use crate::StoreError;
 
 /// Where other systems publish commands.
@@ -188,7 +188,13 @@ async fn carry(link: &Link, partition: Partition) -> Result<u32, StoreError> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let key = delivery.routing_key.clone();
         let confirm = channel
-            .basic_publish(slots.into(), key, options, &delivery.data, delivery.properties.clone())
+            .basic_publish(
+                slots.into(),
+                key,
+                options,
+                &delivery.data,
+                dead_letters::carried(&delivery.properties),
+            )
             .await
             .map_err(failed("carry a message"))?;
         if !matches!(confirm.await.map_err(failed("carry a message"))?, Confirmation::Ack(None)) {

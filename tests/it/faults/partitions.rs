@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lapin::options::QueueBindOptions;
+use lapin::types::FieldTable;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::envelope;
@@ -12,7 +14,7 @@ use taskflow_core::partition::Phase;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::{COMMANDS, SLOTS};
-use taskflow_tests::commands::{HASH, command, command_of, id};
+use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
 use taskflow_tests::promise::{self, Accepted, Stream};
 use taskflow_tests::{Cluster, Result, Site, wait};
 use uuid::Uuid;
@@ -157,13 +159,30 @@ async fn commands_die(site: Arc<Site>) -> Result {
         ensure!(shown["phase"] != "settled", "after {point}: {shown}");
         let (code, refused) = partitions(&cluster, &["set", "5"]).await?;
         ensure!(code == Some(1) && refused["error"].is_string(), "after {point}: {code:?} {refused}");
+        if *point == "change_switched" {
+            late(&site).await?;
+        }
     }
     set(&cluster, &["7", "--low", "2"]).await?;
     no_old_queue(&site).await?;
     let streams = streams(&site, 5, 0);
     let worker = cluster.worker()?;
-    promise::check(&site, &end(streams).await?).await?;
+    let mut accepted = end(streams).await?;
+    accepted.others = 1;
+    promise::check(&site, &accepted).await?;
     worker.stop().await
+}
+
+/// A message comes to an old queue when new ones are consumed already. It is for a task that is not there, so it changes
+/// nothing.
+async fn late(site: &Site) -> Result {
+    let old = site.course().await?.leaving()[0].queue();
+    let channel = site.link.channel().await?;
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(old.as_str().into(), SLOTS.into(), "00".into(), options, arguments).await?;
+    publish(site, command("task.update", subject_in_slot(0), json!({ "title": "late" }))).await?;
+    ensure!(site.link.depth(&old).await?.ready == 1, "it did not come to {old}");
+    Ok(())
 }
 
 async fn publish(site: &Site, value: Value) -> Result<Uuid> {
@@ -231,7 +250,7 @@ async fn says_why(site: Arc<Site>) -> Result {
     let paused = cluster.run(&["pause", "--partition", "03", "--reason", "a test"], &[]).await?;
     ensure!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));
     wait::until("it is paused", async || Ok(worker.log().contains("The partition is paused"))).await?;
-    let subject = taskflow_tests::commands::subject_in_slot(3);
+    let subject = subject_in_slot(3);
     let waits = publish(&site, command("task.create", subject, json!({ "title": "waits" }))).await?;
     let (code, told) = partitions(&cluster, &["set", "3", "--wait", "1"]).await?;
     ensure!(code == Some(1) && told["phase"] != "settled", "{code:?} {told}");
