@@ -181,8 +181,7 @@ async fn late(site: &Site) -> Result {
     let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
     channel.queue_bind(old.as_str().into(), SLOTS.into(), "00".into(), options, arguments).await?;
     publish(site, command("task.update", subject_in_slot(0), json!({ "title": "late" }))).await?;
-    ensure!(site.link.depth(&old).await?.ready == 1, "it did not come to {old}");
-    Ok(())
+    wait::until("it has come", async || Ok(site.link.depth(&old).await?.ready == 1)).await
 }
 
 async fn publish(site: &Site, value: Value) -> Result<Uuid> {

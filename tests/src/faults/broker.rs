@@ -153,9 +153,10 @@ async fn declared(h: &mut Harness<'_>) -> Result<()> {
         })
         .await?;
     }
-    let logs = h.cluster.log_tails(usize::MAX);
-    ensure!(logs.contains("it is declared again"), "nobody says that a queue was gone");
-    Ok(())
+    wait::until("somebody says that it was gone, and has bound it", async || {
+        Ok(h.cluster.log_tails(usize::MAX).contains("it is declared again"))
+    })
+    .await
 }
 
 /// The broker waits a second for acknowledgements and looks twice a second; then Postgres makes the workers wait.
