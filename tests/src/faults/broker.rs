@@ -154,7 +154,7 @@ async fn declared(h: &mut Harness<'_>) -> Result<()> {
         .await?;
     }
     wait::until("somebody says that it was gone, and has bound it", async || {
-        Ok(h.cluster.log_tails(usize::MAX).contains("it is declared again"))
+        Ok(h.cluster.log_tails(usize::MAX).contains("What was in it is lost"))
     })
     .await
 }
