@@ -14,8 +14,8 @@ use taskflow_core::{Event, Outcome, Receipt, Task, command};
 use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::batch::{self, BatchTransaction, Record};
-use taskflow_stores::postgres::leases;
 use taskflow_stores::postgres::outbox::Payload;
+use taskflow_stores::postgres::{layout, leases};
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::redis::cache::{self, Refresh};
@@ -70,7 +70,8 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
     let mut subscription = subscribed.subscription().context("subscribe")?;
     let stores = std::sync::Arc::new(stores);
     let mut relay: Option<tokio::task::JoinHandle<Result<()>>> = None;
-    let lease = leases::acquire(&stores.postgres, &name, clock::new_id(), 3_600_000).await?;
+    let step = layout::course(&stores.postgres, stores.rabbit.layout()).await?.step;
+    let lease = leases::acquire(&stores.postgres, &name, clock::new_id(), 3_600_000, step).await?;
     let lease = lease.context("somebody has the partition's lease")?;
     while count > 0 {
         let mut deliveries = vec![subscription.next().await?];
