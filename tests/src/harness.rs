@@ -13,6 +13,7 @@ use taskflow_servers::{Kind, Server};
 use crate::dice::Dice;
 use crate::load::Control;
 use crate::proxy::Wire;
+use crate::redis_cluster::RedisCluster;
 use crate::{Client, Cluster, Process, Site, World, wait};
 
 /// Something done to the installation.
@@ -31,10 +32,14 @@ pub struct Harness<'w> {
     pub load: Option<Arc<Control>>,
     /// Wires that the program's connections go through, for the stores that the fault asks for.
     pub wires: Vec<(Kind, Wire)>,
+    /// What the program has in Redis's place, if the fault asks for it.
+    pub redis_cluster: Option<RedisCluster>,
     /// Settings of the program beside the site's.
     pub env: Vec<(String, String)>,
     /// How long the fault lasts.
     pub hold: Duration,
+    /// Whether it is the long form.
+    pub long: bool,
     pub dice: Dice,
     /// What a fault keeps open until it is healed: sessions, transactions, files.
     pub kept: Vec<Box<dyn Any + Send>>,
@@ -53,8 +58,10 @@ impl<'w> Harness<'w> {
             base,
             load: None,
             wires: Vec::new(),
+            redis_cluster: None,
             env: Vec::new(),
             hold: Duration::ZERO,
+            long: false,
             dice,
             kept: Vec::new(),
         })
@@ -160,6 +167,10 @@ impl<'w> Harness<'w> {
         }
         order.query_async::<::redis::Value>(&mut connection).await?;
         Ok(())
+    }
+
+    pub fn redis_cluster(&mut self) -> Result<&mut RedisCluster> {
+        self.redis_cluster.as_mut().context("the trial has no Redis Cluster")
     }
 
     pub fn load(&self) -> Result<&Control> {

@@ -64,6 +64,7 @@ pub struct Wire {
     address: SocketAddr,
     control: watch::Sender<Control>,
     made: Arc<AtomicU64>,
+    open: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -81,14 +82,20 @@ impl Wire {
             forgotten: 0,
         });
         let made = Arc::new(AtomicU64::new(0));
-        let (numbers, controlled) = (Arc::clone(&made), control.subscribe());
+        let open = Arc::new(AtomicU64::new(0));
+        let (numbers, controlled, counted) = (Arc::clone(&made), control.subscribe(), Arc::clone(&open));
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let number = numbers.fetch_add(1, Ordering::SeqCst) + 1;
-                tokio::spawn(carry(near, number, controlled.clone()));
+                let carried = carry(near, number, controlled.clone());
+                let open = Open::one(&counted);
+                tokio::spawn(async move {
+                    carried.await;
+                    drop(open);
+                });
             }
         });
-        Ok(Self { address, control, made, task })
+        Ok(Self { address, control, made, open, task })
     }
 
     /// Lays a wire to the server of an address such as `amqp://user:password@host:port/name`; returns the address
@@ -106,6 +113,16 @@ impl Wire {
     /// How the bytes to the server and back behave from now on.
     pub fn behave(&self, there: Flow, back: Flow) {
         self.control.send_modify(|control| (control.there, control.back) = (there, back));
+    }
+
+    /// Connections that were made by now.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are there now.
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::SeqCst)
     }
 
     /// Ends all connections. New ones may be made.
@@ -128,6 +145,22 @@ impl Wire {
     /// New connections lead to this `host:port`.
     pub fn lead_to(&self, target: &str) {
         self.control.send_modify(|control| target.clone_into(&mut control.target));
+    }
+}
+
+/// A connection that counts as open.
+struct Open(Arc<AtomicU64>);
+
+impl Open {
+    fn one(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,8 @@
 //! A test's own corner of the servers: database, virtual host, collection set, key prefix.
 
+use ::redis::aio::MultiplexedConnection;
+use ::redis::cluster::ClusterClient;
+use ::redis::cluster_async::ClusterConnection;
 use anyhow::Result;
 use mongodb::bson::{Document, doc};
 use taskflow_core::partition::{Course, Partition};
@@ -30,6 +33,11 @@ pub struct Site {
 impl Site {
     /// A fresh corner: migrated, seeded with two users, the broker's objects declared.
     pub async fn new(world: &World) -> Result<Self> {
+        Self::with_redis(world, &world.urls().redis).await
+    }
+
+    /// The same with another Redis than the world's.
+    pub async fn with_redis(world: &World, redis_url: &str) -> Result<Self> {
         let number = world.next_corner()?;
         let urls = world.urls();
         let name = format!("t{number}");
@@ -48,7 +56,7 @@ impl Site {
         };
         let mongo_settings = mongo::Settings { url: with_name(&urls.mongodb, &name), ..Default::default() };
         let redis_settings =
-            redis::Settings { url: urls.redis.clone(), key_prefix: prefix.clone(), ..Default::default() };
+            redis::Settings { url: redis_url.to_owned(), key_prefix: prefix.clone(), ..Default::default() };
         let stop = CancellationToken::new();
         let link = Link::start(&rabbit_settings, "taskflow test", stop.clone())?;
         let publish = Link::start(&rabbit_settings, "taskflow test publish", stop.clone())?;
@@ -63,7 +71,7 @@ impl Site {
             ("AMQP__PARTITIONS", "4"),
             ("AMQP__LOW_PARTITIONS", "1"),
             ("MONGODB__URL", &mongo_settings.url),
-            ("REDIS__URL", &urls.redis),
+            ("REDIS__URL", redis_url),
             ("REDIS__KEY_PREFIX", &prefix),
             ("METRICS__LISTEN", "127.0.0.1:0"),
             // A killed worker's partitions should not keep a test waiting.
@@ -82,7 +90,7 @@ impl Site {
                 .map(|(name, value)| (format!("TASKFLOW_{name}"), value.to_owned()))
                 .collect(),
             redis_prefix: prefix,
-            redis_url: urls.redis.clone(),
+            redis_url: redis_url.to_owned(),
             rabbit: rabbit_settings,
             mongo,
             link,
@@ -110,10 +118,19 @@ impl Site {
 
     /// One value of Redis, under this corner's prefix.
     pub async fn cached(&self, key: &str) -> Result<Option<String>> {
-        let client = ::redis::Client::open(self.redis_url.as_str())?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
-        let key = format!("{}{key}", self.redis_prefix);
-        Ok(::redis::cmd("GET").arg(key).query_async(&mut connection).await?)
+        self.caches().await?.get(key).await
+    }
+
+    /// For many reads of Redis.
+    pub async fn caches(&self) -> Result<Caches> {
+        let prefix = self.redis_prefix.clone();
+        let urls: Vec<&str> = self.redis_url.split(',').collect();
+        if let [url] = urls[..] {
+            let server = ::redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+            return Ok(Caches::Server { server, prefix });
+        }
+        let cluster = ClusterClient::new(urls)?.get_async_connection().await?;
+        Ok(Caches::Cluster { cluster, prefix })
     }
 
     /// One number of Postgres. Connections that a killed server has left dead are used up here, one by one.
@@ -135,6 +152,24 @@ impl Site {
     pub async fn sql(&self, sql: &str) -> Result<()> {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&self.postgres).await?;
         Ok(())
+    }
+}
+
+/// Reads values under a corner's prefix, wherever they lie.
+pub enum Caches {
+    Server { server: MultiplexedConnection, prefix: String },
+    Cluster { cluster: ClusterConnection, prefix: String },
+}
+
+impl Caches {
+    pub async fn get(&mut self, key: &str) -> Result<Option<String>> {
+        let mut get = ::redis::cmd("GET");
+        Ok(match self {
+            Self::Server { server, prefix } => get.arg(format!("{prefix}{key}")).query_async(server).await?,
+            Self::Cluster { cluster, prefix } => {
+                get.arg(format!("{prefix}{key}")).query_async(cluster).await?
+            }
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::dice::Dice;
 use crate::faults::{Fault, Intake, Meanwhile};
 use crate::harness::{Harness, heads};
 use crate::load::{Load, Plan};
+use crate::redis_cluster::RedisCluster;
 use crate::verdict::{Verdict, examine};
 use crate::{Cluster, Site, World, wait};
 
@@ -70,9 +71,15 @@ impl Row {
 
 /// Runs one trial with a fresh corner of these servers. `program` is the one under test.
 pub async fn run(world: &World, program: &str, fault: &Fault, size: Size) -> Result<Row> {
-    let corner = Site::new(world).await?;
+    let redis = if fault.redis_cluster { Some(RedisCluster::start().await?) } else { None };
+    let corner = match &redis {
+        Some(redis) => Site::with_redis(world, &redis.url()).await?,
+        None => Site::new(world).await?,
+    };
     let cluster = Cluster::new(&corner, program)?;
     let mut harness = Harness::new(world, &corner, &cluster, Dice::new(size.seed).part(7))?;
+    harness.redis_cluster = redis;
+    harness.long = size.long;
     if size.long {
         // As in earnest; the site's own is short so that tests need not wait.
         harness.env.push(("TASKFLOW_WORKER__LEASE_MS".into(), "8000".into()));

@@ -204,12 +204,9 @@ fn number(run: &Document, key: &str) -> i64 {
 
 /// What is cached is the newest state; it may have expired, but it may not be old.
 async fn caches(site: &Site, accepted: &Accepted, verdict: &mut Verdict) -> Result<()> {
-    let client = ::redis::Client::open(site.redis_url.as_str())?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut caches = site.caches().await?;
     for (subject, ids) in &accepted.subjects {
-        let key = format!("{}task:{subject}", site.redis_prefix);
-        let value: Option<String> = ::redis::cmd("GET").arg(key).query_async(&mut connection).await?;
-        let Some(value) = value else { continue };
+        let Some(value) = caches.get(&format!("task:{subject}")).await? else { continue };
         let value: serde_json::Value = serde_json::from_str(&value)?;
         if value["version"] != ids.len() {
             verdict.stuck.push(format!(

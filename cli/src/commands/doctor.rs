@@ -240,8 +240,24 @@ async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings) {
         Ok(version) => findings.add(STORE, Level::Ok, format!("reachable, version {version}")),
         Err(error) => return findings.broken(STORE, &error),
     }
+    match stores.redis.cluster_state().await {
+        Ok(None) => {}
+        Ok(Some(state)) if !state.ok => findings.add(
+            STORE,
+            Level::Error,
+            "the cluster does not serve every slot: a master is gone and no replica has taken its place",
+        ),
+        Ok(Some(state)) => {
+            let alone = state.nodes < state.masters * 2;
+            let level = if alone { Level::Warning } else { Level::Ok };
+            let why = if alone { "; a master without a replica takes its sessions with it" } else { "" };
+            let detail = format!("a cluster of {} masters, {} nodes in all{why}", state.masters, state.nodes);
+            findings.add(STORE, level, detail);
+        }
+        Err(error) => findings.broken(STORE, &error),
+    }
     match stores.redis.info("memory", "maxmemory_policy").await {
-        Ok(Some(policy)) if policy.starts_with("allkeys") => findings.add(
+        Ok(Some(policy)) if policy.contains("allkeys") => findings.add(
             STORE,
             Level::Warning,
             format!("maxmemory-policy {policy} may evict sessions: use noeviction or volatile-lru"),

@@ -3,7 +3,6 @@
 //! A value carries its version and replaces only an older one, so a slow writer never puts back what a faster one
 //! has replaced. A deleted task leaves a tombstone for as long as the cache would have held it, for the same reason.
 
-use redis::Script;
 use taskflow_core::cache_key;
 use taskflow_core::{Task, User};
 use uuid::Uuid;
@@ -76,33 +75,33 @@ pub fn generation(user: Uuid) -> String {
 }
 
 impl Redis {
-    /// Brings the caches up to date with a batch, in one round trip.
+    /// Brings the caches up to date with a batch, in one round trip (of a cluster: one to each master, side by side).
     pub async fn refresh(&self, refresh: &Refresh) -> Result<(), StoreError> {
         if refresh.is_empty() {
             return Ok(());
         }
         let mut connection = self.connection().await?;
-        let script = Script::new(SET_IF_NEWER);
         let mut pipeline = redis::pipe();
         for entry in &refresh.new {
             let set = pipeline.cmd("SET").arg(self.key(&entry.key)).arg(&entry.value);
             set.arg("NX").arg("EX").arg(entry.ttl_s).ignore();
         }
-        for chunk in refresh.changed.chunks(CHUNK) {
-            let mut call = script.prepare_invoke();
+        let chunk = if self.is_cluster() { 1 } else { CHUNK };
+        for chunk in refresh.changed.chunks(chunk) {
+            // With its text: after a restart, or on a new master of a cluster, its digest would mean nothing.
+            let call = pipeline.cmd("EVAL").arg(SET_IF_NEWER).arg(chunk.len());
             for entry in chunk {
-                call.key(self.key(&entry.key)).arg(&entry.value).arg(entry.ttl_s);
+                call.arg(self.key(&entry.key));
             }
-            pipeline.invoke_script(&call).ignore();
+            for entry in chunk {
+                call.arg(&entry.value).arg(entry.ttl_s);
+            }
+            call.ignore();
         }
         for generation in &refresh.generations {
             let key = self.key(generation);
             pipeline.cmd("INCR").arg(&key).ignore();
             pipeline.cmd("EXPIRE").arg(&key).arg(cache_key::GENERATION_TTL_S).ignore();
-        }
-        if !refresh.changed.is_empty() {
-            // Known after the first call; a restart of the server forgets it.
-            script.load_async(&mut connection).await.map_err(self.failed("load the cache's script"))?;
         }
         pipeline.query_async::<()>(&mut connection).await.map_err(self.failed("refresh the caches"))
     }

@@ -1,20 +1,25 @@
 //! Redis: caches, sessions, and the channel on which receipts are announced.
 //!
 //! Nothing here is the truth: when Redis is away, reads are slower and logins wait, and that is all.
+//!
+//! One server or a cluster: [`connection`] hides which. Who writes a call sees to three things. Keys go through
+//! [`Redis::key`]. The keys of one script or transaction share a hash tag, or the script takes one key; a plain pipeline
+//! may hold any. A script goes as `EVAL` with its text: a node that has just become master knows none by its digest.
 
 pub mod cache;
+pub(crate) mod connection;
 pub mod receipts;
 pub mod sessions;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ErrorKind, RedisError};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
 
 use crate::{Kind, StoreError};
+use connection::{Connection, Keeper};
 
 const STORE: &str = "redis";
 
@@ -22,8 +27,10 @@ const STORE: &str = "redis";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// `redis://:password@host:port/0`
+    /// `redis://:password@host:port/0`. Several, divided by commas, are nodes of one cluster.
     pub url: String,
+    /// Whether the address is that of a cluster though it is only one.
+    pub cluster: bool,
     /// Put before every key: several installations can share a server.
     pub key_prefix: String,
     /// How long a call waits for its answer, in milliseconds.
@@ -32,18 +39,30 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { url: "redis://127.0.0.1:6379/0".into(), key_prefix: String::new(), response_timeout_ms: 2_000 }
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            cluster: false,
+            key_prefix: String::new(),
+            response_timeout_ms: 2_000,
+        }
     }
 }
 
 /// One shared connection that mends itself; calls of many tasks travel in it side by side.
 #[derive(Clone)]
 pub struct Redis {
-    client: Client,
-    /// Made at the first call, so that a process starts while Redis is away; made anew after a call without an answer.
-    manager: Arc<Mutex<Arc<OnceCell<ConnectionManager>>>>,
+    keeper: Arc<Keeper>,
     prefix: Arc<str>,
     response_timeout: Duration,
+}
+
+/// What a cluster says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterState {
+    /// Every slot is served.
+    pub ok: bool,
+    pub masters: u32,
+    pub nodes: u32,
 }
 
 /// Prepares a client.
@@ -51,17 +70,8 @@ pub struct Redis {
 /// # Errors
 /// [`Kind::Bug`] when the URL can't be understood.
 pub fn connect(settings: &Settings) -> Result<Redis, StoreError> {
-    let client = Client::open(settings.url.as_str()).map_err(|error| {
-        StoreError::new(
-            STORE,
-            "read redis.url",
-            Kind::Bug,
-            format!("{error}; expected redis://:password@host:port/0"),
-        )
-    })?;
     Ok(Redis {
-        client,
-        manager: Arc::default(),
+        keeper: Keeper::new(settings)?,
         prefix: settings.key_prefix.as_str().into(),
         response_timeout: Duration::from_millis(settings.response_timeout_ms),
     })
@@ -73,37 +83,27 @@ impl Redis {
         format!("{}{key}", self.prefix)
     }
 
-    pub(crate) async fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(self.response_timeout))
-            .set_connection_timeout(Some(self.response_timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let cell = Arc::clone(&self.manager.lock().unwrap_or_else(PoisonError::into_inner));
-        let manager = cell
-            .get_or_try_init(|| self.client.get_connection_manager_with_config(config))
-            .await
-            .map_err(failed("connect"))?;
-        Ok(manager.clone())
+    /// Whether keys lie on several servers: then the keys of one script must share a slot.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.keeper.is_cluster()
     }
 
-    /// Says what a failed call means. A connection that gives no answer may be half open: the client library would keep
-    /// it for as long as the kernel does, so the next call makes a new one.
+    /// What commands, pipelines and scripts are sent over. Made at the first call, so that a process starts while Redis
+    /// is away.
+    pub(crate) async fn connection(&self) -> Result<Connection, StoreError> {
+        self.keeper.connection().await
+    }
+
+    /// Says what a failed call means, and has the connection made anew where that may help.
     pub(crate) fn failed(&self, call: &'static str) -> impl Fn(RedisError) -> StoreError + use<> {
-        let manager = Arc::clone(&self.manager);
+        let keeper = Arc::clone(&self.keeper);
         move |error| {
-            if error.is_timeout() {
-                *manager.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
-            }
+            keeper.note(&error);
             failed(call)(error)
         }
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Asks the server for a sign of life.
+    /// Asks the server for a sign of life; of a cluster, every master.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let ping = async {
             let mut connection = self.connection().await?;
@@ -120,16 +120,44 @@ impl Redis {
         Ok(self.info("server", "redis_version").await?.unwrap_or_else(|| "unknown".into()))
     }
 
-    /// One value of `INFO`.
+    /// One value of `INFO`. Of a cluster those of all masters, divided by commas, each once.
     pub async fn info(&self, section: &str, name: &str) -> Result<Option<String>, StoreError> {
         let mut connection = self.connection().await?;
-        let info: String = redis::cmd("INFO")
-            .arg(section)
+        let mut ask = redis::cmd("INFO");
+        ask.arg(section);
+        let told = if self.is_cluster() {
+            let told = ask.query_async::<HashMap<String, String>>(&mut connection).await;
+            told.map(|told| told.into_values().collect())
+        } else {
+            ask.query_async::<String>(&mut connection).await.map(|told| vec![told])
+        };
+        let told = told.map_err(self.failed("read the server's state"))?;
+        let found: BTreeSet<&str> = told
+            .iter()
+            .filter_map(|told| told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')))
+            .map(str::trim)
+            .collect();
+        Ok((!found.is_empty()).then(|| found.into_iter().collect::<Vec<_>>().join(", ")))
+    }
+
+    /// What the cluster says of itself; `None` of a single server.
+    pub async fn cluster_state(&self) -> Result<Option<ClusterState>, StoreError> {
+        if !self.is_cluster() {
+            return Ok(None);
+        }
+        let mut connection = self.connection().await?;
+        let told: String = redis::cmd("CLUSTER")
+            .arg("INFO")
             .query_async(&mut connection)
             .await
-            .map_err(self.failed("read the server's state"))?;
-        let found = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        Ok(found.map(|value| value.trim().to_owned()))
+            .map_err(self.failed("read the cluster's state"))?;
+        let value = |name| told.lines().find_map(|line: &str| line.trim().strip_prefix(name));
+        let number = |name| value(name).and_then(|value| value.parse().ok()).unwrap_or(0);
+        Ok(Some(ClusterState {
+            ok: value("cluster_state:") == Some("ok"),
+            masters: number("cluster_size:"),
+            nodes: number("cluster_known_nodes:"),
+        }))
     }
 }
 
@@ -139,6 +167,7 @@ pub(crate) fn failed(call: &'static str) -> impl Fn(RedisError) -> StoreError {
             ErrorKind::InvalidClientConfig
             | ErrorKind::AuthenticationFailed
             | ErrorKind::UnexpectedReturnType
+            | ErrorKind::Server(ServerErrorKind::CrossSlot)
             | ErrorKind::Parse => Kind::Bug,
             _ => Kind::Unavailable,
         };

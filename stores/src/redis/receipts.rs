@@ -30,10 +30,25 @@ impl Redis {
         &self,
         intake: Uuid,
     ) -> Result<impl Stream<Item = Vec<u8>> + Send + use<>, StoreError> {
-        let mut subscription =
-            self.client().get_async_pubsub().await.map_err(self.failed("listen for receipts"))?;
         let channel = self.key(&cache_key::receipts_channel(intake));
-        subscription.subscribe(channel).await.map_err(self.failed("listen for receipts"))?;
-        Ok(subscription.into_on_message().map(|message| message.get_payload_bytes().to_vec()))
+        let mut failure = StoreError::unavailable("redis", "listen for receipts", "no answer in time");
+        // Whichever node of a cluster answers; another one the next time.
+        let servers = self.keeper.servers();
+        let first = rand::random_range(0..servers.len().max(1));
+        for server in servers[first..].iter().chain(&servers[..first]) {
+            let subscribed = tokio::time::timeout(self.response_timeout, async {
+                let mut subscription = server.get_async_pubsub().await?;
+                subscription.subscribe(&channel).await?;
+                redis::RedisResult::Ok(subscription)
+            });
+            match subscribed.await {
+                Ok(Ok(subscription)) => {
+                    return Ok(subscription.into_on_message().map(|m| m.get_payload_bytes().to_vec()));
+                }
+                Ok(Err(error)) => failure = self.failed("listen for receipts")(error),
+                Err(_) => {}
+            }
+        }
+        Err(failure)
     }
 }

@@ -7,6 +7,7 @@ mod commands;
 mod dead_letters;
 mod duplicates;
 mod order;
+mod redis_cluster;
 mod sessions;
 mod stream;
 mod waiting;
@@ -19,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         dead_letters::tests(),
         duplicates::tests(),
         order::tests(),
+        redis_cluster::tests(),
         amqp::tests(),
         bad_input::tests(),
         stream::tests(),

@@ -13,6 +13,7 @@ pub mod network;
 pub mod postgres;
 pub mod process;
 pub mod redis;
+pub mod redis_cluster;
 
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub struct Fault {
     pub wires: &'static [Kind],
     /// Servers that get a disk of their own, which can be filled.
     pub small_disks: &'static [Kind],
+    /// Whether the program works on a Redis Cluster of the trial's own.
+    pub redis_cluster: bool,
     /// Whether the servers are of no use to others afterwards.
     pub spoils: bool,
     /// Before the program starts.
@@ -99,6 +102,7 @@ impl Fault {
             falls_behind: false,
             wires: &[],
             small_disks: &[],
+            redis_cluster: false,
             spoils: false,
             prepare: act!(nothing),
             cause,
@@ -151,6 +155,10 @@ impl Fault {
         Self { small_disks, scope: Scope::Servers, ..self }
     }
 
+    const fn on_redis_cluster(self) -> Self {
+        Self { redis_cluster: true, ..self }
+    }
+
     const fn spoils(self) -> Self {
         Self { spoils: true, scope: Scope::Servers, ..self }
     }
@@ -166,7 +174,17 @@ async fn nothing(_: &mut crate::harness::Harness<'_>) -> crate::Result {
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [process::FAULTS, broker::FAULTS, postgres::FAULTS, mongodb::FAULTS, redis::FAULTS, network::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        process::FAULTS,
+        broker::FAULTS,
+        cluster::FAULTS,
+        postgres::FAULTS,
+        failover::FAULTS,
+        mongodb::FAULTS,
+        redis::FAULTS,
+        redis_cluster::FAULTS,
+        network::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }

@@ -99,7 +99,7 @@ async fn very_slow(h: &mut Harness<'_>) -> Result<()> {
 }
 
 async fn cut(h: &mut Harness<'_>) -> Result<()> {
-    for _ in 0..5 {
+    for _ in 0..if h.long { 50 } else { 5 } {
         h.wires.iter().for_each(|(_, wire)| wire.cut());
         let pause = h.dice.below(600);
         tokio::time::sleep(Duration::from_millis(pause)).await;

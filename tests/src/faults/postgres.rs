@@ -69,7 +69,8 @@ async fn end_sessions(h: &mut Harness<'_>) -> Result<()> {
     let mut session = h.session().await?;
     let mut ended = 0;
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(2) {
+    let lasts = Duration::from_secs(if h.long { 15 } else { 2 });
+    while start.elapsed() < lasts {
         ended += sqlx::query_scalar::<_, i64>(END).fetch_one(&mut session).await?;
         sleep(Duration::from_millis(100)).await;
     }
