@@ -5,6 +5,7 @@
 //! that knows status codes.
 
 mod auth;
+mod bodies;
 mod intake;
 mod lookup;
 mod observe_http;
@@ -41,6 +42,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Largest body that is read whole, in bytes. Streams of ndjson have no bound.
     pub body_max: usize,
+    /// Bytes of bodies that are in hand at once, over all requests; more are refused with 503. What is made of a body
+    /// takes some times its size. Bodies up to 64 KiB have an eighth of it beside, which large ones can't take.
+    pub bodies_max: usize,
     /// Commands in one array.
     pub batch_max: usize,
     /// Password checks at a time: each occupies a core for a quarter of a second.
@@ -55,6 +59,7 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             body_max: 8 * 1024 * 1024,
+            bodies_max: 64 * 1024 * 1024,
             batch_max: 10_000,
             password_checks: 2,
             backlog_age_max_s: 0,
@@ -88,6 +93,7 @@ pub(crate) struct App {
     pub waiters: wait::Waiters,
     pub recent: recent::Recent,
     pub passwords: passwords::Passwords,
+    pub bodies: bodies::Bodies,
     pub pressure: pressure::Pressure,
     pub mender: Mender,
     /// What other parts of this process know of their health.
@@ -122,6 +128,7 @@ pub async fn run(
         waiters: wait::start(stores.clone(), intake, stop.clone()),
         recent: recent::Recent::default(),
         passwords: passwords::Passwords::new(settings.password_checks),
+        bodies: bodies::Bodies::new(&settings),
         pressure: pressure::start(&stores, mender.clone(), stop.clone()),
         mender: mender.clone(),
         vitals,
@@ -160,6 +167,7 @@ fn router(app: Arc<App>) -> Router {
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), bodies::bound))
         .layer(axum::middleware::from_fn(observe_http::observe))
         .with_state(app)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use taskflow_core::command::Fingerprint;
 use taskflow_stores::postgres::{PgPool, receipts};
-use taskflow_stores::supervise;
+use taskflow_stores::{seldom, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -72,10 +72,13 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
             HashMap::new()
         } else {
             ask(postgres, &ids).await.unwrap_or_else(|reason| {
-                tracing::warn!(
-                    reason,
-                    "Earlier receipts can't be looked up; commands are taken all the same."
-                );
+                if let Some(held_back) = seldom::about("postgres") {
+                    tracing::warn!(
+                        reason,
+                        held_back,
+                        "Earlier receipts can't be looked up; commands are taken all the same."
+                    );
+                }
                 silent_until = Instant::now() + PAUSE;
                 HashMap::new()
             })

@@ -6,7 +6,7 @@ use serde::Serialize;
 use taskflow_core::fault::Fault;
 use taskflow_stores::rabbit::publish::PublishError;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{Kind, StoreError};
+use taskflow_stores::{Kind, StoreError, seldom};
 
 /// Seconds after which a caller may try again when a store is away.
 const RETRY_AFTER_S: u64 = 2;
@@ -125,6 +125,24 @@ impl Problem {
         }
     }
 
+    /// Too many bodies are in hand.
+    pub(crate) fn busy() -> Self {
+        Self {
+            retry_after_s: Some(RETRY_AFTER_S),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "Try again soon",
+                "too much is being sent at the moment; send the same again, under the same id it takes effect once",
+            )
+        }
+    }
+
+    pub(crate) fn too_slow(most: std::time::Duration) -> Self {
+        let detail = format!("the body did not arrive within {} s; nothing was taken", most.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "The body came too slowly", detail)
+    }
+
     /// The backlog is older than the operators want it to grow.
     pub(crate) fn backlog(age_s: u64, most_s: u64) -> Self {
         Self::new(
@@ -158,7 +176,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error.kind {
             Kind::Unavailable | Kind::Conflict => {
-                if let Some(held_back) = COMPLAINTS.due() {
+                if let Some(held_back) = seldom::about(error.store) {
                     tracing::warn!(%error, held_back, "A request failed since a store is away.");
                 }
                 Self::unavailable(format!(

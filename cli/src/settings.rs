@@ -75,8 +75,9 @@ pub(crate) struct LogFilter(pub String);
 
 impl Default for LogFilter {
     fn default() -> Self {
-        // lapin logs every broken connection at length, sqlx every notice of the server; our own code says it once.
-        Self("info,lapin=off,sqlx=warn".into())
+        // lapin logs every broken connection at length, sqlx every notice of the server and every statement that a
+        // store which is away has kept waiting; our own code says it once.
+        Self("info,lapin=off,sqlx=error".into())
     }
 }
 

@@ -61,7 +61,11 @@ pub(crate) fn start_metrics() -> Result<Metrics, Exit> {
         };
         supervise::forever("metrics", &CancellationToken::new(), keep).await;
     });
-    Ok(Arc::new(move || handle.render()))
+    let runtime = tokio::runtime::Handle::current();
+    Ok(Arc::new(move || {
+        observe::gauge(&metric::TASKS, &[]).set(runtime.metrics().num_alive_tasks() as f64);
+        handle.render()
+    }))
 }
 
 fn describe() {

@@ -103,6 +103,8 @@ metrics! {
         "Logins, by result: ok, failed, busy.";
     PUBLISH_IN_FLIGHT = "taskflow_publish_in_flight" Kind::Gauge, [],
         "Messages published and not yet confirmed.";
+    TASKS = "taskflow_tasks" Kind::Gauge, [],
+        "Asynchronous tasks of this process that have not ended.";
     BUILD_INFO = "taskflow_build_info" Kind::Gauge, ["version", "commit"],
         "1; the labels tell the build.";
 }

@@ -8,14 +8,17 @@ mod e2e;
 mod faults;
 
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
+use taskflow_tests::trial::Worlds;
 use taskflow_tests::{Cluster, Result, Site, World};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 4;
+/// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.
+const SLOWEST: usize = 15;
 /// A test that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(240);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_taskflow-under-test");
@@ -49,14 +52,21 @@ fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'sta
     trial(name, async move || test(shared_world().await?.vhost()?).await)
 }
 
-/// A test with servers of its own, which it may stop.
+/// A test with servers that it may break: nobody else has them meanwhile.
 fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'static) -> Trial {
-    trial(name, async move || {
-        let world = World::start(2).await?;
-        let result = test(&world).await;
-        world.stop().await;
-        result
-    })
+    trial_after(
+        name,
+        async || Ok(faults::breakable().await),
+        async move |mut worlds| {
+            let worlds = worlds.get_or_insert_with(Worlds::new);
+            let result = test(worlds.any().await?).await;
+            if result.is_err() {
+                // Nobody knows what it has left.
+                worlds.stop().await;
+            }
+            result
+        },
+    )
 }
 
 /// A test without servers.
@@ -74,19 +84,37 @@ fn trial_after<T>(
     turn: impl AsyncFnOnce() -> Result<T> + Send + 'static,
     test: impl AsyncFnOnce(T) -> Result + Send + 'static,
 ) -> Trial {
+    let named = name.to_owned();
     Trial::test(name, move || {
         let limited = async {
             let turn = match turn().await {
                 Ok(turn) => turn,
                 Err(error) => return Ok(Err(error)),
             };
-            tokio::time::timeout(LONGEST, test(turn)).await
+            // Waiting for its turn is not the test's time.
+            let begin = Instant::now();
+            let ended = tokio::time::timeout(LONGEST, test(turn)).await;
+            TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), named));
+            ended
         };
         match shared().runtime.block_on(limited) {
             Ok(result) => result.map_err(|error| format!("{error:#}").into()),
             Err(_) => Err(format!("not done after {} s", LONGEST.as_secs()).into()),
         }
     })
+}
+
+/// How long each test took.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+fn tell_slowest() {
+    let mut times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
+    if times.len() > SLOWEST {
+        times.sort_by(|a, b| b.cmp(a));
+        let all: Duration = times.iter().map(|(took, _)| *took).sum();
+        eprintln!("the slowest of {} tests, which took {} s together:", times.len(), all.as_secs());
+        times[..SLOWEST].iter().for_each(|(took, name)| eprintln!("{:6.1} s  {name}", took.as_secs_f64()));
+    }
 }
 
 fn cluster(site: &Site) -> Result<Cluster<'_>> {
@@ -98,6 +126,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let tests = [e2e::tests(), faults::tests(), contract::tests()].into_iter().flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, tests);
+    tell_slowest();
     if let Some(shared) = SHARED.get() {
         shared.runtime.block_on(faults::stop());
     }

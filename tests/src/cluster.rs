@@ -102,7 +102,7 @@ impl<'s> Cluster<'s> {
         command
             .args(args)
             .current_dir(self.logs.path())
-            .env("TASKFLOW_LOG", "info,lapin=off")
+            .env("TASKFLOW_LOG", "info,lapin=off,sqlx=error")
             .envs(self.site.env.iter().map(|(name, value)| (name, value)))
             .envs(env.iter().copied())
             .kill_on_drop(true);

@@ -19,11 +19,14 @@ use crate::{Client, Cluster, Process, Site, World, wait};
 
 /// A lease of so many milliseconds is renewed eight times as often.
 const LEASE_MS: &str = "200";
+/// Connections to Postgres that a process may have, and what MongoDB's driver may have by itself.
+const POOL: u64 = 6;
+const MONGODB_POOL: u64 = 13;
 /// Rounds before the first count: pools and buffers have found their size.
-const WARM_UP: u64 = 8;
+const WARM_UP: u64 = 6;
 /// Looks at a resting installation, of which the least counts: what comes and goes is no growth.
 const LOOKS: usize = 8;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// The broker's own way to close connections starts a program, which takes a second: not every round.
 const OPERATOR_EVERY: u64 = 16;
 
@@ -59,22 +62,31 @@ pub struct Report {
 }
 
 impl Report {
-    /// Each count with its name: at first, at last, and the most that it may have grown by.
+    /// Each count with its name: at first, at last, and the most that it may be.
     fn rows(&self) -> Vec<(String, u64, u64, u64)> {
+        let (before, after) = (self.before.connections, self.after.connections);
+        // A pool may not have been as large at first as it may become: that is no growth without end.
+        let pooled: u64 =
+            before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before)).sum();
         let mut rows = Vec::new();
         for (name, before, after) in
             [("worker", self.before.worker, self.after.worker), ("api", self.before.api, self.after.api)]
         {
             // An allocator keeps what it once had: some MiB are its own business, more with each round are not.
-            let memory = 16 + before.memory_mib / 4;
+            let memory = before.memory_mib + 16 + before.memory_mib / 4;
             rows.push((format!("{name}: memory (MiB)"), before.memory_mib, after.memory_mib, memory));
-            rows.push((format!("{name}: open files"), before.files, after.files, 4));
-            rows.push((format!("{name}: threads"), before.threads, after.threads, 4));
-            rows.push((format!("{name}: tasks"), before.tasks, after.tasks, 8));
+            rows.push((format!("{name}: open files"), before.files, after.files, before.files + 4 + pooled));
+            rows.push((format!("{name}: threads"), before.threads, after.threads, before.threads + 4));
+            rows.push((format!("{name}: tasks"), before.tasks, after.tasks, before.tasks + 8));
         }
-        let connections = self.before.connections.into_iter().zip(self.after.connections);
-        for (kind, (before, after)) in Kind::ALL.into_iter().zip(connections) {
-            rows.push((format!("connections to {}", kind.as_str()), before, after, 4));
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            let most = match kind {
+                Kind::Postgres => 2 * POOL,
+                Kind::MongoDb => 2 * MONGODB_POOL,
+                // One each, or two: nothing is pooled.
+                Kind::RabbitMq | Kind::Redis => before[place] + 1,
+            };
+            rows.push((format!("connections to {}", kind.as_str()), before[place], after[place], most));
         }
         rows
     }
@@ -84,8 +96,8 @@ impl Report {
         let grown: Vec<String> = self
             .rows()
             .into_iter()
-            .filter(|(_, before, after, more)| *after > before + more)
-            .map(|(name, before, after, _)| format!("{name}: {before}, then {after}"))
+            .filter(|(_, _, after, most)| after > most)
+            .map(|(name, before, after, most)| format!("{name}: {before}, then {after} (at most {most})"))
             .collect();
         ensure!(
             grown.is_empty(),
@@ -123,6 +135,7 @@ pub async fn run(world: &World, program: &str, rounds: u64, most: Duration) -> R
         harness.lay_wire(kind).await?;
     }
     harness.env.push(("TASKFLOW_WORKER__LEASE_MS".into(), LEASE_MS.into()));
+    harness.env.push(("TASKFLOW_POSTGRES__CONNECTIONS_MAX".into(), POOL.to_string()));
     let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     harness.start_worker_with(&[("TASKFLOW_METRICS__LISTEN", &metrics)])?;
     harness.start_api().await?;

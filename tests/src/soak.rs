@@ -1,27 +1,31 @@
 //! Every fault, round after round with new seeds, for as long as is wished; then the table.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::World;
 use crate::faults::{self, Fault};
+use crate::growth;
 use crate::trial::{self, Row, Size, Worlds};
 
-const HELP: &str =
-    "soak [--minutes N] [--rounds N] [--seed S] [--rate N] [--only TEXT] [--short] [--output FILE]
+const HELP: &str = "soak [--minutes N] [--rounds N] [--seed S] [--rate N] [--only TEXT] [--short] [--output FILE]
+soak --growth [--minutes N] [--rounds N]
   --minutes N   no new trial after so long [default: 180]
   --rounds N    so many seeds for each fault, then the end [default: as many as the minutes hold]
   --seed S      the first round's seed; each further round has the next one [default: 1]
   --rate N      commands a second [default: 1000]
   --only TEXT   faults whose names hold this; may be given several times
   --short       faults as short as in the tests
-  --output FILE the table goes there too, after every trial";
+  --output FILE the table goes there too, after every trial; what a run before has left there is added to, and its
+                seeds are not run again
+  --growth      no faults' table: connections lost and leases renewed again and again, and what grows with it";
 
 struct Options {
     minutes: u64,
@@ -30,6 +34,7 @@ struct Options {
     rate: u64,
     only: Vec<String>,
     short: bool,
+    growth: bool,
     output: Option<PathBuf>,
 }
 
@@ -67,12 +72,20 @@ fn read(mut words: impl Iterator<Item = String>) -> Result<Options> {
         rate: 1_000,
         only: Vec::new(),
         short: false,
+        growth: false,
         output: None,
     };
     while let Some(word) = words.next() {
-        if word == "--short" {
-            options.short = true;
-            continue;
+        match word.as_str() {
+            "--short" => {
+                options.short = true;
+                continue;
+            }
+            "--growth" => {
+                options.growth = true;
+                continue;
+            }
+            _ => {}
         }
         let value =
             words.next().with_context(|| format!("{word}: no such option, or its value is missing"))?;
@@ -92,23 +105,28 @@ fn read(mut words: impl Iterator<Item = String>) -> Result<Options> {
 
 async fn run(options: &Options) -> Result<bool> {
     let program = std::env::current_exe()?.display().to_string();
+    if options.growth {
+        return grow(&program, options).await;
+    }
     let chosen: Vec<&Fault> = faults::all()
         .filter(|fault| options.only.is_empty() || options.only.iter().any(|text| fault.name.contains(text)))
         .collect();
     let deadline = Instant::now() + Duration::from_secs(options.minutes * 60);
-    let mut table = Table::default();
+    let mut table = match &options.output {
+        Some(file) if file.exists() => Table::read(&std::fs::read_to_string(file)?, &chosen),
+        _ => Table::default(),
+    };
     let mut worlds = Worlds::new();
     'rounds: for round in 0..options.rounds {
         for fault in &chosen {
             if Instant::now() > deadline {
                 break 'rounds;
             }
-            let size = Size {
-                seed: options.seed + round,
-                per_second: options.rate,
-                senders: 64,
-                long: !options.short,
-            };
+            let seed = options.seed.saturating_add(round);
+            if table.has(fault.name, seed) {
+                continue;
+            }
+            let size = Size { seed, per_second: options.rate, senders: 64, long: !options.short };
             let begin = Instant::now();
             let world = worlds.get(fault).await?;
             let ended = tokio::select! {
@@ -123,6 +141,9 @@ async fn run(options: &Options) -> Result<bool> {
                         "ok    {} (seed {}): {} commands, again after {back:.1} s [{seconds} s]",
                         row.fault, row.seed, row.accepted
                     );
+                    if let Some(log) = &row.log {
+                        println!("{:.1} log lines a second and partition:\n{log}", row.lines);
+                    }
                 }
                 Ok(row) => {
                     println!("WRONG {} (seed {}) [{seconds} s]:\n{}", row.fault, row.seed, row.verdict);
@@ -142,6 +163,20 @@ async fn run(options: &Options) -> Result<bool> {
     worlds.stop().await;
     println!("\n{}", table.markdown(&chosen));
     Ok(table.all_well())
+}
+
+/// Loses connections again and again, and looks at what that leaves behind.
+async fn grow(program: &str, options: &Options) -> Result<bool> {
+    let world = World::start(2).await?;
+    let most = Duration::from_secs(options.minutes * 60);
+    let report = tokio::select! {
+        report = growth::run(&world, program, options.rounds.min(1_000_000), most) => report,
+        () = stopped() => Err(anyhow!("stopped before its end")),
+    };
+    world.stop().await;
+    let report = report?;
+    println!("{report}");
+    report.must_not_grow().inspect_err(|error| println!("{error}")).map_or(Ok(false), |()| Ok(true))
 }
 
 /// Ctrl-C, or a polite stop: the servers are stopped too, and the table is printed.
@@ -164,37 +199,44 @@ struct Line {
     /// Trials that could not be brought to their end.
     failed: usize,
     accepted: usize,
-    slowest: f64,
+    /// Commands a second, of the slowest trial.
+    rate: f64,
     lost: usize,
     doubled: usize,
     reordered: usize,
     stuck: usize,
-    recoveries: Vec<Duration>,
+    /// The longest way back, in seconds.
+    back_s: f64,
+    /// Trials whose way back took longer than it may.
     late: usize,
     lines: f64,
 }
 
 impl Table {
+    fn has(&self, fault: &str, seed: u64) -> bool {
+        self.0.get(fault).is_some_and(|line| line.seeds.contains(&seed))
+    }
+
     fn add(&mut self, fault: &'static str, row: Option<Row>) {
         let line = self.0.entry(fault).or_default();
         let Some(row) = row else {
             line.failed += 1;
             return;
         };
-        line.slowest = if line.seeds.is_empty() { row.per_second } else { line.slowest.min(row.per_second) };
+        line.rate = if line.seeds.is_empty() { row.per_second } else { line.rate.min(row.per_second) };
         line.seeds.push(row.seed);
         line.accepted += row.accepted;
         line.lost += row.verdict.lost.len();
         line.doubled += row.verdict.doubled.len();
         line.reordered += row.verdict.reordered.len();
         line.stuck += row.verdict.stuck.len();
-        line.recoveries.push(row.recovery);
+        line.back_s = line.back_s.max(row.recovery.as_secs_f64());
         line.late += usize::from(!row.in_time);
         line.lines = line.lines.max(row.lines);
     }
 
     fn all_well(&self) -> bool {
-        self.0.values().all(|line| line.failed + line.lost + line.doubled + line.reordered + line.stuck == 0)
+        self.0.values().all(Line::is_well)
     }
 
     /// One row a fault, in the catalogue's order.
@@ -204,25 +246,90 @@ impl Table {
             .to_owned();
         for fault in faults {
             let Some(line) = self.0.get(fault.name) else { continue };
-            let seeds = line.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-            let failed =
-                if line.failed > 0 { format!(" ({} not finished)", line.failed) } else { String::new() };
-            let slowest = line.recoveries.iter().max().copied().unwrap_or_default().as_secs_f64();
-            let late = if line.late > 0 { " (late)" } else { "" };
             // Writing to a string can't fail.
-            let _ = writeln!(
-                text,
-                "| {} | {seeds}{failed} | {} | {:.0} | {} | {} | {} | {} | {slowest:.1}{late} | {:.2} |",
-                fault.name,
-                line.accepted,
-                line.slowest,
-                line.lost,
-                line.doubled,
-                line.reordered,
-                line.stuck,
-                line.lines,
-            );
+            let _ = writeln!(text, "| {} | {line}", fault.name);
         }
         text
+    }
+
+    /// What [`Table::markdown`] has written.
+    fn read(text: &str, faults: &[&Fault]) -> Self {
+        let rows = text.lines().filter_map(|row| {
+            let (name, line) = row.strip_prefix("| ")?.split_once(" | ")?;
+            let fault = faults.iter().find(|fault| fault.name == name)?;
+            Some((fault.name, Line::read(line)?))
+        });
+        Self(rows.collect())
+    }
+}
+
+impl Line {
+    fn is_well(&self) -> bool {
+        self.failed + self.lost + self.doubled + self.reordered + self.stuck == 0
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let cells: Vec<&str> = text.trim_end_matches(" |").split(" | ").collect();
+        let [seeds, accepted, rate, lost, doubled, reordered, stuck, back, lines] = cells[..] else {
+            return None;
+        };
+        // `1, 2 (3 not finished)` and `4.5 (1 late)`.
+        let beside = |cell: &str| -> usize {
+            let inside = cell.split_once('(').and_then(|(_, inside)| inside.split_once(' '));
+            inside.and_then(|(count, _)| count.parse().ok()).unwrap_or(0)
+        };
+        let first = |cell: &str| cell.split('(').next().unwrap_or_default().trim().to_owned();
+        Some(Self {
+            seeds: first(seeds).split(", ").filter_map(|seed| seed.parse().ok()).collect(),
+            failed: beside(seeds),
+            accepted: accepted.parse().ok()?,
+            rate: rate.parse().ok()?,
+            lost: lost.parse().ok()?,
+            doubled: doubled.parse().ok()?,
+            reordered: reordered.parse().ok()?,
+            stuck: stuck.parse().ok()?,
+            back_s: first(back).parse().ok()?,
+            late: beside(back),
+            lines: lines.parse().ok()?,
+        })
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seeds = self.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let failed = if self.failed > 0 { format!(" ({} not finished)", self.failed) } else { String::new() };
+        let late = if self.late > 0 { format!(" ({} late)", self.late) } else { String::new() };
+        write!(
+            f,
+            "{seeds}{failed} | {} | {:.0} | {} | {} | {} | {} | {:.1}{late} | {:.2} |",
+            self.accepted,
+            self.rate,
+            self.lost,
+            self.doubled,
+            self.reordered,
+            self.stuck,
+            self.back_s,
+            self.lines,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_was_written_can_be_gone_on_with() {
+        let chosen: Vec<&Fault> = faults::all().take(3).collect();
+        let mut table = Table::default();
+        let line =
+            Line { seeds: vec![1, 4], accepted: 9, rate: 950.0, late: 1, back_s: 7.5, ..Line::default() };
+        table.0.insert(chosen[0].name, line);
+        table.0.insert(chosen[2].name, Line { failed: 2, lost: 3, ..Line::default() });
+        let text = table.markdown(&chosen);
+        let read = Table::read(&text, &chosen);
+        assert_eq!(read.markdown(&chosen), text);
+        assert!(read.has(chosen[0].name, 4) && !read.has(chosen[0].name, 2) && !read.all_well());
     }
 }

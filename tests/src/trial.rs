@@ -21,6 +21,8 @@ const ACT: Duration = Duration::from_secs(180);
 const RECOVERY: Duration = Duration::from_secs(120);
 /// A Postgres that is well tells how far the partitions are within this time.
 const ANSWER: Duration = Duration::from_millis(500);
+/// Log lines a second and partition.
+const LINES_MAX: f64 = 1.0;
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -59,6 +61,8 @@ pub struct Row {
     pub in_time: bool,
     /// Lines of the workers' logs, a second of the fault and partition.
     pub lines: f64,
+    /// The ends of the logs, where there are more lines than there may be.
+    pub log: Option<String>,
 }
 
 impl Row {
@@ -120,6 +124,7 @@ async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result
     let recovery = recovered(harness, healed).await?;
     let lasted = broken.elapsed().as_secs_f64();
     let lines = (harness.cluster.log_lines("worker") - lines) as f64 / lasted.max(1.0) / partitions as f64;
+    let log = (lines > LINES_MAX).then(|| harness.cluster.log_tails(40));
     sleep(size.calm()).await;
 
     let accepted = load.end().await?;
@@ -140,6 +145,7 @@ async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result
         recovery,
         in_time: recovery <= fault.within,
         lines,
+        log,
     })
 }
 
@@ -226,27 +232,43 @@ async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
 pub struct Worlds {
     world: Option<World>,
     used: usize,
-    small_disks: &'static [Kind],
+    /// Whether they have small disks.
+    small: bool,
 }
 
+/// Those that some fault fills.
+const SMALL_DISKS: &[Kind] = &[Kind::Postgres, Kind::MongoDb, Kind::Redis];
 /// Trials with one set of servers.
 const CORNERS: usize = 40;
 
 impl Worlds {
     pub fn new() -> Self {
-        Self { world: None, used: 0, small_disks: &[] }
+        Self { world: None, used: 0, small: false }
     }
 
     /// A set of servers for a trial of this fault, the last one's if it has a corner left.
     pub async fn get(&mut self, fault: &Fault) -> Result<&World> {
-        if self.used >= CORNERS || self.small_disks != fault.small_disks {
+        let small = !fault.small_disks.is_empty();
+        if self.small != small {
+            self.stop().await;
+        }
+        self.start(small).await
+    }
+
+    /// Whatever servers there are.
+    pub async fn any(&mut self) -> Result<&World> {
+        self.start(self.small).await
+    }
+
+    async fn start(&mut self, small: bool) -> Result<&World> {
+        if self.used >= CORNERS {
             self.stop().await;
         }
         self.used += 1;
         if self.world.is_none() {
             self.used = 1;
-            self.small_disks = fault.small_disks;
-            self.world = Some(World::start_on(CORNERS, fault.small_disks).await?);
+            self.small = small;
+            self.world = Some(World::start_on(CORNERS, if small { SMALL_DISKS } else { &[] }).await?);
         }
         self.world.as_ref().context("there are no servers")
     }

@@ -8,6 +8,7 @@ use futures_util::future::try_join_all;
 use taskflow_core::batch::Content;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch::Relayed;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{Kind, StoreError, clock, observe};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -20,6 +21,8 @@ use crate::backoff::Backoff;
 const CONFLICTS_MAX: u32 = 8;
 /// Times that a batch is run again at once while the store is away, before the partition lets go of its messages.
 const UNAVAILABLE_MAX: u32 = 3;
+
+static HALVED: Seldom = Seldom::new();
 
 /// How a batch ended.
 pub(crate) enum End {
@@ -86,7 +89,10 @@ pub(crate) async fn apply_all(
         }
         if to - from > 1 {
             observe::counter(&metric::BATCH_RETRIES, &[("reason", "split")]).increment(1);
-            tracing::warn!(partition = fence.partition, commands = to - from, %error, "A batch was refused; it is halved.");
+            // Under a storm of conflicts every batch is.
+            if let Some(held_back) = HALVED.due() {
+                tracing::warn!(partition = fence.partition, commands = to - from, %error, held_back, "A batch was refused; it is halved.");
+            }
             let middle = from + (to - from) / 2;
             ranges.push((middle, to));
             ranges.push((from, middle));

@@ -10,7 +10,7 @@ use taskflow_stores::postgres::dead_letter_intake::{self, Stored};
 use taskflow_stores::postgres::dead_letters;
 use taskflow_stores::rabbit::drain::Drain;
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
-use taskflow_stores::{Kind, StoreError, clock, observe};
+use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
                 if stored_some {
                     backoff = fresh();
                 }
-                if backoff.tries() == 0 {
+                if backoff.tries() == 0 && seldom::worth_a_line(&error) {
                     tracing::warn!(%error, "The dead letters can't be drained; the broker keeps them meanwhile.");
                 } else {
                     tracing::debug!(%error, "The dead letters still can't be drained.");
@@ -102,7 +102,9 @@ async fn store(context: &Context, mut deaths: Vec<Death>, stop: &CancellationTok
                 tracing::error!(%error, "A dead letter's headers can't be stored; it is kept without them.");
                 deaths.iter_mut().for_each(|death| death.headers.clear());
             }
-            _ if told => tracing::debug!(%error, "The dead letters still can't be stored."),
+            _ if told || !seldom::worth_a_line(&error) => {
+                tracing::debug!(%error, "The dead letters still can't be stored.");
+            }
             _ => {
                 tracing::warn!(%error, "The dead letters can't be stored; they are held until they can.");
                 told = true;

@@ -13,8 +13,7 @@ use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Membership};
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{StoreError, observe, supervise};
+use taskflow_stores::{StoreError, observe, seldom, supervise};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +39,6 @@ struct Keeper {
     /// Pipelines that have panicked: how often in a row, and until when they rest.
     resting: BTreeMap<Partition, (u32, Instant)>,
     valid_until: watch::Sender<Instant>,
-    complaints: Seldom,
     stop: CancellationToken,
 }
 
@@ -52,10 +50,8 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         held: BTreeMap::new(),
         resting: BTreeMap::new(),
         valid_until: watch::Sender::new(Instant::now()),
-        complaints: Seldom::new(),
         stop: stop.clone(),
     };
-    let mut warned = false;
     while !stop.is_cancelled() {
         let asked = Instant::now();
         let reached = keeper.reached();
@@ -65,7 +61,6 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
             .await
         {
             Ok(membership) => {
-                warned = false;
                 observe::store_up("postgres", true);
                 keeper.valid_until.send_replace(asked + lease);
                 if pause::learn(context, &membership.pauses) {
@@ -77,11 +72,10 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
                 keeper.follow(&membership).await;
             }
             Err(error) => {
-                if !warned {
+                observe::store_up("postgres", false);
+                if seldom::worth_a_line(&error) {
                     tracing::warn!(%error, "The leases can't be renewed; partitions stop when they run out.");
-                    observe::store_up("postgres", false);
                 }
-                warned = true;
             }
         }
         tokio::select! {
@@ -155,7 +149,7 @@ impl Keeper {
                 Ok(Some(one)) => drop(self.held.insert(*partition, one)),
                 Ok(None) => {}
                 Err(error) => {
-                    if self.complaints.due().is_some() {
+                    if seldom::worth_a_line(&error) {
                         tracing::warn!(partition = name, %error, "A lease could not be acquired.");
                     }
                 }
@@ -218,7 +212,9 @@ impl Keeper {
 async fn give_back(context: &Context, partition: Partition) {
     let name = partition.to_string();
     gauge(&name, false);
-    if let Err(error) = leases::release(&context.stores.postgres, &name, context.worker).await {
+    if let Err(error) = leases::release(&context.stores.postgres, &name, context.worker).await
+        && seldom::worth_a_line(&error)
+    {
         tracing::warn!(partition = name, %error, "A lease could not be given back; it runs out by itself.");
     }
 }

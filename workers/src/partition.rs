@@ -18,6 +18,7 @@ use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::postgres::waiting;
 use taskflow_stores::rabbit::consume::{Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock, observe, supervise};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,8 @@ const QUIET_LONG: Duration = Duration::from_secs(5);
 const LONE: usize = 16;
 /// … unless as many relayed batches wait for it.
 const TIDY_MAX: usize = 32;
+
+static LEASES_GONE: Seldom = Seldom::new();
 
 /// Why a pipeline ended.
 enum Left {
@@ -84,7 +87,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let name = partition.to_string();
-    let relay = Relay::start(&context, &name, lease.batch, &pulse);
+    let relay = Relay::start(&context, &name, lease.batch);
     let mut pipeline = Pipeline {
         context: &context,
         partition,
@@ -111,10 +114,13 @@ pub(crate) async fn run(
             Ok(Left::Stopped) => continue,
             Ok(Left::Fenced) => {
                 observe::counter(&metric::FENCED, &[]).increment(1);
-                tracing::warn!(
-                    partition = pipeline.name,
-                    "The lease is gone; the batch in hand was not applied here."
-                );
+                if let Some(held_back) = LEASES_GONE.due() {
+                    tracing::warn!(
+                        partition = pipeline.name,
+                        held_back,
+                        "The lease is gone; the batch in hand was not applied here."
+                    );
+                }
                 break;
             }
             Err(error) => {

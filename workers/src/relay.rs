@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::postgres::outbox;
-use taskflow_stores::{StoreError, observe, supervise};
+use taskflow_stores::{StoreError, observe, seldom, supervise};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,6 @@ use crate::Context;
 use crate::apply::observe_step;
 use crate::backoff::Backoff;
 use crate::crash;
-use crate::pulse::Pulse;
 use crate::sink::{Batch, Sink, deliver};
 
 /// How long a batch waits for a sink that is busy. One that needs longer is left to the outbox.
@@ -100,7 +99,7 @@ impl Progress {
 
 impl Relay {
     /// Starts the sinks. What is in the outbox up to batch `newest` goes first: former holders left it.
-    pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64, pulse: &Arc<Pulse>) -> Self {
+    pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64) -> Self {
         let progress = Arc::new(Progress::default());
         let abandon = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -115,7 +114,6 @@ impl Relay {
                 last: Arc::new(AtomicI64::new(-1)),
                 lagging: Arc::clone(&lagging),
                 progress: Arc::clone(&progress),
-                pulse: Arc::clone(pulse),
                 abandon: abandon.clone(),
             };
             tasks.spawn(follow(follower, newest, receiver));
@@ -202,7 +200,6 @@ struct Follower {
     last: Arc<AtomicI64>,
     lagging: Arc<AtomicBool>,
     progress: Arc<Progress>,
-    pulse: Arc<Pulse>,
     abandon: CancellationToken,
 }
 
@@ -287,8 +284,8 @@ impl Follower {
                 Err(error) => {
                     self.lagging.store(true, Ordering::Relaxed);
                     observe::store_up(error.store, false);
-                    // Once an outage, when the partition's other complaints leave room.
-                    if !told && self.pulse.complaints.due().is_some() {
+                    // Once an outage, unless others have said it.
+                    if !told && seldom::worth_a_line(&error) {
                         told = true;
                         tracing::warn!(partition = self.partition, sink = self.sink.as_str(), what, %error, "A sink can't follow; the outbox keeps its batches until it can.");
                     }

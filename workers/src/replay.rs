@@ -12,7 +12,7 @@ use taskflow_stores::postgres::dead_letter_replays::{self, Step};
 use taskflow_stores::postgres::dead_letters::Letter;
 use taskflow_stores::rabbit::dead_letters::Replay;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::{StoreError, clock, observe};
+use taskflow_stores::{StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
                 if busy { BUSY } else { IDLE }
             }
             Err(error) => {
-                if backoff.tries() == 0 {
+                if backoff.tries() == 0 && seldom::worth_a_line(&error) {
                     tracing::warn!(%error, "Replays stand still until this is mended; they go on by themselves.");
                 }
                 if !backoff.wait(stop).await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use taskflow_stores::postgres::system_events;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::{StoreError, mongo};
+use taskflow_stores::{StoreError, mongo, seldom};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -34,7 +34,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
             Ok(_) if stop.is_cancelled() => return,
             Ok(_) => backoff = fresh(),
             Err(error) => {
-                if backoff.tries() == 0 {
+                if backoff.tries() == 0 && seldom::worth_a_line(&error) {
                     tracing::warn!(%error, "System events can't be delivered; Postgres keeps them until they can.");
                 }
                 if !backoff.wait(stop).await {

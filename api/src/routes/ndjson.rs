@@ -11,11 +11,14 @@ use taskflow_core::envelope::COMMAND_MAX;
 use super::commands::Batch;
 use crate::App;
 use crate::auth::Caller;
+use crate::bodies::Room;
 use crate::intake::{Incoming, Outcome, Refused, Sent};
 use crate::problem::Problem;
 
-/// Commands that are checked and sent together.
+/// Commands that are checked and sent together …
 const GROUP: usize = 500;
+/// … or fewer, when they have so many bytes.
+const GROUP_BYTES: usize = 1024 * 1024;
 /// Groups that wait for their confirms while the next is read.
 const GROUPS_UNCONFIRMED: usize = 4;
 /// Refused commands that the answer names; more are counted.
@@ -32,9 +35,10 @@ pub(super) async fn stream(
         caller,
         headers,
         batch: Batch { accepted: 0, refused: Vec::new(), unlisted: 0 },
+        lines: Lines::default(),
+        room: Room::default(),
         sent: VecDeque::new(),
     };
-    let mut lines = Lines::default();
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let Ok(chunk) = chunk else {
@@ -46,9 +50,16 @@ pub(super) async fn stream(
             problem.accepted = Some(intake.batch.accepted);
             return Err(problem);
         };
-        lines.feed(&chunk);
-        while lines.ready() >= GROUP {
-            intake.send(lines.take(GROUP)).await;
+        if !intake.has_room(chunk.len()).await {
+            intake.finish().await;
+            let mut problem = Problem::busy();
+            problem.accepted = Some(intake.batch.accepted);
+            return Err(problem);
+        }
+        intake.lines.feed(&chunk);
+        intake.room.shrink_to(intake.lines.bytes);
+        while intake.lines.ready() >= GROUP || intake.lines.ready() > 0 && intake.lines.bytes >= GROUP_BYTES {
+            intake.send().await;
             if intake.is_unavailable() {
                 // The rest would fare no better; the caller sends it again.
                 intake.finish().await;
@@ -56,9 +67,9 @@ pub(super) async fn stream(
             }
         }
     }
-    lines.end();
-    while lines.ready() > 0 {
-        intake.send(lines.take(GROUP)).await;
+    intake.lines.end();
+    while intake.lines.ready() > 0 {
+        intake.send().await;
     }
     intake.finish().await;
     Ok(intake.batch)
@@ -69,22 +80,42 @@ struct Stream<'a> {
     caller: &'a Caller,
     headers: &'a HeaderMap,
     batch: Batch,
-    sent: VecDeque<Sent>,
+    lines: Lines,
+    /// For what is in `lines`.
+    room: Room,
+    sent: VecDeque<(Sent, Room)>,
 }
 
 impl Stream<'_> {
-    async fn send(&mut self, group: Vec<Line>) {
+    /// Room for more bytes. Where there is none, what this stream holds itself goes first: it must not wait for others
+    /// that wait for it.
+    async fn has_room(&mut self, bytes: usize) -> bool {
+        let bodies = &self.app.bodies;
+        if bodies.try_more(&mut self.room, bytes) {
+            return true;
+        }
+        while self.lines.ready() > 0 {
+            self.send().await;
+        }
+        self.finish().await;
+        bodies.more(&mut self.room, bytes).await
+    }
+
+    /// Sends the next group.
+    async fn send(&mut self) {
+        let group = self.lines.take(GROUP);
+        let room = self.room.split(group.iter().map(|line| line.text.len()).sum());
         let incoming: Vec<Incoming<'_>> =
             group.iter().map(|line| Incoming { index: line.number, text: &line.text }).collect();
         let sent = self.app.send(self.caller, self.headers, &incoming, false).await;
-        self.sent.push_back(sent);
+        self.sent.push_back((sent, room));
         while self.sent.len() > GROUPS_UNCONFIRMED {
             self.confirm_one().await;
         }
     }
 
     async fn confirm_one(&mut self) {
-        let Some(sent) = self.sent.pop_front() else { return };
+        let Some((sent, _room)) = self.sent.pop_front() else { return };
         let Outcome { accepted, refused } = sent.confirmed(self.app).await;
         self.batch.accepted += accepted;
         for one in refused {
@@ -122,6 +153,8 @@ struct Lines {
     complete: VecDeque<Line>,
     current: Vec<u8>,
     next: u64,
+    /// Of all of these.
+    bytes: usize,
 }
 
 impl Lines {
@@ -137,7 +170,9 @@ impl Lines {
     fn extend(&mut self, bytes: &[u8]) {
         // One byte too many is enough to know.
         let room = (COMMAND_MAX + 1).saturating_sub(self.current.len());
-        self.current.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let taken = &bytes[..bytes.len().min(room)];
+        self.current.extend_from_slice(taken);
+        self.bytes += taken.len();
     }
 
     /// Ends the current line; blank ones are skipped, but counted.
@@ -145,6 +180,8 @@ impl Lines {
         let text = std::mem::take(&mut self.current);
         if text.iter().any(|byte| !byte.is_ascii_whitespace()) {
             self.complete.push_back(Line { number: self.next, text });
+        } else {
+            self.bytes -= text.len();
         }
         self.next += 1;
     }
@@ -155,7 +192,9 @@ impl Lines {
 
     fn take(&mut self, count: usize) -> Vec<Line> {
         let count = count.min(self.complete.len());
-        self.complete.drain(..count).collect()
+        let lines: Vec<Line> = self.complete.drain(..count).collect();
+        self.bytes -= lines.iter().map(|line| line.text.len()).sum::<usize>();
+        lines
     }
 }
 
@@ -173,6 +212,7 @@ mod tests {
             lines.end();
             let got: Vec<(u64, Vec<u8>)> = lines.take(9).into_iter().map(|l| (l.number, l.text)).collect();
             assert_eq!(got, [(0, b"one".to_vec()), (2, b" two \r".to_vec()), (3, b"three".to_vec())]);
+            assert_eq!(lines.bytes, 0);
         }
     }
 

@@ -25,6 +25,7 @@ use super::publish::ACCEPTED;
 use super::topology::Partition;
 use super::{STORE, failed};
 use crate::StoreError;
+use crate::seldom::Seldom;
 
 /// How long leaving may take before the channel is left to its fate.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ const SUBSCRIBE: Duration = Duration::from_secs(10);
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// The least that a consumer holds. Never make it smaller: see above.
 pub const PREFETCH: u16 = 1_000;
+
+static SOMEBODY_ELSE: Seldom = Seldom::new();
 
 /// A message that a consumer holds.
 pub struct Delivery(lapin::message::Delivery);
@@ -149,7 +152,7 @@ impl Subscription {
                 Some(depth) if depth.consumers == 0 => break,
                 Some(_) => {}
             }
-            if pause > Duration::from_millis(200) && !told {
+            if pause > Duration::from_millis(200) && !told && SOMEBODY_ELSE.due().is_some() {
                 tracing::info!(queue, "Somebody else still consumes the partition; waiting for it to leave.");
                 told = true;
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{STORE, Settings, failed};
-use crate::{Kind, StoreError, supervise};
+use crate::{Kind, StoreError, seldom, supervise};
 
 /// Longest pause between two tries to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
@@ -81,6 +82,7 @@ impl Link {
             timeout,
             state: sender,
             rebuild: rebuild.clone(),
+            told: AtomicBool::new(false),
             stop: stop.clone(),
         };
         tokio::spawn(async move { supervise::forever("link", &stop, || supervisor.run()).await });
@@ -192,6 +194,8 @@ struct Supervisor {
     timeout: Duration,
     state: watch::Sender<State>,
     rebuild: watch::Sender<()>,
+    /// Whether the log tells that the connection is gone.
+    told: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -225,7 +229,8 @@ impl Supervisor {
                 Ok(Some(Err(panic))) => panic.to_string(),
                 Ok(None) | Err(_) => "the broker does not answer".to_owned(),
             };
-            if failures == 0 {
+            if failures == 0 && seldom::about(STORE).is_some() {
+                self.told.store(true, Ordering::Relaxed);
                 tracing::warn!(connection = self.name, error, "No connection to the broker; trying again.");
             }
             self.state.send_modify(|state| state.failure = Some(error.into()));
@@ -264,7 +269,7 @@ impl Supervisor {
 
     /// Lends a connection out until it breaks or it is time to stop.
     async fn serve(&self, connection: Connection, failures: u32) {
-        if failures > 0 {
+        if failures > 0 && self.told.swap(false, Ordering::Relaxed) {
             tracing::info!(connection = self.name, "Connected to the broker again.");
         }
         let mut events = Box::pin(connection.events_listener());
@@ -291,7 +296,8 @@ impl Supervisor {
                     tracing::info!(connection = self.name, "The broker takes messages again.");
                 }
                 // Of a channel, too: whether the connection is meant, its state says.
-                Some(Event::Error(error)) if !live.is_up() => {
+                Some(Event::Error(error)) if !live.is_up() && seldom::about(STORE).is_some() => {
+                    self.told.store(true, Ordering::Relaxed);
                     tracing::warn!(connection = self.name, %error, "The connection to the broker broke.");
                 }
                 Some(_) => {}

@@ -22,8 +22,11 @@ use crate::{StoreError, observe};
 
 /// Channels of one publisher.
 const LANES: usize = 4;
-/// Messages of one publisher that are on their way: the client's own queues have no bound.
+/// Messages of one publisher that are on their way: the client's own queues have no bound. A long one counts as several,
+/// so that they take 64 MiB at most.
 const IN_FLIGHT_MAX: usize = 8_192;
+/// What counts as one.
+const IN_FLIGHT_BYTES: usize = 8 * 1024;
 pub(super) const PERSISTENT: u8 = 2;
 /// When a command was accepted, in microseconds since 1970.
 pub const ACCEPTED: &str = "taskflow-accepted";
@@ -150,9 +153,10 @@ impl Publisher {
         let unavailable = |why| PublishError::from(StoreError::unavailable(STORE, "publish", why));
         self.probe().await?;
         let places = Arc::clone(&inner.in_flight);
-        let permit = match Arc::clone(&places).try_acquire_owned() {
+        let count = message.body.len().div_ceil(IN_FLIGHT_BYTES).clamp(1, IN_FLIGHT_MAX) as u32;
+        let permit = match Arc::clone(&places).try_acquire_many_owned(count) {
             Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout(inner.timeout, places.acquire_owned()).await {
+            Err(_) => match tokio::time::timeout(inner.timeout, places.acquire_many_owned(count)).await {
                 Ok(Ok(permit)) => permit,
                 _ => return Err(unavailable("too many messages wait for their confirms")),
             },

@@ -124,8 +124,9 @@ fn slot(command: &Cmd) -> Option<Slot> {
         b"EVAL" | b"EVALSHA" | b"EVAL_RO" | b"EVALSHA_RO" | b"FCALL" | b"FCALL_RO" => {
             (word(2)? != b"0").then(|| word(3))?
         }
-        b"DEL" | b"EXISTS" | b"MGET" | b"MSET" | b"TOUCH" | b"UNLINK" => None,
-        b"CLUSTER" | b"CONFIG" | b"DBSIZE" | b"INFO" | b"PING" | b"SCAN" | b"SCRIPT" => None,
+        // Of several keys, or of none.
+        b"DEL" | b"EXISTS" | b"MGET" | b"MSET" | b"TOUCH" | b"UNLINK" | b"CLUSTER" | b"CONFIG"
+        | b"DBSIZE" | b"INFO" | b"PING" | b"SCAN" | b"SCRIPT" => None,
         _ => word(1),
     };
     key.map(Slot::for_key)
@@ -135,7 +136,7 @@ fn slot(command: &Cmd) -> Option<Slot> {
 enum Way {
     Server(Client),
     Cluster {
-        client: ClusterClient,
+        client: Box<ClusterClient>,
         /// Each node that the settings name, for what concerns a single one.
         nodes: Vec<Client>,
     },
@@ -253,9 +254,12 @@ impl Keeper {
     /// for as long as the kernel does. A cluster's is used until there is another: a part may do its work all the while.
     pub(super) fn note(self: &Arc<Self>, error: &RedisError) {
         match self.way {
-            Way::Server(_) if error.is_timeout() => {
-                self.state.send_modify(|state| state.connection = None);
-            }
+            Way::Server(_) if error.is_timeout() => self.state.send_modify(|state| {
+                // A younger one is not what has kept the call waiting.
+                if state.tried.is_none_or(|tried| tried.elapsed() >= self.response_timeout) {
+                    state.connection = None;
+                }
+            }),
             Way::Cluster { .. }
                 if matches!(error.kind(), ErrorKind::Io | ErrorKind::ClusterConnectionNotFound) =>
             {
@@ -284,13 +288,15 @@ impl Way {
         }
         let nodes = urls.iter().map(|url| Client::open(url.as_str())).collect::<Result<_, _>>()?;
         // Few tries, and those soon: who calls has a pause of his own.
-        let client = ClusterClientBuilder::new(urls)
-            .retries(3)
-            .min_retry_wait(20)
-            .max_retry_wait(250)
-            .connection_timeout(response_timeout)
-            .response_timeout(response_timeout)
-            .build()?;
+        let client = Box::new(
+            ClusterClientBuilder::new(urls)
+                .retries(3)
+                .min_retry_wait(20)
+                .max_retry_wait(250)
+                .connection_timeout(response_timeout)
+                .response_timeout(response_timeout)
+                .build()?,
+        );
         Ok(Self::Cluster { client, nodes })
     }
 }

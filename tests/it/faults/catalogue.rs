@@ -4,15 +4,23 @@ use libtest_mimic::Trial;
 use taskflow_tests::faults::{self, Fault, Scope, process};
 use taskflow_tests::trial::{self, Row, Size, Worlds};
 use taskflow_tests::{Result, World, disk};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{PROGRAM, shared_world, trial_after};
 
-/// Servers that the faults may break, one fault after the other.
+/// Servers that tests may break, one after the other.
 static WORLDS: Mutex<Option<Worlds>> = Mutex::const_new(None);
 
 pub(crate) fn tests() -> Vec<Trial> {
-    faults::all().filter(|fault| !fault.soak_only && possible(fault)).map(test).collect()
+    let mut faults: Vec<&Fault> = faults::all().filter(|fault| !fault.soak_only && possible(fault)).collect();
+    // Servers on small disks are others: started once, for all that want them.
+    faults.sort_by_key(|fault| !fault.small_disks.is_empty());
+    faults.into_iter().map(test).collect()
+}
+
+/// The turn to break servers.
+pub(crate) async fn breakable() -> MutexGuard<'static, Option<Worlds>> {
+    WORLDS.lock().await
 }
 
 /// Some take root or a package; the soak says so, here they are left out.
@@ -38,7 +46,7 @@ fn test(fault: &'static Fault) -> Trial {
         ),
         Scope::Servers => trial_after(
             &name,
-            async || Ok(WORLDS.lock().await),
+            async || Ok(breakable().await),
             async move |mut worlds| {
                 let worlds = worlds.get_or_insert_with(Worlds::new);
                 let mut row = run(worlds.get(fault).await?, fault).await;

@@ -1,10 +1,12 @@
 //! What breaks, and what must hold all the same.
 
 mod backpressure;
+mod bodies;
 mod broker;
 mod catalogue;
 mod crashes;
 mod dead_letters;
+mod growth;
 mod lease;
 mod partitions;
 mod poison;
@@ -13,14 +15,17 @@ mod stores;
 mod verify;
 mod watchdog;
 
+pub(crate) use catalogue::breakable;
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
     [
         backpressure::tests(),
+        bodies::tests(),
         broker::tests(),
         crashes::tests(),
         dead_letters::tests(),
+        growth::tests(),
         lease::tests(),
         partitions::tests(),
         poison::tests(),

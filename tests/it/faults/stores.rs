@@ -1,4 +1,4 @@
-//! Each store killed and started again under load, with servers of the test's own.
+//! Each store killed and started again under load, with servers that nobody else has meanwhile.
 
 use std::sync::Arc;
 

@@ -12,16 +12,16 @@ use taskflow_servers::Kind::RabbitMq;
 use tokio::process::{Child, Command};
 
 use super::failover::as_owner;
-use super::{Fault, act};
+use super::{Fault, act, nothing};
 use crate::harness::Harness;
 use crate::wait;
 
 pub static FAULTS: &[Fault] = &[
-    Fault::new("broker: three nodes, one with leaders dies", act!(lose_one), act!(start_lost))
+    Fault::new("broker: three nodes, one with leaders dies", act!(lose_one), act!(nothing))
         .prepared(act!(join))
         .spoils()
         .soak_only()
-        .hold(15.0, 20.0),
+        .leader_death(),
     Fault::new("broker: three nodes, two die (no majority)", act!(lose_two), act!(start_lost))
         .prepared(act!(join))
         .spoils()
@@ -34,6 +34,8 @@ pub static FAULTS: &[Fault] = &[
         .spoils()
         .soak_only()
         .hold(15.0, 30.0)
+        // The nodes' packets are sent again in ever longer pauses; then leaders are elected.
+        .elects()
         .stands()
         .refuses(),
 ];

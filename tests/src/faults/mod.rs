@@ -88,6 +88,8 @@ pub struct Fault {
 const STORE_BACK: Duration = Duration::from_secs(5);
 /// After a worker's death.
 const WORKER_DEAD: Duration = Duration::from_secs(10);
+/// After the death of a node of the broker that leads queues.
+const LEADER_DEAD: Duration = Duration::from_secs(15);
 
 impl Fault {
     const fn new(name: &'static str, cause: Act, heal: Act) -> Self {
@@ -125,6 +127,16 @@ impl Fault {
     /// A death: there is nothing to hold, and the lease has to run out.
     const fn death(self) -> Self {
         Self { hold: (0.0, 0.0), within: WORKER_DEAD, ..self }
+    }
+
+    /// As [`Fault::death`], of a node of the broker.
+    const fn leader_death(self) -> Self {
+        Self { hold: (0.0, 0.0), ..self.elects() }
+    }
+
+    /// Leaders of the broker's queues are elected after it.
+    const fn elects(self) -> Self {
+        Self { within: LEADER_DEAD, ..self }
     }
 
     const fn applies(self) -> Self {

@@ -16,7 +16,7 @@ pub static FAULTS: &[Fault] = &[
         .on_redis_cluster()
         .applies()
         .takes()
-        .hold(2.0, 20.0),
+        .hold(3.0, 20.0),
     Fault::new("redis: cluster, a master and its replica die", act!(lose_both), act!(start_both))
         .on_redis_cluster()
         .applies()

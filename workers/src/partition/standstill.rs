@@ -1,7 +1,7 @@
 //! A pipeline that stands still: since an operator wants it, or since a store is away.
 
 use taskflow_stores::postgres::leases;
-use taskflow_stores::{Kind, StoreError, observe};
+use taskflow_stores::{Kind, StoreError, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, QUIET, QUIET_LONG};
@@ -30,18 +30,17 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Says why the partition waits: once a second at most, whatever fails how often.
+    /// Says why the partition waits. For a store that is away one line does for all partitions.
     pub(super) fn complain(&self, error: &StoreError) {
         let partition = &self.name;
-        let held_back = self.pulse.complaints.due();
         if error.kind == Kind::Unavailable {
             self.pulse.is_at(Doing::Waiting(error.store));
-            if held_back.is_some() {
-                tracing::warn!(partition, %error, "A store is away; the partition waits and gives its messages back.");
+            if let Some(held_back) = seldom::about(error.store) {
+                tracing::warn!(partition, %error, held_back, "A store is away; the partition waits and gives its messages back.");
             }
         } else {
             self.pulse.is_at(Doing::Broken(error.to_string()));
-            if held_back.is_some() {
+            if self.pulse.complaints.due().is_some() {
                 tracing::error!(partition, %error, "The partition stands still until this is mended; its messages are kept.");
             }
         }
