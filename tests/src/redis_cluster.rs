@@ -169,6 +169,13 @@ impl RedisCluster {
         Ok(process.kill().await?)
     }
 
+    pub async fn kill_all(&mut self) -> Result<()> {
+        for number in 0..NODES {
+            self.kill(number).await?;
+        }
+        Ok(())
+    }
+
     /// SIGSTOP or SIGCONT.
     pub fn signal(&self, number: usize, signal: Signal) -> Result<()> {
         let pid = self.nodes[number].process.as_ref().and_then(Child::id);

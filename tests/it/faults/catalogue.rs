@@ -13,8 +13,8 @@ static WORLDS: Mutex<Option<Worlds>> = Mutex::const_new(None);
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut faults: Vec<&Fault> = faults::all().filter(|fault| !fault.soak_only && possible(fault)).collect();
-    // Servers on small disks are others: started once, for all that want them.
-    faults.sort_by_key(|fault| !fault.small_disks.is_empty());
+    // Servers on small disks are others: started once, for all that want them. What spoils the first ones comes before.
+    faults.sort_by_key(|fault| (!fault.small_disks.is_empty(), fault.spoils));
     faults.into_iter().map(test).collect()
 }
 
@@ -55,7 +55,7 @@ fn test(fault: &'static Fault) -> Trial {
                     row = again(error, run(worlds.get(fault).await?, fault)).await;
                 }
                 let ended = row.and_then(|row| row.must_be_clean());
-                if ended.is_err() {
+                if ended.is_err() || fault.spoils {
                     worlds.stop().await;
                 }
                 ended

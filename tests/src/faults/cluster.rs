@@ -63,14 +63,24 @@ impl Node {
         Ok(())
     }
 
-    async fn start(&mut self) -> Result<()> {
+    fn start(&mut self) -> Result<()> {
         let log = std::fs::File::create(self.folder.join(format!("{}.log", self.name)))?;
         let mut command = self.command("rabbitmq-server")?;
         self.process = Some(command.process_group(0).stdout(log.try_clone()?).stderr(log).spawn()?);
+        Ok(())
+    }
+
+    async fn wait_up(&self) -> Result<()> {
         wait::until("the node is up", async || {
             Ok(self.ctl(&["await_startup", "--timeout", "60"]).await.is_ok())
         })
         .await
+        .with_context(|| {
+            let log = std::fs::read_to_string(self.folder.join(format!("{}.log", self.name)));
+            let log = log.unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            format!("{} says:\n{}", self.name, lines[lines.len().saturating_sub(20)..].join("\n"))
+        })
     }
 
     fn kill(&mut self) {
@@ -147,7 +157,8 @@ async fn join(h: &mut Harness<'_>) -> Result<()> {
             !["RABBITMQ_MNESIA_DIR", "RABBITMQ_LOGS", "RABBITMQ_FEATURE_FLAGS_FILE"].contains(&name.as_str())
         });
         let mut node = Node { name, folder: folder.clone(), env, process: None };
-        node.start().await?;
+        node.start()?;
+        node.wait_up().await?;
         node.ctl(&["stop_app"]).await?;
         node.ctl(&["join_cluster", &main]).await?;
         node.ctl(&["start_app"]).await?;
@@ -185,8 +196,13 @@ async fn lose_two(h: &mut Harness<'_>) -> Result<()> {
 }
 
 async fn start_lost(h: &mut Harness<'_>) -> Result<()> {
-    for node in nodes(h)?.iter_mut().filter(|node| node.process.is_none()) {
-        node.start().await?;
+    let nodes = nodes(h)?;
+    // All at once: one may wait for the other's tables.
+    for node in nodes.iter_mut().filter(|node| node.process.is_none()) {
+        node.start()?;
+    }
+    for node in nodes.iter() {
+        node.wait_up().await?;
     }
     Ok(())
 }

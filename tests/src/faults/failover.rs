@@ -17,7 +17,6 @@ pub static FAULTS: &[Fault] =
     &[Fault::new("postgres: the primary dies, the standby takes over", act!(lose_primary), act!(promote))
         .prepared(act!(add_standby))
         .spoils()
-        .soak_only()
         .stands()
         .hold(1.0, 5.0)];
 

@@ -17,7 +17,13 @@ pub static FAULTS: &[Fault] = &[
         .applies()
         .takes()
         .hold(3.0, 20.0),
-    Fault::new("redis: cluster, a master and its replica die", act!(lose_both), act!(start_both))
+    Fault::new("redis: cluster, a master and its replica die", act!(lose_both), act!(start_all))
+        .on_redis_cluster()
+        .applies()
+        .takes()
+        .falls_behind()
+        .hold(3.0, 20.0),
+    Fault::new("redis: cluster, all nodes die", act!(lose_all), act!(start_all))
         .on_redis_cluster()
         .applies()
         .takes()
@@ -76,7 +82,11 @@ async fn lose_both(h: &mut Harness<'_>) -> Result<()> {
     cluster.kill(master).await
 }
 
-async fn start_both(h: &mut Harness<'_>) -> Result<()> {
+async fn lose_all(h: &mut Harness<'_>) -> Result<()> {
+    h.redis_cluster()?.kill_all().await
+}
+
+async fn start_all(h: &mut Harness<'_>) -> Result<()> {
     let cluster = h.redis_cluster()?;
     cluster.start_killed().await?;
     cluster.wait_whole().await
