@@ -142,7 +142,7 @@ async fn run(options: &Options) -> Result<bool> {
                         row.fault, row.seed, row.accepted
                     );
                     if let Some(log) = &row.log {
-                        println!("{:.1} log lines a second and partition:\n{log}", row.lines);
+                        println!("{back:.1} s, {:.1} log lines a second and partition:\n{log}", row.lines);
                     }
                 }
                 Ok(row) => {

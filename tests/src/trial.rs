@@ -61,7 +61,7 @@ pub struct Row {
     pub in_time: bool,
     /// Lines of the workers' logs, a second of the fault and partition.
     pub lines: f64,
-    /// The ends of the logs, where there are more lines than there may be.
+    /// The ends of the logs, where there are more lines than there may be, or the way back took too long.
     pub log: Option<String>,
 }
 
@@ -124,7 +124,7 @@ async fn through(harness: &mut Harness<'_>, fault: &Fault, size: Size) -> Result
     let recovery = recovered(harness, healed).await?;
     let lasted = broken.elapsed().as_secs_f64();
     let lines = (harness.cluster.log_lines("worker") - lines) as f64 / lasted.max(1.0) / partitions as f64;
-    let log = (lines > LINES_MAX).then(|| harness.cluster.log_tails(40));
+    let log = (lines > LINES_MAX || recovery > fault.within).then(|| harness.cluster.log_tails(40));
     sleep(size.calm()).await;
 
     let accepted = load.end().await?;

@@ -134,7 +134,7 @@ fn slot(command: &Cmd) -> Option<Slot> {
 
 /// Makes connections.
 enum Way {
-    Server(Client),
+    Server(Box<Client>),
     Cluster {
         client: Box<ClusterClient>,
         /// Each node that the settings name, for what concerns a single one.
@@ -178,7 +178,7 @@ impl Keeper {
     /// nodes.
     pub(super) fn servers(&self) -> &[Client] {
         match &self.way {
-            Way::Server(client) => std::slice::from_ref(client),
+            Way::Server(client) => std::slice::from_ref(&**client),
             Way::Cluster { nodes, .. } => nodes,
         }
     }
@@ -279,7 +279,7 @@ impl Way {
         if let [url] = &urls[..]
             && !settings.cluster
         {
-            return Client::open(url.as_str()).map(Self::Server);
+            return Client::open(url.as_str()).map(|client| Self::Server(Box::new(client)));
         }
         for url in &urls {
             if url.as_str().into_connection_info()?.redis_settings().db() != 0 {
