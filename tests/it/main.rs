@@ -110,7 +110,8 @@ static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 fn tell_slowest() {
     let mut times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
     if times.len() > SLOWEST {
-        times.sort_by(|a, b| b.cmp(a));
+        times.sort();
+        times.reverse();
         let all: Duration = times.iter().map(|(took, _)| *took).sum();
         eprintln!("the slowest of {} tests, which took {} s together:", times.len(), all.as_secs());
         times[..SLOWEST].iter().for_each(|(took, name)| eprintln!("{:6.1} s  {name}", took.as_secs_f64()));

@@ -176,7 +176,11 @@ async fn grow(program: &str, options: &Options) -> Result<bool> {
     world.stop().await;
     let report = report?;
     println!("{report}");
-    report.must_not_grow().inspect_err(|error| println!("{error}")).map_or(Ok(false), |()| Ok(true))
+    let well = report.must_not_grow();
+    if let Err(error) = &well {
+        println!("{error}");
+    }
+    Ok(well.is_ok())
 }
 
 /// Ctrl-C, or a polite stop: the servers are stopped too, and the table is printed.
