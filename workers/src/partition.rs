@@ -45,6 +45,9 @@ const QUIET: Duration = Duration::from_millis(100);
 /// A quiet partition that has nothing to tidy looks up this seldom.
 const QUIET_LONG: Duration = Duration::from_secs(5);
 
+/// Between two looks for a store that is away: what comes back is used within a few seconds.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// A batch of fewer commands leaves the outbox's tidying to a quiet moment …
 const LONE: usize = 16;
 /// … unless as many relayed batches wait for it.
@@ -101,7 +104,8 @@ pub(crate) async fn run(
         held_by: None,
         name,
     };
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
+    let mut backoff = fresh();
     loop {
         let parting = pipeline.pulse.arm(&stop);
         if !pipeline.while_paused(&stop).await {
@@ -125,8 +129,9 @@ pub(crate) async fn run(
             }
             Err(error) => {
                 observe::store_up(error.store, false);
-                if started.elapsed() > Duration::from_secs(60) {
-                    backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                // What broke again and again, and worked in between, is no longer outage.
+                if pipeline.pulse.state().finished.is_some_and(|finished| finished > started) {
+                    backoff = fresh();
                 }
                 pipeline.complain(&error);
             }
