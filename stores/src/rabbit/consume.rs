@@ -33,6 +33,8 @@ const LEAVE: Duration = Duration::from_secs(5);
 const SUBSCRIBE: Duration = Duration::from_secs(10);
 /// How long an acknowledgement may take to be written.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+/// How often a quiet consumer looks whether its channel is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The least that a consumer holds. Never make it smaller: see above.
 pub const PREFETCH: u16 = 1_000;
 
@@ -182,16 +184,19 @@ impl Subscription {
     /// # Errors
     /// When there will be none: the broker cancelled the consumer, or the channel is gone.
     pub async fn next(&mut self) -> Result<Delivery, StoreError> {
-        match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(Delivery(delivery)),
-            Some(Err(error)) => Err(failed("consume")(error)),
-            None => Err(StoreError::unavailable(STORE, "consume", "the broker ended the consumer")),
+        loop {
+            // A consumer that was made while its connection broke may never be told (seen in the soak).
+            match tokio::time::timeout(LOOK_EVERY, self.consumer.next()).await {
+                Ok(next) => return read(next),
+                Err(_) if self.channel.status().connected() => {}
+                Err(_) => return Err(StoreError::unavailable(STORE, "consume", "the channel is gone")),
+            }
         }
     }
 
     /// A message that is there already.
     pub fn try_next(&mut self) -> Result<Option<Delivery>, StoreError> {
-        self.next().now_or_never().transpose()
+        self.consumer.next().now_or_never().map(read).transpose()
     }
 
     /// Leaves: what is held goes back to the head of the queue, in order. The broker may need a few milliseconds more
@@ -205,6 +210,14 @@ impl Subscription {
 
     /// Leaves a channel that is broken already.
     pub fn abandon(self) {}
+}
+
+fn read(next: Option<lapin::Result<lapin::message::Delivery>>) -> Result<Delivery, StoreError> {
+    match next {
+        Some(Ok(delivery)) => Ok(Delivery(delivery)),
+        Some(Err(error)) => Err(failed("consume")(error)),
+        None => Err(StoreError::unavailable(STORE, "consume", "the broker ended the consumer")),
+    }
 }
 
 impl Drop for Subscription {
