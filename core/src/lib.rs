@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod cache_key;
+pub mod canary;
 pub mod command;
 pub mod dead_letter;
 pub mod decide;
@@ -22,6 +23,7 @@ pub mod pause;
 pub mod receipt;
 pub mod slot;
 pub mod state;
+pub mod stream;
 pub mod system_event;
 mod task;
 mod user;

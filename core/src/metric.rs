@@ -93,6 +93,12 @@ metrics! {
         "Age of the oldest outbox row.";
     EVENTS_RELAYED = "taskflow_events_relayed_total" Kind::Counter, ["sink"],
         "Events delivered, by sink: audit (MongoDB), cache (Redis; entities), exchange (RabbitMQ).";
+    CANARY_COMMANDS = "taskflow_canary_commands_total" Kind::Counter, ["partition", "result"],
+        "Canary commands by what became of them: sent, applied, lost, doubled, reordered, stuck.";
+    CANARY_ROUND_TRIP = "taskflow_canary_round_trip_seconds" Kind::Histogram(LATENCY_SECONDS), ["partition"],
+        "Time from the broker's confirm of a canary command until its receipt was seen.";
+    CANARY_LAST_SUCCESS = "taskflow_canary_last_success_timestamp_seconds" Kind::Gauge, ["partition"],
+        "When a pair of canary commands last went all the way as it should, in seconds since 1970.";
     STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],
         "1 where the last probe of the store succeeded.";
     STORE_CALL = "taskflow_store_call_duration_seconds" Kind::Histogram(STEP_SECONDS), ["store", "call"],

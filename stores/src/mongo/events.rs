@@ -3,14 +3,18 @@
 //! Events are only ever inserted. Their `_id` follows from their command, so inserting one again is a duplicate key,
 //! and that is success.
 
+use std::collections::HashMap;
+
+use futures_util::TryStreamExt;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocumentBuf, cstr};
+use mongodb::bson::{DateTime, Document, RawArrayBuf, RawBson, RawDocumentBuf, cstr, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::{Acknowledgment, CollectionOptions, WriteConcern};
 use mongodb::{Collection, Database};
 use serde_json::{Map, Value};
 use taskflow_core::Event;
+use uuid::Uuid;
 
 use super::failed;
 use crate::{Kind, StoreError};
@@ -71,6 +75,24 @@ pub async fn insert(collection: &Events, run: Run<'_>, events: &[Event]) -> Resu
             _ => Err(failed("insert events")(error)),
         },
     }
+}
+
+/// How many events each command has of those that share a correlation id; a command without events is missing.
+pub async fn count_by_command(
+    database: &Database,
+    correlation: Uuid,
+) -> Result<HashMap<String, u32>, StoreError> {
+    let events = database.collection::<Document>(COLLECTION);
+    let read = async {
+        let filter = doc! { "correlationId": correlation.to_string() };
+        let events = events.find(filter).projection(doc! { "commandId": 1 }).await?;
+        events.try_collect::<Vec<Document>>().await
+    };
+    let mut counts = HashMap::new();
+    for event in read.await.map_err(failed("count events"))? {
+        *counts.entry(event.get_str("commandId").unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 fn document(run: Run<'_>, index: usize, event: &Event) -> Result<RawDocumentBuf, StoreError> {

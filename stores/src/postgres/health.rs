@@ -38,6 +38,20 @@ pub async fn invalid_indexes(pool: &PgPool) -> Result<Vec<String>, StoreError> {
         .map_err(failed("look for invalid indexes"))
 }
 
+/// Ends the sessions that a process of this name has as this role, as a failover would. Returns how many there were.
+pub async fn end_sessions(pool: &PgPool, application: &str) -> Result<i64, StoreError> {
+    sqlx::query_scalar(
+        "/* end_sessions */
+        SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND application_name = $1
+          AND pid <> pg_backend_pid()",
+    )
+    .bind(application)
+    .fetch_one(pool)
+    .await
+    .map_err(failed("end sessions"))
+}
+
 /// Tables on which this role may not read, insert and update.
 pub async fn missing_privileges(pool: &PgPool) -> Result<Vec<String>, StoreError> {
     sqlx::query_scalar(

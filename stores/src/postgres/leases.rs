@@ -97,6 +97,39 @@ pub async fn behind(pool: &PgPool) -> Result<Vec<(String, f64)>, StoreError> {
     .map_err(failed("read how far the partitions have got"))
 }
 
+/// For each partition that has a holder: what was accepted before this time is finished.
+pub async fn reached(pool: &PgPool) -> Result<Vec<(String, DateTime<Utc>)>, StoreError> {
+    sqlx::query_as(
+        "/* partitions_reached */
+        SELECT partition, reached FROM partition_leases WHERE reached IS NOT NULL AND expires_at > now()",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read how far the partitions have got"))
+}
+
+/// The number of each partition's newest batch.
+pub async fn newest_batches(pool: &PgPool) -> Result<Vec<(String, i64)>, StoreError> {
+    sqlx::query_as("/* newest_batches */ SELECT partition, batch FROM partition_heads")
+        .fetch_all(pool)
+        .await
+        .map_err(failed("read the partitions' heads"))
+}
+
+/// Ends some partition's lease before its time, as a pause of its holder's machine would. Returns which; `None` if there
+/// is none.
+pub async fn expire_one(pool: &PgPool) -> Result<Option<String>, StoreError> {
+    sqlx::query_scalar(
+        "/* expire_lease */
+        UPDATE partition_leases SET expires_at = now() - interval '1 millisecond'
+        WHERE partition = (SELECT partition FROM partition_leases WHERE expires_at > now() ORDER BY random() LIMIT 1)
+        RETURNING partition",
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(failed("end a lease"))
+}
+
 /// The right to apply a partition's commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {

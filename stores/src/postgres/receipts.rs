@@ -104,6 +104,15 @@ pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreEr
     .map_err(failed("read receipts"))
 }
 
+/// How many receipts somebody's commands have. It reads the whole table: for small ones, such as a demonstration's.
+pub async fn count_of(pool: &PgPool, actor: Uuid) -> Result<i64, StoreError> {
+    sqlx::query_scalar("/* count_receipts */ SELECT count(*) FROM receipts WHERE actor = $1")
+        .bind(actor)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count receipts"))
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
 fn read(row: PgRow) -> Result<View, sqlx::Error> {
     let id: Uuid = row.try_get(0)?;

@@ -241,7 +241,7 @@ pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<View>, StoreError> {
 }
 
 /// What callers see of commands that wait.
-async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
+pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
     sqlx::query(
         "/* read_waiting */
         SELECT id, type, subject, actor, state, code, detail, attempts, accepted_at, due_at
