@@ -46,6 +46,11 @@ impl From<StoreError> for Exit {
 
 impl From<anyhow::Error> for Exit {
     fn from(error: anyhow::Error) -> Self {
-        Self::failed(format!("{error:#}"))
+        let message = format!("{error:#}");
+        let unavailable = error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<StoreError>())
+            .any(|cause| cause.kind == Kind::Unavailable);
+        Self { code: if unavailable { UNAVAILABLE } else { FAILED }, message }
     }
 }

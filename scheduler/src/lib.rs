@@ -1,5 +1,7 @@
 //! The scheduler's process frame: it starts, is seen to be alive, and leaves when told. Its jobs come with the ledger.
 
+pub mod canary;
+
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 

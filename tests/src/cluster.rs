@@ -30,6 +30,11 @@ impl<'s> Cluster<'s> {
         Ok(Self { site, program: program.into(), logs, started: std::sync::atomic::AtomicUsize::new(0) })
     }
 
+    /// A folder of the test's own, in which its processes work.
+    pub fn folder(&self) -> &std::path::Path {
+        self.logs.path()
+    }
+
     /// Starts a worker.
     pub fn worker(&self) -> Result<Process> {
         self.spawn("worker", &[])

@@ -30,6 +30,9 @@ impl Role {
     pub(crate) const ALL: [Self; 3] = [Self::Api, Self::Worker, Self::Scheduler];
 }
 
+/// What the roles call themselves towards the stores.
+pub(crate) const NAME: &str = "taskflow";
+
 /// Runs roles until the process is told to stop.
 pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<ExitCode, Exit> {
     let signals = Signals::listen()?;
@@ -81,7 +84,7 @@ pub(crate) async fn start(
 ) -> Result<Running, Exit> {
     let mut parts = JoinSet::new();
     let links = CancellationToken::new();
-    let stores = connect::stores(settings, "taskflow", &links).await?;
+    let stores = connect::stores(settings, NAME, &links).await?;
     let vitals = Vitals::default();
     if roles.contains(&Role::Api) {
         let listener = taskflow_api::bind(&settings.http).await.map_err(Exit::failed)?;
@@ -103,6 +106,7 @@ pub(crate) async fn start(
         parts.spawn(worker(settings.clone(), &stores, vitals, stop.clone()));
     }
     if roles.contains(&Role::Scheduler) {
+        parts.spawn(canary(settings, &stores, stop.clone()));
         let (settings, stop) = (settings.scheduler.clone(), stop.clone());
         parts.spawn(async move {
             taskflow_scheduler::run(settings, stop).await;
@@ -139,6 +143,24 @@ fn api(
         let serve = taskflow_api::run(settings.http, stores, metrics, vitals, listener, stop.clone());
         tokio::join!(declare, serve);
         "api"
+    }
+}
+
+fn canary(
+    settings: &Settings,
+    stores: &Stores,
+    stop: CancellationToken,
+) -> impl Future<Output = &'static str> + Send + use<> {
+    let settings = settings.canary.clone();
+    let stores = taskflow_scheduler::canary::Stores {
+        postgres: stores.postgres.clone(),
+        mongo: stores.mongo.clone(),
+        publisher: stores.publisher.clone(),
+        rabbit: stores.rabbit.clone(),
+    };
+    async move {
+        taskflow_scheduler::canary::run(settings, stores, stop).await;
+        "canary"
     }
 }
 

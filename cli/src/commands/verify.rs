@@ -1,8 +1,9 @@
 //! `taskflow verify`: sends known streams to this deployment, while it or its operator breaks things, and counts.
+//! [`crate::verify`] has the streams and the count.
 
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -11,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::connect;
 use crate::exit::{Exit, FAILED};
 use crate::settings::{Environment, Settings};
-use crate::verify::{self, Count, Plan, Run, Stream};
+use crate::verify::breaks::{Break, Breaking, Broken};
+use crate::verify::{self, Plan, Run, Stream};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -30,10 +32,25 @@ pub(crate) struct Options {
     /// Leave the run's tasks as they are, instead of deleting them
     #[arg(long)]
     keep: bool,
+    /// Break this meanwhile, in turn (wants verify.may_break in the settings)
+    #[arg(long = "break", value_enum, value_delimiter = ',', value_name = "WHAT")]
+    breaks: Vec<Break>,
+    /// Run this command meanwhile, in turn with what --break names: yours to break things, such as
+    /// 'systemctl kill -s KILL taskflow-worker'
+    #[arg(long, value_name = "COMMAND")]
+    run: Option<String>,
+    /// Seconds between two breaks, give or take a quarter
+    #[arg(long, default_value_t = 5)]
+    every: u64,
 }
 
 pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
-    consent(settings)?;
+    let breaking = Breaking {
+        breaks: options.breaks,
+        command: options.run,
+        every: Duration::from_secs(options.every.max(1)),
+    };
+    consent(settings, &breaking)?;
     let plan = Plan {
         subjects: options.subjects.max(1),
         rate: options.rate.max(0.1),
@@ -46,21 +63,34 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
     drop(stores.publish.channel().await?);
     let run = Run::begin(&stores, plan.patience).await?;
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
         bar.set_style(style);
     }
     if !json {
-        println!("Sending {} commands a second for {} s. Break what you like.", plan.rate, plan.seconds);
+        println!(
+            "Sending {} commands a second for {} s as {}. Break what you like.",
+            plan.rate,
+            plan.seconds,
+            run.source()
+        );
     }
     let stream = Stream::start(&stores.publisher, run, plan);
-    let end = Instant::now() + Duration::from_secs(plan.seconds);
-    while Instant::now() < end {
-        let accepted = stream.progress.accepted.load(Ordering::Relaxed);
-        let refused = stream.progress.refused.load(Ordering::Relaxed);
-        bar.set_message(format!("{accepted} accepted, {refused} tries refused and made again"));
-        bar.tick();
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut broken = Vec::new();
+    let show = async {
+        loop {
+            let accepted = stream.progress.accepted.load(Ordering::Relaxed);
+            let refused = stream.progress.refused.load(Ordering::Relaxed);
+            bar.set_message(format!("{accepted} accepted, {refused} tries refused and made again"));
+            bar.tick();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::select! {
+        () = tokio::time::sleep(Duration::from_secs(plan.seconds)) => {}
+        () = breaking.run(&stores, &mut broken) => {}
+        () = show => {}
     }
+    let twice = stream.progress.twice.load(Ordering::Relaxed);
     let sent = stream.end().await;
     let accepted: usize = sent.values().map(|one| one.accepted.len()).sum();
     let tell = |found: usize| {
@@ -70,15 +100,31 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
     let count = verify::count(&stores, run, &sent, plan.patience, tell).await?;
     bar.finish_and_clear();
     if !options.keep {
-        run.clean_up(&stores, sent.keys().copied()).await?;
+        run.clean_up(&stores, &sent).await?;
     }
     stop.cancel();
-    print(&count, run, json);
+    if json {
+        println!(
+            "{}",
+            json!({
+                "run": run.id, "user": run.user, "source": run.source(), "broken": broken, "twice": twice,
+                "count": count,
+            })
+        );
+    } else {
+        for Broken { what, error } in &broken {
+            let outcome =
+                error.as_ref().map_or_else(String::new, |error| format!(": could not be done: {error}"));
+            println!("broke      {what}{outcome}");
+        }
+        println!("sent twice {twice:>9}");
+        print!("{}", count.table());
+    }
     Ok(if count.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// It sends real commands: whoever owns the deployment says so in its settings.
-fn consent(settings: &Settings) -> Result<(), Exit> {
+fn consent(settings: &Settings, breaking: &Breaking) -> Result<(), Exit> {
     let production = settings.environment == Environment::Production;
     if !settings.verify.allowed {
         return Err(Exit::usage(
@@ -90,25 +136,11 @@ fn consent(settings: &Settings) -> Result<(), Exit> {
             "this is production (environment); allow it there with verify.allowed_in_production = true",
         ));
     }
+    if !breaking.is_nothing() && !settings.verify.may_break {
+        return Err(Exit::usage(
+            "--break and --run disturb everybody who uses this deployment; allow it in the settings: \
+             verify.may_break = true (TASKFLOW_VERIFY__MAY_BREAK)",
+        ));
+    }
     Ok(())
-}
-
-fn print(count: &Count, run: Run, json: bool) {
-    if json {
-        println!("{}", json!({ "run": run.id, "user": run.user, "count": count }));
-        return;
-    }
-    for (name, value) in [
-        ("accepted", count.accepted),
-        ("applied", count.applied),
-        ("lost", count.lost),
-        ("doubled", count.doubled),
-        ("reordered", count.reordered),
-        ("stuck", count.stuck),
-    ] {
-        println!("{name:<10} {value:>9}");
-    }
-    for example in &count.examples {
-        println!("  {example}");
-    }
 }

@@ -1,9 +1,11 @@
 //! The promise, checked from outside on any deployment: a known stream of dependent commands under a user of its own,
 //! and a count of what was lost, doubled, reordered or got stuck, from receipts, rows and events.
 
+pub(crate) mod breaks;
 mod count;
 mod stream;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +18,7 @@ use taskflow_stores::{StoreError, clock};
 use uuid::Uuid;
 
 pub(crate) use self::count::{Count, count};
-pub(crate) use self::stream::Stream;
+pub(crate) use self::stream::{Progress, Sent, Stream};
 use crate::connect::Stores;
 
 /// The consent of whoever owns the deployment.
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
     pub allowed: bool,
     /// The same for `environment = "production"`.
     pub allowed_in_production: bool,
+    /// Whether `taskflow verify --break` may also disturb this deployment: whoever else uses it sees that as well.
+    pub may_break: bool,
 }
 
 /// How much is sent, and how long is waited.
@@ -81,16 +85,22 @@ impl Run {
         }
     }
 
+    /// The prefix that the run's commands bear as their source.
+    pub(crate) fn source(self) -> String {
+        format!("/taskflow/verify/{}", self.id)
+    }
+
     fn command(self, subject: Uuid, body: Body) -> Command {
-        let command = Command::new(clock::new_id(), "/taskflow/verify", subject, self.user, body);
+        let command = Command::new(clock::new_id(), &self.source(), subject, self.user, body);
         Command { correlation: self.id, issued_at: Some(clock::now()), ..command }
     }
 
     /// Deletes the run's tasks, as any user would. Its user stays, with its history.
-    pub(crate) async fn clean_up(self, stores: &Stores, subjects: impl Iterator<Item = Uuid>) -> Result<()> {
+    pub(crate) async fn clean_up(self, stores: &Stores, sent: &HashMap<Uuid, Sent>) -> Result<()> {
         let mut pending = Vec::new();
-        for subject in subjects {
-            let command = self.command(subject, Body::DeleteTask(DeleteTask { expectedversion: None }));
+        for (subject, Sent { priority, .. }) in sent {
+            let command = self.command(*subject, Body::DeleteTask(DeleteTask { expectedversion: None }));
+            let command = Command { priority: *priority, ..command };
             let message = Message::command(&command, clock::now(), None);
             pending.push(stores.publisher.send(message).await.map_err(StoreError::from)?);
         }

@@ -1,12 +1,14 @@
-//! The stream: each subject is created and then updated, every update naming the version that the one before it leaves
-//! behind. One that is lost, doubled or out of order shows in all that follow.
+//! The streams: each subject is created and then updated, every update naming the version that the one before it leaves
+//! behind. One that is lost, doubled or out of order shows in all that follow. Now and then an earlier command is sent
+//! once more, as upstream systems do that are not sure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use taskflow_core::command::{Body, CreateTask, UpdateTask};
+use chrono::{DateTime, Utc};
+use taskflow_core::command::{Body, Command, CreateTask, Priority, UpdateTask};
 use taskflow_core::state::TaskPriority;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::{Message, Publisher};
@@ -17,6 +19,12 @@ use super::{Plan, Run};
 
 /// The pause before a command is sent again, give or take a half.
 const AGAIN: Duration = Duration::from_millis(100);
+/// One subject of so many is sent with low priority.
+const LOW_PART: usize = 8;
+/// One command of so many is followed by an earlier one that was accepted already.
+const TWICE_PART: u32 = 10;
+/// Of the newest so many.
+const REMEMBERED: usize = 8;
 
 /// What the stream has done so far.
 #[derive(Debug, Default)]
@@ -24,13 +32,18 @@ pub(crate) struct Progress {
     pub accepted: AtomicU64,
     /// Tries that the broker did not confirm; each was made again under the same id.
     pub refused: AtomicU64,
+    /// Commands that were sent once more although they had been accepted.
+    pub twice: AtomicU64,
 }
 
 /// A subject's commands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sent {
+    pub priority: Priority,
     /// Those that were accepted, in order.
     pub accepted: Vec<Uuid>,
+    /// When the newest of them was offered.
+    pub newest_at: DateTime<Utc>,
     /// The last one was never confirmed: the broker may have it or not.
     pub one_more: bool,
 }
@@ -48,13 +61,20 @@ impl Stream {
         let mut subjects = JoinSet::new();
         let pause = Duration::from_secs_f64(plan.subjects as f64 / plan.rate.max(0.1));
         for number in 0..plan.subjects {
-            let publisher = publisher.clone();
-            let (enough, progress) = (Arc::clone(&enough), Arc::clone(&progress));
+            let sender = Sender {
+                publisher: publisher.clone(),
+                run,
+                pause,
+                patience: plan.patience,
+                priority: if number % LOW_PART == LOW_PART - 1 { Priority::Low } else { Priority::Normal },
+                enough: Arc::clone(&enough),
+                progress: Arc::clone(&progress),
+            };
             // Spread over the first pause.
             let first = pause.mul_f64(number as f64 / plan.subjects as f64);
             subjects.spawn(async move {
                 tokio::time::sleep(first).await;
-                publish(&publisher, run, (pause, plan.patience), &enough, &progress).await
+                sender.run().await
             });
         }
         Self { subjects, enough, progress }
@@ -73,36 +93,70 @@ impl Stream {
     }
 }
 
-/// A subject's commands, one after the other. One that is not confirmed is sent again under its id: the promise says
-/// that this is safe. So the stream outlives any restart of the broker.
-async fn publish(
-    publisher: &Publisher,
+/// Sends the commands of one subject.
+struct Sender {
+    publisher: Publisher,
     run: Run,
-    (pause, patience): (Duration, Duration),
-    enough: &AtomicBool,
-    progress: &Progress,
-) -> (Uuid, Sent) {
-    let subject = clock::new_id();
-    let mut sent = Sent::default();
-    let mut next = Instant::now();
-    while !enough.load(Ordering::Relaxed) {
-        let command = run.command(subject, body(sent.accepted.len() as i32));
-        let deadline = Instant::now() + patience;
-        while let Err(error) = publisher.publish(Message::command(&command, clock::now(), None)).await {
-            progress.refused.fetch_add(1, Ordering::Relaxed);
-            if Instant::now() > deadline {
+    pause: Duration,
+    patience: Duration,
+    priority: Priority,
+    enough: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+}
+
+impl Sender {
+    /// One command after the other. One that is not confirmed is sent again under its id: the promise says that this is
+    /// safe. So the stream outlives any restart of the broker.
+    async fn run(self) -> (Uuid, Sent) {
+        let subject = clock::new_id();
+        let mut sent =
+            Sent { priority: self.priority, accepted: Vec::new(), newest_at: clock::now(), one_more: false };
+        let mut newest: VecDeque<Command> = VecDeque::with_capacity(REMEMBERED);
+        let mut next = Instant::now();
+        while !self.enough.load(Ordering::Relaxed) {
+            let command = self.run.command(subject, body(sent.accepted.len() as i32));
+            let command = Command { priority: self.priority, ..command };
+            sent.newest_at = clock::now();
+            if !self.offer(&command).await {
                 sent.one_more = true;
-                return (subject, sent);
+                break;
+            }
+            sent.accepted.push(command.id);
+            self.progress.accepted.fetch_add(1, Ordering::Relaxed);
+            if newest.len() == REMEMBERED {
+                newest.pop_front();
+            }
+            newest.push_back(command);
+            if rand::random_ratio(1, TWICE_PART) {
+                self.send_once_more(&newest[rand::random_range(0..newest.len())]).await;
+            }
+            next = (next + self.pause).max(Instant::now().checked_sub(self.pause).unwrap_or(next));
+            tokio::time::sleep_until(next.into()).await;
+        }
+        (subject, sent)
+    }
+
+    /// Offers a command until it is accepted; `false` if it was not within the patience.
+    async fn offer(&self, command: &Command) -> bool {
+        let deadline = Instant::now() + self.patience;
+        while let Err(error) = self.publisher.publish(Message::command(command, clock::now(), None)).await {
+            self.progress.refused.fetch_add(1, Ordering::Relaxed);
+            if Instant::now() > deadline {
+                return false;
             }
             tracing::debug!(%error, "The broker did not take a command; it is sent again.");
             tokio::time::sleep(AGAIN.mul_f64(rand::random_range(0.5..=1.5))).await;
         }
-        sent.accepted.push(command.id);
-        progress.accepted.fetch_add(1, Ordering::Relaxed);
-        next = (next + pause).max(Instant::now().checked_sub(pause).unwrap_or(next));
-        tokio::time::sleep_until(next.into()).await;
+        true
     }
-    (subject, sent)
+
+    /// Sends a command that was accepted before. Whether the broker takes it or not makes no difference: that is what
+    /// is tested.
+    async fn send_once_more(&self, command: &Command) {
+        if self.publisher.publish(Message::command(command, clock::now(), None)).await.is_ok() {
+            self.progress.twice.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What the command after `version` does.

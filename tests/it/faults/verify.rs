@@ -10,11 +10,13 @@ use taskflow_tests::{Result, Site, wait};
 use crate::{cluster, with_site};
 
 const ALLOWED: (&str, &str) = ("TASKFLOW_VERIFY__ALLOWED", "true");
+const MAY_BREAK: (&str, &str) = ("TASKFLOW_VERIFY__MAY_BREAK", "true");
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("verify finds nothing wrong while workers die", clean),
         with_site("verify finds what somebody has changed behind our back", meddled),
+        with_site("verify breaks things by itself, and knows what is stuck", breaking),
         with_site("verify asks for consent", consent),
     ]
 }
@@ -74,13 +76,67 @@ async fn meddled(site: Arc<Site>) -> Result {
     worker.stop().await
 }
 
+async fn breaking(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (worker, other) = (cluster.worker()?, cluster.worker()?);
+    let hook = cluster.folder().join("hook");
+    let run = format!("echo broken >> {}", hook.display());
+    let args = [
+        "verify",
+        "--json",
+        "--seconds",
+        "8",
+        "--rate",
+        "100",
+        "--subjects",
+        "16",
+        "--every",
+        "1",
+        "--break",
+        "lease,sessions",
+        "--run",
+        &run,
+    ];
+    let output = cluster.run(&args, &[ALLOWED, MAY_BREAK]).await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&text)?;
+    let broken = report["broken"].as_array().context("nothing was broken")?;
+    for what in ["lease", "sessions", "echo"] {
+        let one = broken.iter().find(|one| one["what"].as_str().is_some_and(|text| text.contains(what)));
+        ensure!(one.is_some_and(|one| one["error"].is_null()), "{what}: {report}");
+    }
+    ensure!(std::fs::read_to_string(hook)?.starts_with("broken"), "the operator's command did not run");
+    ensure!(report["twice"].as_i64() > Some(0), "{report}");
+    let source = report["source"].as_str().context("no source")?;
+    ensure!(source.starts_with("/taskflow/verify/"), "{report}");
+    other.stop().await?;
+
+    // Workers that are there, and hold everything back: what waits is stuck, not lost.
+    cluster.run(&["pause", "--partition", "01", "--reason", "a test"], &[]).await?;
+    let args = ["verify", "--json", "--seconds", "3", "--rate", "30", "--subjects", "24", "--patience", "5"];
+    let output = cluster.run(&args, &[ALLOWED]).await?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).context("no report")?;
+    let count = &report["count"];
+    ensure!(count["stuck"].as_i64() > Some(0) && count["lost"] == 0 && count["reordered"] == 0, "{report}");
+    cluster.run(&["resume", "--partition", "01"], &[]).await?;
+    worker.stop().await
+}
+
 async fn consent(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
-    for (env, hint) in [
-        (vec![], "verify.allowed"),
-        (vec![ALLOWED, ("TASKFLOW_ENVIRONMENT", "production")], "verify.allowed_in_production"),
+    for (args, env, hint) in [
+        (vec!["verify"], vec![], "verify.allowed"),
+        (
+            vec!["verify"],
+            vec![ALLOWED, ("TASKFLOW_ENVIRONMENT", "production")],
+            "verify.allowed_in_production",
+        ),
+        (vec!["verify", "--break", "lease"], vec![ALLOWED], "verify.may_break"),
+        (vec!["verify", "--run", "true"], vec![ALLOWED], "verify.may_break"),
     ] {
-        let refused = cluster.run(&["verify"], &env).await?;
+        let refused = cluster.run(&args, &env).await?;
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(refused.status.code() == Some(2) && text.contains(hint), "{text}");
     }
