@@ -3,9 +3,11 @@
 mod bench;
 mod commands;
 mod connect;
+mod demo;
 mod exit;
 mod lifecycle;
 mod monitor;
+mod place;
 mod settings;
 mod telemetry;
 mod verify;
@@ -36,6 +38,8 @@ struct Program {
 
 #[derive(Subcommand)]
 enum Command {
+    /// See it for yourself: load, a worker killed, broker and Postgres restarted, and a count (starts its own stores)
+    Demo(commands::demo::Options),
     /// Start everything on this machine: four stores on ports of their own, schemas, sample data, all roles
     Dev(commands::dev::Options),
     /// Run the HTTP intake until SIGTERM
@@ -109,6 +113,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
     let Program { config, json, command } = program;
     let load = || settings::load(config.as_deref());
     match command {
+        Command::Demo(options) => Box::pin(commands::demo::run(options, json)).await,
         Command::Dev(options) => Box::pin(commands::dev::run(options, load()?)).await,
         Command::Api => Box::pin(commands::role::run(load()?, &[commands::role::Role::Api])).await,
         Command::Worker => Box::pin(commands::role::run(load()?, &[commands::role::Role::Worker])).await,

@@ -213,6 +213,53 @@ fn lock(kind: Kind, options: &Options) -> Result<File> {
     }
 }
 
+/// What a folder of servers holds.
+const CONTENTS: [&str; 7] = ["postgres", "rabbitmq", "mongodb", "redis", "log", "run", "secret"];
+/// What the servers' processes call themselves.
+const NAMES: [&str; 8] = [
+    "postgres",
+    "beam.smp",
+    "epmd",
+    "mongod",
+    "secantusd-rs",
+    "redis-server",
+    "redis-aof-rewrite",
+    "redis-rdb-bgsave",
+];
+
+/// Kills what a former run has left running in a folder, and removes the folder.
+///
+/// # Errors
+/// Another TaskFlow uses it at this moment, or there is something in it that no server has made: then it is left alone.
+pub async fn discard(data_dir: &Path) -> Result<()> {
+    if !data_dir.exists() {
+        return Ok(());
+    }
+    let data_dir = data_dir.canonicalize()?;
+    let entries = std::fs::read_dir(&data_dir).with_context(|| format!("look at {}", data_dir.display()))?;
+    for entry in entries {
+        let name = entry?.file_name();
+        if !CONTENTS.iter().any(|ours| name == **ours) {
+            bail!(
+                "{} holds {}, which is not ours: it would be removed; choose another folder",
+                data_dir.display(),
+                name.display()
+            );
+        }
+    }
+    let options = Options { data_dir: data_dir.clone(), ports: Ports::from(0), vhosts: Vec::new() };
+    let _locks = Kind::ALL.into_iter().map(|kind| lock(kind, &options)).collect::<Result<Vec<_>>>()?;
+    let left = proc::working_in(&data_dir, &NAMES);
+    for process in &left {
+        proc::kill_family(process.pid);
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while left.iter().any(proc::Identity::is_alive) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    std::fs::remove_dir_all(&data_dir).with_context(|| format!("remove {}", data_dir.display()))
+}
+
 /// All four.
 pub struct Servers {
     pub postgres: Server,

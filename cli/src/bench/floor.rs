@@ -23,8 +23,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::place::Site;
 use crate::connect::Stores;
+use crate::place::Site;
 
 const BATCH: usize = 500;
 

@@ -9,10 +9,10 @@ use taskflow_stores::clock;
 use tokio::task::JoinSet;
 
 use super::http::Connection;
-use super::place::{self, Place};
 use super::report::Figure;
 use super::{Plan, generate};
 use crate::commands::seed::LOGINS;
+use crate::place::{self, Place};
 
 const CONNECTIONS: usize = 64;
 const ARRAY: usize = 500;

@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use super::http::Connection;
 use super::intake::{free_address, log_in};
-use super::place::{self, Place, Site};
 use super::report::Figure;
 use super::{Plan, generate};
+use crate::place::{self, Place, Site};
 
 /// 50 a second.
 const EVERY: Duration = Duration::from_millis(20);

@@ -4,9 +4,9 @@ use anyhow::{Result, ensure};
 use taskflow_core::command::Priority;
 use taskflow_stores::clock;
 
-use super::place::{self, Place, Site};
 use super::report::Figure;
 use super::{Plan, generate, latency, throughput};
+use crate::place::{self, Place, Site};
 
 /// Low commands in the backlog for each normal one.
 const AT_LEAST: usize = 40;

@@ -7,7 +7,6 @@ mod http;
 mod intake;
 mod latency;
 mod low;
-mod place;
 pub(crate) mod report;
 mod sharing;
 mod throughput;
@@ -16,11 +15,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use place::Place;
 use report::{Figure, Report};
 
 use crate::commands::bench::Phase;
+use crate::place::Place;
 use crate::settings::Settings;
+
+/// Virtual hosts that are made in advance: one for each phase and round.
+const VHOSTS: usize = 24;
 
 /// What is measured.
 pub(crate) struct Plan {
@@ -42,7 +44,9 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let tell = |what: &str| bar.set_message(what.to_owned());
     tell("starting the stores");
-    let mut place = Place::open(plan).await.context("start the benchmark's stores")?;
+    let mut place = Place::open(&plan.data, &plan.settings, VHOSTS, |_| {})
+        .await
+        .context("start the benchmark's stores")?;
     let mut figures: Vec<Figure> = Vec::new();
     let mut result = Ok(());
     for phase in &plan.phases {

@@ -9,9 +9,9 @@ use taskflow_stores::clock;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::publish::{Message, Publisher};
 
-use super::place::{self, Cpu, Place, Site};
 use super::report::Figure;
 use super::{Plan, floor, generate};
+use crate::place::{self, Cpu, Place, Site};
 
 /// Longest drain that is waited for.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -2,6 +2,7 @@
 
 mod amqp;
 mod bad_input;
+mod canary;
 mod cli;
 mod commands;
 mod dead_letters;
@@ -27,6 +28,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         waiting::tests(),
         sessions::tests(),
         cli::tests(),
+        canary::tests(),
     ]
     .into_iter()
     .flatten()

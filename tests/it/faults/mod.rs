@@ -7,6 +7,7 @@ mod catalogue;
 mod crashes;
 mod dead_letters;
 mod growth;
+mod demo;
 mod lease;
 mod partitions;
 mod poison;
@@ -26,6 +27,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         crashes::tests(),
         dead_letters::tests(),
         growth::tests(),
+        demo::tests(),
         lease::tests(),
         partitions::tests(),
         poison::tests(),

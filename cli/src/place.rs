@@ -1,6 +1,7 @@
-//! Where the benchmark runs: four servers, and for each phase a database, a virtual host and a key prefix of its own.
+//! Where the benchmark and the demonstration run: four servers of their own, and for each phase a database, a virtual
+//! host and a key prefix of its own. Nothing else on the machine is touched.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,22 +13,20 @@ use taskflow_stores::{declare, mongo, postgres};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-use super::Plan;
 use crate::connect::{self, Stores};
 use crate::settings::{Environment, Settings};
 
-/// Virtual hosts that are made in advance: one for each phase and round.
-const VHOSTS: usize = 24;
-
-pub(super) struct Place {
-    servers: Servers,
+pub(crate) struct Place {
+    pub servers: Servers,
     next: usize,
-    data: std::path::PathBuf,
+    /// Virtual hosts, which are made in advance.
+    corners: usize,
+    data: PathBuf,
     base: Settings,
 }
 
 /// One phase's own corner of the servers.
-pub(super) struct Site {
+pub(crate) struct Site {
     pub settings: Settings,
     pub stores: Stores,
     pub layout: Layout,
@@ -36,7 +35,7 @@ pub(super) struct Site {
 
 /// CPU seconds that a server or a process has used.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cpu {
+pub(crate) struct Cpu {
     pub postgres: f64,
     pub rabbitmq: f64,
     pub mongodb: f64,
@@ -44,30 +43,41 @@ pub(super) struct Cpu {
 }
 
 impl Place {
-    pub(super) async fn open(plan: &Plan) -> Result<Self> {
-        if plan.data.exists() {
-            std::fs::remove_dir_all(&plan.data).with_context(|| format!("empty {}", plan.data.display()))?;
-        }
+    /// Starts the servers with their data in a folder, which is emptied first, and room for so many corners. Dropped
+    /// half-way, what has started is stopped.
+    pub(crate) async fn open(
+        data: &Path,
+        base: &Settings,
+        corners: usize,
+        progress: impl Fn(&str),
+    ) -> Result<Self> {
+        taskflow_servers::discard(data).await?;
         let options = Options {
-            data_dir: plan.data.clone(),
+            data_dir: data.to_owned(),
             ports: Ports::free()?,
-            vhosts: (0..VHOSTS).map(|number| format!("bench{number}")).collect(),
+            vhosts: (0..corners).map(|number| format!("bench{number}")).collect(),
         };
-        let servers = Servers::start(&options).await?;
-        Ok(Self { servers, next: 0, data: plan.data.clone(), base: plan.settings.clone() })
+        let servers = Servers::start_with(&options, progress).await?;
+        Ok(Self { servers, next: 0, corners, data: data.to_owned(), base: base.clone() })
     }
 
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         self.servers.stop().await;
         let _ = std::fs::remove_dir_all(&self.data);
     }
 
+    /// Stops the servers and keeps what they have written, for whoever wants to know why.
+    pub(crate) async fn keep(mut self) -> PathBuf {
+        self.servers.stop().await;
+        self.data
+    }
+
     /// A fresh corner: migrated, declared, empty but for the sample users.
-    pub(super) async fn site(&mut self) -> Result<Site> {
+    pub(crate) async fn site(&mut self) -> Result<Site> {
         let number = self.next;
         self.next += 1;
-        if number >= VHOSTS {
-            bail!("more rounds than virtual hosts were made ({VHOSTS})");
+        if number >= self.corners {
+            bail!("more rounds than virtual hosts were made ({})", self.corners);
         }
         let name = format!("bench{number}");
         let mut settings = self.base.clone();
@@ -84,7 +94,7 @@ impl Place {
         sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await?;
         admin.close().await?;
         let stop = CancellationToken::new();
-        let stores = connect::stores(&settings, "taskflow bench", &stop).await?;
+        let stores = connect::stores(&settings, "taskflow load", &stop).await?;
         postgres::migrate::up(&stores.postgres, None).await?;
         mongo::migrate::up(&stores.mongo, None).await?;
         crate::commands::seed::insert(&stores.postgres).await?;
@@ -93,7 +103,7 @@ impl Place {
     }
 
     /// What the servers have used so far.
-    pub(super) fn cpu(&self) -> Cpu {
+    pub(crate) fn cpu(&self) -> Cpu {
         let of = |server: &Server| server.pid().map_or(0.0, server_cpu);
         Cpu {
             postgres: of(&self.servers.postgres),
@@ -105,7 +115,7 @@ impl Place {
 }
 
 impl Cpu {
-    pub(super) fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             postgres: self.postgres - before.postgres,
             rabbitmq: self.rabbitmq - before.rabbitmq,
@@ -117,7 +127,7 @@ impl Cpu {
 
 impl Site {
     /// Starts a role of this very program as a process of its own.
-    pub(super) fn spawn(&self, role: &str, listen: Option<&str>) -> Result<Child> {
+    pub(crate) fn spawn(&self, role: &str, listen: Option<&str>) -> Result<Child> {
         let mut command = self.command(&[role]);
         if let Some(listen) = listen {
             command.env("TASKFLOW_HTTP__LISTEN", listen);
@@ -126,7 +136,7 @@ impl Site {
     }
 
     /// This very program with these words, in this corner.
-    pub(super) fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let s = &self.settings;
         let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "taskflow".into()));
         command
@@ -144,14 +154,14 @@ impl Site {
         command
     }
 
-    pub(super) async fn close(self) {
+    pub(crate) async fn close(self) {
         self.stop.cancel();
         self.stores.postgres.close().await;
     }
 }
 
 /// Asks a role to stop, as an operator would.
-pub(super) async fn stop(mut child: Child) -> Result<()> {
+pub(crate) async fn stop(mut child: Child) -> Result<()> {
     if let Some(pid) = child.id() {
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(pid.cast_signed()),
@@ -163,12 +173,12 @@ pub(super) async fn stop(mut child: Child) -> Result<()> {
 }
 
 /// CPU seconds of one process.
-pub(super) fn process_cpu(pid: u32) -> f64 {
+pub(crate) fn process_cpu(pid: u32) -> f64 {
     stat(&Path::new("/proc").join(pid.to_string())).map_or(0.0, |(_, seconds)| seconds)
 }
 
 /// The most memory that a process has had, in MiB.
-pub(super) fn peak_memory_mib(pid: u32) -> f64 {
+pub(crate) fn peak_memory_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
