@@ -1,5 +1,6 @@
 //! `taskflow demo`: the promise, to be watched. [`crate::demo`] has the play and its stage.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,11 +51,12 @@ pub(crate) async fn run(options: Options, json: bool) -> Result<ExitCode, Exit> 
     let Some(played) = played? else {
         return Err(Exit::failed("stopped before the end; everything that it had started is gone"));
     };
-    print(&played, json);
+    // What the last picture shows is not said twice.
+    print(&played, json, view.is_drawn() && std::io::stdout().is_terminal());
     Ok(if played.count.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-fn print(played: &Played, json: bool) {
+fn print(played: &Played, json: bool, seen: bool) {
     if json {
         println!(
             "{}",
@@ -66,11 +68,16 @@ fn print(played: &Played, json: bool) {
         return;
     }
     println!();
-    for act in &played.acts {
-        println!("{:<22} {}", act.what, act.outcome());
+    if !seen {
+        for act in &played.acts {
+            println!("{:<22} {}", act.what, act.outcome());
+        }
+        println!();
     }
-    println!();
     print!("{}", played.count.table());
+    if played.count.is_clean() {
+        println!("\nEvery command that was accepted took effect once, and in its order.");
+    }
     if let Some(folder) = &played.kept {
         println!(
             "\nSomething is wrong. What the stores and the workers have to say is in {}.",

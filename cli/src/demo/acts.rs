@@ -133,7 +133,7 @@ impl<'p> Troupe<'p> {
 /// Stops a server as an operator would, and starts it again. Returns for how many seconds it was away.
 async fn restart(server: &mut Server, scene: &Scene, view: &View) -> Result<f64> {
     let name = server.name();
-    view.say(scene, &format!("restart of {name}"));
+    view.say(scene, &format!("stopping {name}, as an operator would, and starting it again"));
     scene.store(name, "stopping");
     let start = Instant::now();
     server.stop().await;

@@ -28,6 +28,8 @@ pub(crate) enum View {
 #[derive(Clone)]
 pub(crate) struct Stage {
     _all: MultiProgress,
+    /// A bar that nobody holds is not drawn.
+    _blanks: [ProgressBar; 3],
     head: ProgressBar,
     accepted: ProgressBar,
     applied: ProgressBar,
@@ -88,6 +90,10 @@ impl View {
         }
     }
 
+    pub(crate) fn is_drawn(&self) -> bool {
+        matches!(self, Self::Drawn(_))
+    }
+
     /// Leaves the last picture on the screen.
     pub(crate) fn close(&self) {
         if let Self::Drawn(stage) = self {
@@ -109,19 +115,25 @@ impl Stage {
             bar.set_style(style(template));
             bar
         };
-        let blank = || add(" ").tick();
+        let blank = || {
+            let bar = add("{msg}");
+            bar.set_message(" ");
+            bar.tick();
+            bar
+        };
         let head = add("{prefix:.bold}  {wide_msg:.dim}");
-        blank();
+        let below_head = blank();
         let accepted = add("  accepted  {prefix:>9.bold}  {wide_msg:.dim}");
         let applied = add("  applied   {prefix:>9.bold.green}  {wide_msg:.dim}");
         let again = add("  again     {prefix:>9.bold}  {wide_msg:.dim}");
-        blank();
+        let below_counts = blank();
         let bars = add("  a second  {wide_msg:.cyan}");
         let stores = add("  stores    {wide_msg}");
         let workers = add("  workers   {wide_msg}");
-        blank();
-        let lines = std::array::from_fn(|_| add(" "));
-        Self { _all: all, head, accepted, applied, again, bars, stores, workers, lines }
+        let above_lines = blank();
+        let lines = std::array::from_fn(|_| add("{msg}"));
+        let _blanks = [below_head, below_counts, above_lines];
+        Self { _all: all, _blanks, head, accepted, applied, again, bars, stores, workers, lines }
     }
 
     fn bars(&self) -> impl Iterator<Item = &ProgressBar> {

@@ -58,7 +58,7 @@ async fn whole() -> Result {
     }
     ensure!(acts[1]["awayseconds"].as_f64() > Some(0.1), "the broker was not away: {report}");
     // Lines for people, since there is no terminal.
-    ensure!(said.contains("kill -9 of worker 1") && said.contains("restart of postgres"), "{said}");
+    ensure!(said.contains("kill -9 of worker 1") && said.contains("stopping postgres"), "{said}");
     ensure!(!folder.path().join("demo").exists(), "its folder stays");
     Ok(())
 }
