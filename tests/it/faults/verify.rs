@@ -112,10 +112,20 @@ async fn breaking(site: Arc<Site>) -> Result {
     ensure!(source.starts_with("/taskflow/verify/"), "{report}");
     other.stop().await?;
 
-    // Workers that are there, and hold everything back: what waits is stuck, not lost.
-    cluster.run(&["pause", "--partition", "01", "--reason", "a test"], &[]).await?;
-    let args = ["verify", "--json", "--seconds", "3", "--rate", "30", "--subjects", "24", "--patience", "5"];
-    let output = cluster.run(&args, &[ALLOWED]).await?;
+    // Workers that are there, and hold one partition back: what waits is stuck, not lost.
+    let before = site.count("SELECT count(*) FROM tasks").await?;
+    let args = ["verify", "--json", "--seconds", "5", "--rate", "30", "--subjects", "24", "--patience", "5"];
+    let verify = cluster.command(&args, &[ALLOWED]).output();
+    let pause = async {
+        wait::until("tasks are there", async || {
+            Ok(site.count("SELECT count(*) FROM tasks").await? > before + 20)
+        })
+        .await?;
+        cluster.run(&["pause", "--partition", "01", "--reason", "a test"], &[]).await
+    };
+    let (output, paused) = tokio::join!(verify, pause);
+    ensure!(paused?.status.success(), "not paused");
+    let output = output?;
     ensure!(output.status.code() == Some(1), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).context("no report")?;
     let count = &report["count"];
