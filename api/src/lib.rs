@@ -14,6 +14,7 @@ mod pressure;
 mod problem;
 mod recent;
 mod routes;
+pub mod stream;
 mod trace;
 mod wait;
 
@@ -52,6 +53,8 @@ pub struct Settings {
     /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
     /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
     pub backlog_age_max_s: u64,
+    /// Bounds of the live stream.
+    pub stream: stream::Settings,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             batch_max: 10_000,
             password_checks: 2,
             backlog_age_max_s: 0,
+            stream: stream::Settings::default(),
         }
     }
 }
@@ -96,6 +100,7 @@ pub(crate) struct App {
     pub bodies: bodies::Bodies,
     pub pressure: pressure::Pressure,
     pub mender: Mender,
+    pub streams: stream::Streams,
     /// What other parts of this process know of their health.
     pub vitals: Vitals,
 }
@@ -123,6 +128,13 @@ pub async fn run(
 ) {
     let intake = clock::new_id();
     let mender = mend(&stores, stop.clone());
+    let streams = match stream::start(settings.stream.clone(), &stores, intake, &stop) {
+        Ok(streams) => streams,
+        Err(error) => {
+            tracing::error!(%error, "The API can't start.");
+            return;
+        }
+    };
     let app = Arc::new(App {
         lookup: lookup::start(stores.postgres.clone(), stop.clone()),
         waiters: wait::start(stores.clone(), intake, stop.clone()),
@@ -131,16 +143,26 @@ pub async fn run(
         bodies: bodies::Bodies::new(&settings),
         pressure: pressure::start(&stores, mender.clone(), stop.clone()),
         mender: mender.clone(),
+        streams,
         vitals,
         settings,
         stores,
         metrics,
         intake,
     });
-    let router = router(app);
+    let router = router(Arc::clone(&app));
+    // Open streams would never end by themselves.
+    let farewell = async {
+        stop.cancelled().await;
+        app.streams.close(&app.stores.redis).await;
+    };
     let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(async move { stop.cancelled().await });
-    if let Err(error) = served.await {
+        .with_graceful_shutdown({
+            let stop = stop.clone();
+            async move { stop.cancelled().await }
+        });
+    let (served, ()) = tokio::join!(async { served.await }, farewell);
+    if let Err(error) = served {
         tracing::error!(%error, "The HTTP server ended.");
     }
 }
@@ -163,11 +185,13 @@ fn router(app: Arc<App>) -> Router {
         .merge(routes::dead_letters::routes())
         .merge(routes::sessions::routes())
         .merge(routes::pauses::routes())
+        .merge(routes::stream::routes())
         .merge(routes::health::routes())
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), bodies::bound))
+        .layer(axum::middleware::from_fn(stream::credential::show))
         .layer(axum::middleware::from_fn(observe_http::observe))
         .with_state(app)
 }

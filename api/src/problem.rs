@@ -156,6 +156,16 @@ impl Problem {
         )
     }
 
+    pub(crate) fn too_many_streams(most: usize) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_streams",
+            "Too many streams",
+            format!("you have {most} open streams already, as many as one may have; close one"),
+        )
+        .retry_after(RETRY_AFTER_S)
+    }
+
     /// Tells the caller when to try again, in seconds.
     #[must_use]
     pub(crate) fn retry_after(self, seconds: u64) -> Self {

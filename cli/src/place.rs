@@ -184,6 +184,13 @@ pub(crate) fn peak_memory_mib(pid: u32) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
+/// The memory that a process has at the moment, in KiB.
+pub(crate) fn memory_kib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
+}
+
 /// CPU seconds of a server with everything it has started. Postgres gives each session a process group of its own, so
 /// children count by their parent as well.
 fn server_cpu(leader: u32) -> f64 {

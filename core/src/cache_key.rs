@@ -33,6 +33,26 @@ pub fn session(token_digest: &str) -> String {
     format!("session:{token_digest}")
 }
 
+/// Seconds that an open socket is known without being refreshed.
+pub const SOCKET_TTL_S: u64 = 3600;
+/// Seconds that a process with sockets counts as alive after its last word.
+pub const SOCKET_PROCESS_TTL_S: u64 = 15;
+
+/// Whose an open socket is.
+pub fn socket(id: &str) -> String {
+    format!("ws:connection:{id}")
+}
+
+/// The ids of a user's open sockets, a set.
+pub fn sockets_of(user: Uuid) -> String {
+    format!("ws:user:{user}:connections")
+}
+
+/// There while a process lives that has sockets.
+pub fn socket_process(process: &str) -> String {
+    format!("ws:process:{process}")
+}
+
 /// The pub/sub channel on which an intake hears of the receipts that its callers wait for.
 pub fn receipts_channel(intake: Uuid) -> String {
     format!("receipts:{intake}")

@@ -105,6 +105,10 @@ metrics! {
         "Time of calls to a store.";
     HTTP_REQUEST = "taskflow_http_request_duration_seconds" Kind::Histogram(STEP_SECONDS), ["route", "method", "status"],
         "Time of HTTP requests, by route pattern.";
+    STREAMS = "taskflow_streams" Kind::Gauge, [],
+        "Open sockets of the live stream.";
+    STREAMS_ENDED = "taskflow_streams_ended_total" Kind::Counter, ["reason"],
+        "Sockets of the live stream that ended: left, stopping, reset, slow, idle, session, gap, unavailable, talks.";
     LOGINS = "taskflow_logins_total" Kind::Counter, ["result"],
         "Logins, by result: ok, failed, busy.";
     PUBLISH_IN_FLIGHT = "taskflow_publish_in_flight" Kind::Gauge, [],

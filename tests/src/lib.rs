@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod redis_cluster;
 pub mod site;
 pub mod soak;
+pub mod socket;
 pub mod trial;
 pub mod verdict;
 pub mod wait;

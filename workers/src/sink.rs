@@ -3,6 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use taskflow_core::metric;
+use taskflow_core::stream::Place;
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::postgres::{tasks, users};
 use taskflow_stores::rabbit::publish::Message;
@@ -72,7 +73,7 @@ pub(crate) async fn deliver(
             batch.payload.tasks.len() + batch.payload.users.len()
         }
         Sink::Exchange => {
-            publish(context, &batch.payload).await?;
+            publish(context, partition, batch).await?;
             batch.payload.events.len()
         }
     };
@@ -107,10 +108,14 @@ async fn reread(context: &Context, payload: &Payload) -> Result<Refresh, StoreEr
     })
 }
 
-async fn publish(context: &Context, payload: &Payload) -> Result<(), StoreError> {
-    let mut confirms = Vec::with_capacity(payload.events.len());
-    for event in &payload.events {
-        confirms.push(context.stores.publisher.send(Message::event(event)).await?);
+async fn publish(context: &Context, partition: &str, batch: &Batch) -> Result<(), StoreError> {
+    let events = &batch.payload.events;
+    let mut confirms = Vec::with_capacity(events.len());
+    let mut place =
+        Place { partition: partition.to_owned(), number: batch.number, index: 0, count: events.len() as u32 };
+    for (index, event) in events.iter().enumerate() {
+        place.index = index as u32;
+        confirms.push(context.stores.publisher.send(Message::event(event, Some(&place))).await?);
     }
     for confirm in confirms {
         confirm.confirmed().await.map_err(StoreError::from)?;

@@ -62,7 +62,7 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
     crash::point("system_audited");
     let mut confirms = Vec::with_capacity(events.len());
     for (_, event) in &events {
-        confirms.push(context.stores.publisher.send(Message::event(event)).await?);
+        confirms.push(context.stores.publisher.send(Message::event(event, None)).await?);
     }
     for confirm in confirms {
         confirm.confirmed().await.map_err(StoreError::from)?;

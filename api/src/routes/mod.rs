@@ -7,6 +7,7 @@ pub(crate) mod health;
 mod ndjson;
 pub(crate) mod pauses;
 pub(crate) mod sessions;
+pub(crate) mod stream;
 
 use crate::problem::Problem;
 

@@ -116,7 +116,7 @@ async fn follow(stores: std::sync::Arc<Stores>, partition: String, number: i64, 
     let publish = async {
         let mut pending = Vec::with_capacity(batch.payload.events.len());
         for event in &batch.payload.events {
-            pending.push(stores.publisher.send(Message::event(event)).await?);
+            pending.push(stores.publisher.send(Message::event(event, None)).await?);
         }
         for confirm in pending {
             confirm.confirmed().await?;

@@ -9,6 +9,7 @@ mod latency;
 mod low;
 pub(crate) mod report;
 mod sharing;
+mod sockets;
 mod throughput;
 
 use std::path::PathBuf;
@@ -57,6 +58,7 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
             Phase::Latency => latency::run(plan, &mut place, &tell).await,
             Phase::Low => low::run(plan, &mut place, &tell).await,
             Phase::Sharing => sharing::run(plan, &mut place, &tell).await,
+            Phase::Sockets => sockets::run(&mut place, &tell).await,
         };
         match measured {
             Ok(measured) => figures.extend(measured),

@@ -50,12 +50,14 @@ pub(crate) enum Phase {
     /// The pause of each partition when workers join, leave and are killed, and when the number of partitions changes;
     /// only when it is named: a round takes more than a minute
     Sharing,
+    /// Memory of an idle reader of the live stream, two thousand of them
+    Sockets,
 }
 
 pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Result<ExitCode, Exit> {
     telemetry::start_logs(&settings)?;
     let phases = match options.phases.as_slice() {
-        [] => vec![Phase::Drain, Phase::Mixed, Phase::Intake, Phase::Latency, Phase::Low],
+        [] => vec![Phase::Drain, Phase::Mixed, Phase::Intake, Phase::Latency, Phase::Low, Phase::Sockets],
         some => some.to_vec(),
     };
     let plan = Plan {

@@ -1,6 +1,7 @@
 //! MongoDB: the audit trail.
 
 pub mod events;
+pub mod gap;
 pub mod migrate;
 
 use std::time::Duration;

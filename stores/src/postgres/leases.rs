@@ -116,6 +116,30 @@ pub async fn newest_batches(pool: &PgPool) -> Result<Vec<(String, i64)>, StoreEr
         .map_err(failed("read the partitions' heads"))
 }
 
+/// When the first batch was applied that comes after these, in any of the partitions; `None` if there is none. Each is
+/// given with its number and the last that is looked for.
+pub async fn applied_after(
+    pool: &PgPool,
+    partitions: &[(&str, i64, i64)],
+) -> Result<Option<DateTime<Utc>>, StoreError> {
+    if partitions.is_empty() {
+        return Ok(None);
+    }
+    sqlx::query_scalar(
+        "/* applied_after */
+        SELECT min(b.applied_at) FROM UNNEST($1::text[], $2::bigint[]) AS p (partition, number)
+        CROSS JOIN LATERAL (
+            SELECT applied_at FROM batches
+            WHERE partition = p.partition AND number > p.number ORDER BY number LIMIT 1
+        ) b",
+    )
+    .bind(partitions.iter().map(|(partition, _, _)| *partition).collect::<Vec<_>>())
+    .bind(partitions.iter().map(|(_, number, _)| *number).collect::<Vec<_>>())
+    .fetch_one(pool)
+    .await
+    .map_err(failed("look when batches were applied"))
+}
+
 /// Ends some partition's lease before its time, as a pause of its holder's machine would. Returns which; `None` if there
 /// is none.
 pub async fn expire_one(pool: &PgPool) -> Result<Option<String>, StoreError> {

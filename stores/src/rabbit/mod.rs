@@ -6,6 +6,7 @@
 pub mod consume;
 pub mod dead_letters;
 pub mod drain;
+pub mod feed;
 mod lane;
 pub mod link;
 pub mod publish;

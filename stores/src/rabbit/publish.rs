@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use taskflow_core::command::Priority;
-use taskflow_core::{Command, Event, envelope, metric, slot};
+use taskflow_core::{Command, Event, envelope, metric, slot, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
@@ -30,6 +30,8 @@ const IN_FLIGHT_BYTES: usize = 8 * 1024;
 pub(super) const PERSISTENT: u8 = 2;
 /// When a command was accepted, in microseconds since 1970.
 pub const ACCEPTED: &str = "taskflow-accepted";
+/// Where an event stands, on its message: [`Place`](taskflow_core::stream::Place) as text.
+pub(super) const PLACE: &str = "taskflow-place";
 
 /// A message to be published. Always persistent.
 pub struct Message {
@@ -67,16 +69,22 @@ impl Message {
         }
     }
 
-    /// An event, for whoever has bound a queue.
-    pub fn event(event: &Event) -> Self {
+    /// An event, for whoever has bound a queue. What no command causes has no place.
+    pub fn event(event: &Event, place: Option<&stream::Place>) -> Self {
+        let properties = BasicProperties::default()
+            .with_content_type(envelope::CONTENT_TYPE.into())
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(event.id.to_string().into());
+        let with_place = |place: &stream::Place| {
+            let mut headers = FieldTable::default();
+            headers.insert(PLACE.into(), AMQPValue::LongString(place.to_string().into()));
+            properties.clone().with_headers(headers)
+        };
         Self {
             exchange: EVENTS.into(),
             routing_key: (&*event.kind).into(),
             body: event.to_cloud_event(),
-            properties: BasicProperties::default()
-                .with_content_type(envelope::CONTENT_TYPE.into())
-                .with_delivery_mode(PERSISTENT)
-                .with_message_id(event.id.to_string().into()),
+            properties: place.map_or_else(|| properties.clone(), with_place),
             mandatory: false,
             lane: slot::of(event.entity),
         }

@@ -10,6 +10,7 @@ pub mod cache;
 pub(crate) mod connection;
 pub mod receipts;
 pub mod sessions;
+pub mod sockets;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

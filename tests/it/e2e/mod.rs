@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod dead_letters;
 mod duplicates;
+mod live;
 mod order;
 mod redis_cluster;
 mod sessions;
@@ -28,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         waiting::tests(),
         sessions::tests(),
         cli::tests(),
+        live::tests(),
         canary::tests(),
     ]
     .into_iter()

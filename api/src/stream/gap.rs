@@ -1,0 +1,181 @@
+//! What somebody missed who comes back: read from the outbox and the audit trail, without a hole and without a double.
+//!
+//! The seat is taken first: what is committed from now on comes live. Then one statement says how far each partition has
+//! got; everything up to there is filled in here, and left out of what comes live. What the outbox still keeps may not be
+//! in MongoDB yet, and what it does not keep is there: so the outbox is read before.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use taskflow_core::stream::{About, Cursor, Filter, Positions};
+use taskflow_stores::mongo::gap::{Kept, SYSTEM, Wanted};
+use taskflow_stores::postgres::{leases, outbox};
+use taskflow_stores::{StoreError, mongo};
+use uuid::Uuid;
+
+use super::hub::End;
+use crate::Stores;
+
+/// Outbox rows that are read at once: each may have hundreds of events.
+const ROWS: i64 = 20;
+/// Outbox rows that are looked through for one reader: with more, the audit trail is far behind.
+const ROWS_MAX: usize = 2_000;
+/// Events that one batch may have.
+const FIRST: usize = 2_000;
+/// What has no place in a partition is looked for from so long before the cursor was given: it may come a second time.
+const OVERLAP: TimeDelta = TimeDelta::seconds(30);
+
+/// An event that was missed.
+pub(crate) struct Missed {
+    pub about: About,
+    /// Partition, batch, place in it; none for what no command causes.
+    pub place: Option<(String, i64, u32)>,
+    /// As a CloudEvent.
+    pub json: Vec<u8>,
+}
+
+/// What was missed, and up to where.
+pub(crate) struct Gap {
+    pub missed: Vec<Missed>,
+    pub until: Positions,
+}
+
+/// Whose events, and which of them.
+pub(crate) struct Reader<'r> {
+    /// None for all.
+    pub user: Option<Uuid>,
+    pub filter: &'r Filter,
+    /// Events that are filled in.
+    pub most: usize,
+}
+
+/// How far each partition has got: what is committed later comes live.
+pub(crate) async fn newest(stores: &Stores) -> Result<Positions, StoreError> {
+    Ok(Positions::of_batches(leases::newest_batches(&stores.postgres).await?))
+}
+
+/// Reads what was missed since a cursor.
+pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) -> Result<Gap, End> {
+    let until = newest(stores).await.map_err(away)?;
+    let behind = cursor.positions.behind(&until);
+    let mut found = Found { reader, cursor, until: &until, ids: HashSet::new(), missed: Vec::new() };
+    let mut looked_through = 0;
+    for (partition, whole, last) in &behind {
+        let mut after = *whole;
+        loop {
+            let rows =
+                outbox::read(&stores.postgres, partition, after, last + 1, ROWS).await.map_err(away)?;
+            let complete = (rows.len() as i64) < ROWS;
+            looked_through += rows.len();
+            if looked_through > ROWS_MAX {
+                return Err(End::GapTooLarge);
+            }
+            for (number, payload) in rows {
+                after = number;
+                for (index, event) in payload.events.iter().enumerate() {
+                    let json = event.to_cloud_event();
+                    let kept = Kept {
+                        id: event.id.to_string(),
+                        partition: (*partition).to_owned(),
+                        number,
+                        index: index as u32,
+                        json,
+                    };
+                    found.add(kept)?;
+                }
+            }
+            if complete {
+                break;
+            }
+        }
+    }
+    let applied = leases::applied_after(&stores.postgres, &behind).await.map_err(away)?;
+    let wanted = Wanted {
+        batches: &behind,
+        // Events bear the time of their batch, to the millisecond.
+        applied_since: applied.map(|at| at - TimeDelta::milliseconds(1)),
+        system_since: cursor.at - OVERLAP,
+        user: reader.user,
+        // Of the first batch of each partition some may have been had.
+        most: reader.most + found.missed.len() + behind.len() * FIRST,
+    };
+    let kept = mongo::gap::read(&stores.mongo, &wanted).await;
+    // Too much to look through is too much.
+    let kept = kept.map_err(away)?.ok_or(End::GapTooLarge)?;
+    for one in kept {
+        found.add(one)?;
+    }
+    let mut missed = found.missed;
+    sort(&mut missed);
+    Ok(Gap { missed, until })
+}
+
+fn away(error: StoreError) -> End {
+    tracing::warn!(%error, "What a reader has missed can't be read.");
+    End::Unavailable
+}
+
+struct Found<'f> {
+    reader: &'f Reader<'f>,
+    cursor: &'f Cursor,
+    until: &'f Positions,
+    ids: HashSet<String>,
+    missed: Vec<Missed>,
+}
+
+impl Found<'_> {
+    /// Takes an event that was missed and is wanted; once.
+    fn add(&mut self, kept: Kept) -> Result<(), End> {
+        let Kept { id, partition, number, index, json } = kept;
+        let is_system = partition == SYSTEM;
+        if !is_system
+            && (self.cursor.positions.has(&partition, number, index)
+                || !self.until.has(&partition, number, index))
+        {
+            return Ok(());
+        }
+        let Some(about) = About::read(&json) else { return Ok(()) };
+        let owned = self.reader.user.is_none_or(|user| about.owners().contains(&user));
+        if !owned || !self.reader.filter.takes(&about) || !self.ids.insert(id) {
+            return Ok(());
+        }
+        if self.missed.len() >= self.reader.most {
+            return Err(End::GapTooLarge);
+        }
+        let place = (!is_system).then_some((partition, number, index));
+        self.missed.push(Missed { about, place, json });
+        Ok(())
+    }
+}
+
+/// By time, and in each partition by its own order: the clocks of two workers may differ where it changed hands.
+fn sort(missed: &mut [Missed]) {
+    missed.sort_by(|a, b| a.place.cmp(&b.place));
+    let mut times: Vec<(DateTime<Utc>, usize)> = Vec::with_capacity(missed.len());
+    let mut before: Option<(&str, DateTime<Utc>)> = None;
+    for (at, one) in missed.iter().enumerate() {
+        let mut time = one.about.time;
+        if let Some((partition, _, _)) = &one.place {
+            if let Some((same, newest)) = before
+                && same == partition.as_str()
+            {
+                time = time.max(newest);
+            }
+            before = Some((partition.as_str(), time));
+        }
+        times.push((time, at));
+    }
+    times.sort_unstable();
+    let mut rank = vec![0; times.len()];
+    for (place, (_, at)) in times.iter().enumerate() {
+        rank[*at] = place;
+    }
+    // Where each has to go is known: put them there.
+    for at in 0..rank.len() {
+        while rank[at] != at {
+            let to = rank[at];
+            missed.swap(at, to);
+            rank.swap(at, to);
+        }
+    }
+}

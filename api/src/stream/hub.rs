@@ -1,0 +1,273 @@
+//! Who is connected, and which event goes to whom.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use taskflow_core::metric;
+use taskflow_core::stream::{About, Filter, Place, Positions};
+use taskflow_stores::observe;
+use tokio::sync::{Notify, mpsc, watch};
+use uuid::Uuid;
+
+/// Why a stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The reader has left, or broken the protocol's rules.
+    Left,
+    /// This process stops.
+    Stopping,
+    /// Something may be missing from here on.
+    Reset,
+    /// Too many events wait for the reader, or it takes too long for one.
+    Slow,
+    /// Neither a pong nor anything else was heard.
+    Idle,
+    /// The session was ended, or has expired.
+    SessionOver,
+    /// More was missed than is filled in.
+    GapTooLarge,
+    /// What was missed can't be read at the moment.
+    Unavailable,
+    /// A reader that talks.
+    Talks,
+}
+
+impl End {
+    /// The close code and the reason of the frame that tells it (RFC 6455, section 7.4).
+    pub(crate) fn frame(self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Self::Left => return None,
+            Self::Stopping => (1001, "this server stops: connect again, with lasteventid"),
+            Self::Reset => (1012, "the feed was made anew: connect again, with lasteventid"),
+            Self::Unavailable => (1013, "what was missed can't be read now: try again soon"),
+            Self::Talks => (1003, "this stream takes no messages"),
+            Self::SessionOver => (4001, "the session has ended: log in again"),
+            Self::Slow => (4002, "too slow: too many events wait"),
+            Self::GapTooLarge => {
+                (4003, "too much was missed: read GET /v1/events, then connect without lasteventid")
+            }
+            Self::Idle => (4004, "no sign of life: answer the pings"),
+        })
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Stopping => "stopping",
+            Self::Reset => "reset",
+            Self::Slow => "slow",
+            Self::Idle => "idle",
+            Self::SessionOver => "session",
+            Self::GapTooLarge => "gap",
+            Self::Unavailable => "unavailable",
+            Self::Talks => "talks",
+        }
+    }
+}
+
+/// An event on its way to readers.
+pub(crate) struct Live {
+    pub about: About,
+    pub place: Option<Place>,
+    /// As a CloudEvent.
+    pub json: Vec<u8>,
+    /// What had been told before its batch.
+    pub before: Arc<Positions>,
+}
+
+/// One reader's place in the hub.
+pub(crate) struct Seat {
+    pub socket: String,
+    pub user: Uuid,
+    /// Whether it may have every event.
+    pub all: bool,
+    pub filter: Filter,
+    /// The digest of its session, if it has one.
+    pub session: Option<String>,
+    sender: mpsc::Sender<Arc<Live>>,
+    end: OnceLock<End>,
+    ended: Notify,
+}
+
+impl Seat {
+    /// Ends the stream. The first reason counts.
+    pub(crate) fn end(&self, why: End) {
+        let _ = self.end.set(why);
+        self.ended.notify_one();
+    }
+
+    /// Waits until somebody ends the stream.
+    pub(crate) async fn ended(&self) -> End {
+        loop {
+            if let Some(end) = self.end.get() {
+                return *end;
+            }
+            self.ended.notified().await;
+        }
+    }
+}
+
+/// What a seat is taken for.
+pub(crate) struct Request {
+    pub user: Uuid,
+    pub all: bool,
+    pub filter: Filter,
+    pub session: Option<String>,
+    pub buffer: usize,
+}
+
+/// Everybody who is connected to this process.
+pub(crate) struct Hub {
+    pub process: Uuid,
+    most: usize,
+    next: AtomicU64,
+    seats: Mutex<Seats>,
+    count: watch::Sender<usize>,
+    /// Whether events come in.
+    fed: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Seats {
+    by_user: HashMap<Uuid, Vec<Arc<Seat>>>,
+    /// Those who may have every event.
+    all: Vec<Arc<Seat>>,
+    count: usize,
+    positions: Arc<Positions>,
+}
+
+impl Hub {
+    pub(super) fn new(process: Uuid, most: usize) -> Self {
+        Self {
+            process,
+            most,
+            next: AtomicU64::new(0),
+            seats: Mutex::default(),
+            count: watch::Sender::new(0),
+            fed: watch::Sender::new(false),
+        }
+    }
+
+    /// Takes a seat; `None` if there is none free. Events come from now on.
+    pub(crate) fn take_seat(&self, request: Request) -> Option<(Arc<Seat>, mpsc::Receiver<Arc<Live>>)> {
+        let (sender, receiver) = mpsc::channel(request.buffer.max(1));
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let Request { user, all, filter, session, .. } = request;
+        let seat = Arc::new(Seat {
+            socket: format!("{}:{number}", self.process),
+            user,
+            all,
+            filter,
+            session,
+            sender,
+            end: OnceLock::new(),
+            ended: Notify::new(),
+        });
+        let mut seats = self.lock();
+        if seats.count >= self.most {
+            return None;
+        }
+        if all {
+            seats.all.push(Arc::clone(&seat));
+        } else {
+            seats.by_user.entry(user).or_default().push(Arc::clone(&seat));
+        }
+        seats.count += 1;
+        self.tell_count(seats.count);
+        Some((seat, receiver))
+    }
+
+    /// Gives a seat back.
+    pub(crate) fn leave(&self, seat: &Arc<Seat>, why: End) {
+        let mut seats = self.lock();
+        let others = |other: &Arc<Seat>| !Arc::ptr_eq(other, seat);
+        if seat.all {
+            seats.all.retain(others);
+        } else if let Some(own) = seats.by_user.get_mut(&seat.user) {
+            own.retain(others);
+            if own.is_empty() {
+                seats.by_user.remove(&seat.user);
+            }
+        }
+        seats.count -= 1;
+        self.tell_count(seats.count);
+        observe::counter(&metric::STREAMS_ENDED, &[("reason", why.as_str())]).increment(1);
+    }
+
+    fn tell_count(&self, count: usize) {
+        self.count.send_replace(count);
+        observe::gauge(&metric::STREAMS, &[]).set(count as f64);
+    }
+
+    /// Gives a batch's events, or a single one, to the seats that they concern.
+    pub(super) fn dispatch(&self, events: Vec<Live>) {
+        let mut seats = self.lock();
+        let mut positions = None;
+        for live in events.into_iter().map(Arc::new) {
+            if let Some(place) = &live.place {
+                positions
+                    .get_or_insert_with(|| (*seats.positions).clone())
+                    .advance_past(&place.partition, place.number);
+            }
+            let owners = live.about.owners();
+            let own = owners.iter().filter_map(|user| seats.by_user.get(user)).flatten();
+            for seat in own.chain(&seats.all).filter(|seat| seat.filter.takes(&live.about)) {
+                // Who has left has no use for it.
+                if let Err(mpsc::error::TrySendError::Full(_)) = seat.sender.try_send(Arc::clone(&live)) {
+                    seat.end(End::Slow);
+                }
+            }
+        }
+        // After the seats have their events: who finds nothing waiting has had all that this says.
+        if let Some(positions) = positions {
+            seats.positions = Arc::new(positions);
+        }
+    }
+
+    /// What was told so far.
+    pub(crate) fn positions(&self) -> Arc<Positions> {
+        Arc::clone(&self.lock().positions)
+    }
+
+    /// Events come in from now on, or no more. Whoever listens then may miss some.
+    pub(super) fn set_fed(&self, fed: bool) {
+        if !fed {
+            self.lock().positions = Arc::default();
+            self.end_all(End::Reset);
+        }
+        self.fed.send_replace(fed);
+    }
+
+    /// Waits until events come in.
+    pub(crate) async fn is_fed(&self) {
+        let mut state = self.fed.subscribe();
+        // The sender lives as long as this.
+        let _ = state.wait_for(|fed| *fed).await;
+    }
+
+    /// Waits until somebody is connected.
+    pub(super) async fn wanted(&self) {
+        let mut count = self.count.subscribe();
+        let _ = count.wait_for(|count| *count > 0).await;
+    }
+
+    /// Waits until nobody is connected.
+    pub(crate) async fn empty(&self) {
+        let mut count = self.count.subscribe();
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    pub(crate) fn end_all(&self, why: End) {
+        self.all().iter().for_each(|seat| seat.end(why));
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Seat>> {
+        let seats = self.lock();
+        seats.by_user.values().flatten().chain(&seats.all).map(Arc::clone).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
