@@ -27,6 +27,10 @@ pub(super) async fn run(link: &Link, hub: &Hub, stop: &CancellationToken) {
             () = hub.wanted() => {}
         }
         let ended = listen(link, hub, stop).await;
+        if stop.is_cancelled() {
+            // Readers are told that the process stops.
+            return;
+        }
         hub.set_fed(false);
         if let Err(error) = ended {
             tracing::warn!(%error, "The live stream has no feed; its readers are asked to come again.");
