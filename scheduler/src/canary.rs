@@ -10,10 +10,10 @@ mod round;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use taskflow_core::partition::{Course, Partition};
 use taskflow_core::{canary, metric};
-use taskflow_stores::postgres::{PgPool, users};
+use taskflow_stores::postgres::{PgPool, layout, users};
 use taskflow_stores::rabbit::publish::{Message, Publisher};
-use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, clock, mongo, observe, rabbit, supervise};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,8 @@ pub struct Stores {
 
 /// What becomes of a canary command, as the metric names it.
 const RESULTS: [&str; 6] = ["sent", "applied", "lost", "doubled", "reordered", "stuck"];
+/// Between two looks whether the number of partitions changes.
+const LOOK: Duration = Duration::from_secs(2);
 /// Between two tries to make the user.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -56,27 +58,64 @@ pub async fn run(settings: Settings, stores: Stores, stop: CancellationToken) {
     if settings.every_ms == 0 {
         return stop.cancelled().await;
     }
-    let partitions = Partition::all(&stores.rabbit);
-    for partition in &partitions {
-        for result in RESULTS {
-            count(&partition.to_string(), result, 0);
-        }
-    }
-    tracing::info!(
-        every_ms = settings.every_ms,
-        partitions = partitions.len(),
-        "Canaries are sent through every partition."
-    );
+    tracing::info!(every_ms = settings.every_ms, "Canaries are sent through every partition.");
     if !user_is_there(&stores, &stop).await {
         return;
     }
     let holder = clock::new_id();
-    let mut rounds = JoinSet::new();
-    for partition in partitions {
-        let round = Round::new(settings.clone(), stores.clone(), partition, holder, stop.clone());
-        rounds.spawn(async move { supervise::forever("canary", &round.stop, || round.run()).await });
+    let mut known: Option<Course> = None;
+    let mut rounds = Rounds::default();
+    while !stop.is_cancelled() {
+        // While their number changes, partitions have no canaries: what is drained is no stream to look at.
+        match layout::course(&stores.postgres, stores.rabbit.layout()).await {
+            Ok(course) if known != Some(course) => {
+                rounds.end().await;
+                if course.is_settled() {
+                    rounds = Rounds::start(&settings, &stores, &course.to.all(), holder, &stop);
+                }
+                known = Some(course);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "The partitions can't be read."),
+        }
+        if !rest(&stop, LOOK).await {
+            break;
+        }
     }
-    while rounds.join_next().await.is_some() {}
+    rounds.end().await;
+}
+
+/// The canaries of all partitions, until they are ended.
+#[derive(Default)]
+struct Rounds {
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Rounds {
+    fn start(
+        settings: &Settings,
+        stores: &Stores,
+        partitions: &[Partition],
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) -> Self {
+        let stop = stop.child_token();
+        let mut tasks = JoinSet::new();
+        for partition in partitions {
+            for result in RESULTS {
+                count(&partition.to_string(), result, 0);
+            }
+            let round = Round::new(settings.clone(), stores.clone(), *partition, holder, stop.clone());
+            tasks.spawn(async move { supervise::forever("canary", &round.stop, || round.run()).await });
+        }
+        Self { tasks, stop }
+    }
+
+    async fn end(&mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
 }
 
 fn count(partition: &str, result: &str, more: u64) {

@@ -15,9 +15,9 @@ use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::place::{self, Place, Site};
 use super::report::Figure;
 use super::{Plan, generate};
+use crate::place::{self, Place, Site};
 
 /// Commands a second: each partition of eight commits every few milliseconds.
 const RATE: f64 = 1_000.0;

@@ -83,7 +83,10 @@ impl Watch {
         // What is seen first from now on is what there was.
         let _ = batches.changed().await;
         let before = batches.borrow_and_update().clone();
-        let goes_on = |now: &Batches| before.iter().all(|(partition, then)| now.get(partition) > Some(then));
+        let goes_on = |now: &Batches| {
+            let mut worked = before.iter().filter(|(_, then)| **then > 0);
+            worked.all(|(partition, then)| now.get(partition) > Some(then))
+        };
         while !goes_on(&batches.borrow_and_update()) {
             let _ = batches.changed().await;
         }

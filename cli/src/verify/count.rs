@@ -192,7 +192,9 @@ impl Waits {
         let course = layout::course(&stores.postgres, stores.rabbit.layout()).await?;
         for partition in course.declared() {
             match stores.consume.find(&partition.queue()).await {
-                Ok(depth) => drop(waits.queues.insert(partition.queue(), depth.map_or(0, |depth| depth.ready))),
+                Ok(depth) => {
+                    drop(waits.queues.insert(partition.queue(), depth.map_or(0, |depth| depth.ready)))
+                }
                 Err(error) => waits.broker = Some(error.to_string()),
             }
         }

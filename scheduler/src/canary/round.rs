@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use taskflow_core::canary::{self, Fate, GENERATIONS, Pair, Verdict};
+use taskflow_core::partition::Partition;
 use taskflow_core::pause::{Pauses, Scope};
 use taskflow_core::{Command, Outcome, metric};
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::receipts::{self, View};
 use taskflow_stores::postgres::{canaries, leases, pauses, tasks, waiting};
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock, observe};
 use tokio_util::sync::CancellationToken;
@@ -117,7 +117,7 @@ impl Round {
 
     /// The next pair of the first of the partition's tasks that nobody has deleted.
     async fn next_pair(&self) -> Result<Option<Pair>, StoreError> {
-        let Partition { low, index } = self.partition;
+        let Partition { low, index, .. } = self.partition;
         let subjects: Vec<Uuid> =
             (0..GENERATIONS).map(|generation| canary::subject(low, index, generation)).collect();
         let there = self.read_tasks(&subjects).await?;
