@@ -1,13 +1,14 @@
-//! Who is calling: the bearer of a session's token.
+//! Who is calling: the bearer of a session's token, or of an API key. What they may do is [`crate::authority`]'s matter.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
-use taskflow_core::Command;
+use taskflow_core::api_key::{self, ApiKey};
+use taskflow_core::command::Metadata;
 use taskflow_core::state::Role;
 use uuid::Uuid;
 
@@ -17,88 +18,77 @@ use crate::problem::Problem;
 /// Bytes of a token: as many as a key.
 const TOKEN_BYTES: usize = 32;
 
-/// Whoever has sent a request, with a valid token.
+/// Whoever has sent a request, with a valid token or key. The gate finds out ([`crate::gate`]); handlers take it as an
+/// argument.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
+    /// The user; for an API key the key's own id.
     pub user: Uuid,
+    /// An API key with the scope `admin` counts as an admin.
     pub role: Role,
-    /// The digest of the token, as the session is stored.
+    /// The digest of the token, as the session is stored; for an API key `api-key:` and its id.
     pub session: String,
     pub ip: Option<IpAddr>,
     pub user_agent: Option<String>,
+    /// What the API key may do, if it is one.
+    pub key: Option<Arc<ApiKey>>,
 }
 
 impl Caller {
-    /// A session's holder sends commands as itself, an admin as anyone.
-    pub(crate) fn may_send(&self, command: &Command) -> Result<(), Problem> {
-        if self.role == Role::Admin || command.actor == self.user {
-            return Ok(());
+    /// Who and what, for the audit trail.
+    pub(crate) fn metadata(&self) -> Metadata {
+        Metadata {
+            user_agent: self.user_agent.clone(),
+            ip_address: self.ip.map(|ip| ip.to_string()),
+            session_id: Some(self.session.clone()),
         }
-        Err(Problem::forbidden(
-            "actor_not_allowed",
-            format!("you may send commands as {} (actorid), not as somebody else", self.user),
-        ))
-    }
-
-    /// What operators do is for admins.
-    pub(crate) fn must_be_admin(&self) -> Result<(), Problem> {
-        if self.role == Role::Admin {
-            return Ok(());
-        }
-        Err(Problem::forbidden("forbidden", "this is for admins; log in as one"))
-    }
-
-    /// Whether the caller may see what this user has sent.
-    pub(crate) fn may_see(&self, actor: Option<Uuid>) -> bool {
-        self.role == Role::Admin || actor == Some(self.user)
     }
 }
 
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
-        let token = bearer(&parts.headers)?;
-        let digest = token_digest(token);
-        let session = app.stores.redis.session(&digest).await?;
-        let Some(session) = session.filter(|session| session.expires_at > taskflow_stores::clock::now())
-        else {
-            return Err(Problem::unauthorized(
-                "this token is not (or no longer) valid; log in with POST /v1/sessions",
-            ));
-        };
-        Ok(Self {
-            user: session.user_id,
-            role: session.role,
-            session: digest,
-            ip: address(parts),
-            user_agent: user_agent(&parts.headers),
-        })
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        // Nobody comes to a closed route without the gate; on an open one nobody has said who they are.
+        parts.extensions.get::<Self>().cloned().ok_or_else(missing)
     }
 }
 
-/// The address that the connection comes from.
-pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
-    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+fn missing() -> Problem {
+    Problem::unauthorized("send the header Authorization: Bearer <token>; POST /v1/sessions gives one")
+}
+
+/// What a caller shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// A session's token, as its digest.
+    Session(String),
+    /// An API key: its id and the digest of the whole.
+    Key(Uuid, [u8; 32]),
+}
+
+impl Credential {
+    /// Reads the header `Authorization`.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(missing)?;
+        if !scheme.eq_ignore_ascii_case("bearer") || token.len() > 256 {
+            return Err(Problem::unauthorized("the header Authorization must have the form Bearer <token>"));
+        }
+        let token = token.trim();
+        if !token.starts_with(api_key::PREFIX) {
+            return Ok(Self::Session(token_digest(token)));
+        }
+        let id = api_key::id_of(token)
+            .ok_or_else(|| Problem::unauthorized("this is no complete API key; was a part of it cut off?"))?;
+        Ok(Self::Key(id, api_key::digest(token)))
+    }
 }
 
 /// What the client calls itself, as far as it is text without NUL.
 pub(crate) fn user_agent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::USER_AGENT)?.to_str().ok()?;
     Some(text.chars().take(256).collect())
-}
-
-fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some((scheme, token)) = value.and_then(|value| value.split_once(' ')) else {
-        return Err(Problem::unauthorized(
-            "send the header Authorization: Bearer <token>; POST /v1/sessions gives one",
-        ));
-    };
-    if !scheme.eq_ignore_ascii_case("bearer") || token.len() > 256 {
-        return Err(Problem::unauthorized("the header Authorization must have the form Bearer <token>"));
-    }
-    Ok(token.trim())
 }
 
 /// A new token: 256 random bits.
@@ -112,7 +102,7 @@ pub(crate) fn token_digest(token: &str) -> String {
     hex(&Sha256::digest(token.as_bytes()))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -4,17 +4,28 @@
 //! receipt, stamping, publishing with a confirm. [`routes`] has one file a resource. [`problem`] is the only place
 //! that knows status codes.
 
+mod address;
 mod auth;
 mod bodies;
+mod authority;
+mod body;
+mod brief;
+mod credentials;
+mod gate;
 mod intake;
+mod limits;
+mod login_guard;
 mod lookup;
 mod observe_http;
 mod passwords;
 mod pressure;
 mod problem;
+mod rate_limit;
 mod recent;
 mod routes;
 pub mod stream;
+mod serve;
+mod timed;
 mod trace;
 mod wait;
 
@@ -23,6 +34,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use serde::{Deserialize, Serialize};
 use taskflow_stores::declare::Mender;
 use taskflow_stores::postgres::PgPool;
@@ -48,13 +60,15 @@ pub struct Settings {
     pub bodies_max: usize,
     /// Commands in one array.
     pub batch_max: usize,
-    /// Password checks at a time: each occupies a core for a quarter of a second.
+    /// Password checks and hashes at a time: each occupies a core for a quarter of a second.
     pub password_checks: usize,
     /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
     /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
     pub backlog_age_max_s: u64,
     /// Bounds of the live stream.
     pub stream: stream::Settings,
+    /// What a caller may cost.
+    pub limits: limits::Limits,
 }
 
 impl Default for Settings {
@@ -67,6 +81,7 @@ impl Default for Settings {
             password_checks: 2,
             backlog_age_max_s: 0,
             stream: stream::Settings::default(),
+            limits: limits::Limits::default(),
         }
     }
 }
@@ -101,6 +116,9 @@ pub(crate) struct App {
     pub pressure: pressure::Pressure,
     pub mender: Mender,
     pub streams: stream::Streams,
+    pub credentials: credentials::Credentials,
+    pub rate_limit: rate_limit::RateLimit,
+    pub login_guard: login_guard::LoginGuard,
     /// What other parts of this process know of their health.
     pub vitals: Vitals,
 }
@@ -144,27 +162,24 @@ pub async fn run(
         pressure: pressure::start(&stores, mender.clone(), stop.clone()),
         mender: mender.clone(),
         streams,
+        credentials: credentials::Credentials::default(),
+        rate_limit: rate_limit::RateLimit::new(&settings.limits),
+        login_guard: login_guard::LoginGuard::new(&settings.limits),
         vitals,
         settings,
         stores,
         metrics,
         intake,
     });
-    let router = router(Arc::clone(&app));
+    credentials::start(&app, &stop);
     // Open streams would never end by themselves.
     let farewell = async {
         stop.cancelled().await;
         app.streams.close(&app.stores.redis).await;
     };
-    let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown({
-            let stop = stop.clone();
-            async move { stop.cancelled().await }
-        });
-    let (served, ()) = tokio::join!(async { served.await }, farewell);
-    if let Err(error) = served {
-        tracing::error!(%error, "The HTTP server ended.");
-    }
+    let limits = app.settings.limits.clone();
+    let serve = serve::serve(listener, router(Arc::clone(&app)), limits, stop.clone());
+    tokio::join!(serve, farewell);
 }
 
 /// Starts to declare again what somebody deletes.
@@ -186,12 +201,16 @@ fn router(app: Arc<App>) -> Router {
         .merge(routes::sessions::routes())
         .merge(routes::pauses::routes())
         .merge(routes::stream::routes())
+        .merge(routes::users::routes())
+        .merge(routes::api_keys::routes())
         .merge(routes::health::routes())
+        // A route that is merged below this line would be open to everybody.
+        .route_layer(from_fn_with_state(Arc::clone(&app), gate::gate))
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), bodies::bound))
+        .layer(from_fn_with_state(Arc::clone(&app), bodies::bound))
         .layer(axum::middleware::from_fn(stream::credential::show))
-        .layer(axum::middleware::from_fn(observe_http::observe))
+        .layer(from_fn_with_state(Arc::clone(&app), observe_http::observe))
         .with_state(app)
 }

@@ -1,4 +1,5 @@
-//! Checking passwords: off the async threads, few at a time, and at the same cost whether there is such a user or not.
+//! Checking and hashing passwords: off the async threads, few at a time; a check costs the same whether there is such a
+//! user or not.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +9,9 @@ use tokio::sync::Semaphore;
 const WAITING_PER_RUNNING: usize = 16;
 /// bcrypt reads no more.
 pub(crate) const PASSWORD_MAX: usize = 71;
-/// Work factor of the hash that stands in for a user who does not exist.
+/// Characters of a new password, at least.
+pub(crate) const PASSWORD_MIN: usize = 8;
+/// Work factor of new hashes, and of the one that stands in for a user who does not exist.
 const COST: u32 = 12;
 
 pub(crate) struct Passwords {
@@ -16,7 +19,7 @@ pub(crate) struct Passwords {
     waiting: Semaphore,
 }
 
-/// Too many people log in at once.
+/// Too many passwords are looked at at once.
 pub(crate) struct Busy;
 
 impl Passwords {
@@ -26,6 +29,18 @@ impl Passwords {
             running: Arc::new(Semaphore::new(checks)),
             waiting: Semaphore::new(checks * (1 + WAITING_PER_RUNNING)),
         }
+    }
+
+    /// Hashes a new password, in the form that users are stored with.
+    pub(crate) async fn hash(&self, password: String) -> Result<String, Busy> {
+        let _place = self.waiting.try_acquire().map_err(|_| Busy)?;
+        let Ok(permit) = Arc::clone(&self.running).acquire_owned().await else { return Err(Busy) };
+        let hashed = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            // Fails only for what was refused before: more than 71 bytes, NUL.
+            bcrypt::non_truncating_hash(password, COST).ok()
+        });
+        hashed.await.ok().flatten().ok_or(Busy)
     }
 
     /// Whether the password belongs to the hash. Without a hash it never does, but takes as long.

@@ -26,6 +26,9 @@ pub(crate) struct Problem {
     pub code: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ErrorAt>,
+    /// The policies whose quota is used up (draft-ietf-httpapi-ratelimit-headers-11, 5.1).
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    violated_policies: Vec<&'static str>,
     /// What a batch did before it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<u64>,
@@ -49,6 +52,7 @@ impl Problem {
             detail: detail.into(),
             code,
             errors: Vec::new(),
+            violated_policies: Vec::new(),
             accepted: None,
             retry_after_s: None,
         }
@@ -116,6 +120,104 @@ impl Problem {
 
     pub(crate) fn wrong_type(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Wrong content type", detail)
+    }
+
+    pub(crate) fn not_acceptable() -> Self {
+        Self::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "not_acceptable",
+            "No such form",
+            "answers are application/json, errors application/problem+json; the header accept excludes both",
+        )
+    }
+
+    pub(crate) fn too_slow() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "too_slow",
+            "Too slow",
+            "the body did not come in time; nothing of it was taken",
+        )
+    }
+
+    pub(crate) fn stream_too_slow() -> Self {
+        Self {
+            detail: "the next line did not come in time; what came before was taken as accepted counts it"
+                .into(),
+            ..Self::too_slow()
+        }
+    }
+
+    pub(crate) fn uri_too_long(path_max: usize, query_max: usize) -> Self {
+        Self::new(
+            StatusCode::URI_TOO_LONG,
+            "uri_too_long",
+            "Address too long",
+            format!("a path has at most {path_max} bytes and a query {query_max}"),
+        )
+    }
+
+    /// A call that nobody has been given.
+    pub(crate) fn closed() -> Self {
+        Self::forbidden("forbidden", "nobody may make this call")
+    }
+
+    /// Too many requests of a user, or from an address.
+    pub(crate) fn quota_exceeded(policies: Vec<&'static str>, left_s: u64) -> Self {
+        Self {
+            kind: "https://iana.org/assignments/http-problem-types#quota-exceeded".to_owned(),
+            retry_after_s: Some(left_s),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "quota_exceeded",
+                "Too many requests",
+                format!(
+                    "the quota of {} is used up; the header ratelimit-policy tells it, and it begins anew in {left_s} s",
+                    policies.join(" and ")
+                ),
+            )
+        }
+        .violating(policies)
+    }
+
+    fn violating(self, violated_policies: Vec<&'static str>) -> Self {
+        Self { violated_policies, ..self }
+    }
+
+    /// Too many failed logins, or too many at once; alike whether there is such an account or not.
+    pub(crate) fn too_many_logins(wait_s: u64) -> Self {
+        Self {
+            retry_after_s: Some(wait_s),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_logins",
+                "Too many failed logins",
+                format!("too many logins have failed; the next try is in {wait_s} s"),
+            )
+        }
+    }
+
+    /// What is said where the framework has only a status.
+    pub(crate) fn of_status(status: StatusCode) -> Self {
+        let (code, title, detail) = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                ("too_large", "Too large", "the body is too large for this call")
+            }
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                ("unsupported_media_type", "Wrong content type", "send application/json")
+            }
+            StatusCode::NOT_FOUND => ("not_found", "Not found", "there is nothing at this path"),
+            StatusCode::REQUEST_TIMEOUT => ("too_slow", "Too slow", "the request did not come in time"),
+            status if status.is_client_error() => {
+                ("malformed", "Invalid input", "the request does not have the form that this call takes")
+            }
+            _ => (
+                "internal",
+                "Our fault",
+                "the request could not be handled; the log has the cause under this x-request-id",
+            ),
+        };
+        Self::new(status, code, title, detail)
     }
 
     pub(crate) fn unavailable(detail: impl Into<String>) -> Self {

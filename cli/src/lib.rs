@@ -71,6 +71,9 @@ enum Command {
     /// Look at dead letters; replay, edit or discard them
     #[command(subcommand)]
     DeadLetters(commands::dead_letters::Command),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    ApiKeys(commands::api_keys::Command),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -130,6 +133,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Pauses => Box::pin(commands::pause::list(&load()?, json)).await,
         Command::Partitions(command) => Box::pin(commands::partitions::run(command, &load()?, json)).await,
         Command::DeadLetters(command) => Box::pin(commands::dead_letters::run(command, &load()?, json)).await,
+        Command::ApiKeys(command) => Box::pin(commands::api_keys::run(command, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

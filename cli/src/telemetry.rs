@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use taskflow_api::Metrics;
 use taskflow_core::metric::{self, Kind};
-use taskflow_core::{Outcome, command};
+use taskflow_core::{Outcome, command, system_event};
 use taskflow_stores::{observe, supervise};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -83,6 +83,9 @@ fn describe() {
             let labels = [("type", kind), ("outcome", outcome.as_str())];
             observe::counter(&metric::COMMANDS_FINISHED, &labels).absolute(0);
         }
+    }
+    for (_, operation) in system_event::SENSITIVE {
+        observe::counter(&metric::SENSITIVE_OPERATIONS, &[("operation", operation)]).absolute(0);
     }
     let commit = option_env!("TASKFLOW_COMMIT").unwrap_or("unknown");
     let labels = [("version", env!("CARGO_PKG_VERSION")), ("commit", commit)];

@@ -51,6 +51,37 @@ pub fn sockets_of(user: Uuid) -> String {
 /// There while a process lives that has sockets.
 pub fn socket_process(process: &str) -> String {
     format!("ws:process:{process}")
+/// Seconds that a user's permissions stay cached.
+pub const PERMISSIONS_TTL_S: u64 = 600;
+
+/// What a user may do, as a JSON array of words.
+pub fn permissions(user: Uuid) -> String {
+    format!("user:permissions:{user}")
+}
+
+/// The digests of a user's sessions, so that all of them can be ended.
+pub fn sessions_of(user: Uuid) -> String {
+    format!("user:sessions:{user}")
+}
+
+/// Requests of a user (or of an API key, by its id) in the current minute.
+pub fn requests_of_user(user: Uuid) -> String {
+    format!("rate-limit:user:{user}:minute")
+}
+
+/// Requests from an address in the current hour.
+pub fn requests_of_address(address: &str) -> String {
+    format!("rate-limit:ip:{address}:hour")
+}
+
+/// Failed logins of whoever is named: an account's digest, an address, or both.
+pub fn failed_logins(of: &str) -> String {
+    format!("login:failed:{of}")
+}
+
+/// Addresses from which somebody has logged in to an account.
+pub fn login_addresses(account: &str) -> String {
+    format!("login:known:{account}")
 }
 
 /// The pub/sub channel on which an intake hears of the receipts that its callers wait for.

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::command::Metadata;
+use crate::system_event::{ABOUT_ACCESS, SENSITIVE};
 
 /// The event types that commands cause.
 pub const TYPES: [&str; 9] = [
@@ -41,6 +42,8 @@ impl Class {
         match kind {
             "user.login" | "user.logout" => Self::UserActivity,
             kind if kind.starts_with("task.") => Self::TaskEvents,
+            // Who may do what, and who tried: kept as long as the law asks.
+            kind if SENSITIVE[..ABOUT_ACCESS].iter().any(|(about, _)| *about == kind) => Self::AuditLogs,
             kind if kind.starts_with("system.") => Self::SystemEvents,
             // Who exists and what is known of them: kept as long as the law asks.
             _ => Self::AuditLogs,

@@ -7,6 +7,7 @@
 //! what must be loaded for a batch ([`batch::needs`]) and folds it ([`batch::fold`]) over the loaded
 //! [`state::State`] through [`decide`]; out come [`receipt::Receipt`]s, changed entities and [`event::Event`]s.
 
+pub mod api_key;
 pub mod batch;
 pub mod cache_key;
 pub mod canary;
@@ -20,6 +21,7 @@ mod item;
 pub mod metric;
 pub mod partition;
 pub mod pause;
+pub mod permission;
 pub mod receipt;
 pub mod slot;
 pub mod state;

@@ -110,7 +110,19 @@ metrics! {
     STREAMS_ENDED = "taskflow_streams_ended_total" Kind::Counter, ["reason"],
         "Sockets of the live stream that ended: left, stopping, reset, slow, idle, session, gap, unavailable, talks.";
     LOGINS = "taskflow_logins_total" Kind::Counter, ["result"],
-        "Logins, by result: ok, failed, busy.";
+        "Logins, by result: ok, failed, busy, limited.";
+    CACHE_REQUESTS = "taskflow_cache_requests_total" Kind::Counter, ["cache", "result"],
+        "Reads through a cache, by result: hit, miss, error (Redis did not answer).";
+    REQUESTS_LIMITED = "taskflow_requests_limited_total" Kind::Counter, ["policy"],
+        "Requests that were refused with 429, by policy: user, address.";
+    LIMITS_UNCHECKED = "taskflow_limits_unchecked_total" Kind::Counter, [],
+        "Requests that passed without a look at their limits, since Redis did not answer.";
+    SENSITIVE_OPERATIONS = "taskflow_sensitive_operations_total" Kind::Counter, ["operation"],
+        "Sensitive operations whose events a worker has carried to the audit trail.";
+    CONNECTIONS = "taskflow_http_connections" Kind::Gauge, [],
+        "Open connections of an HTTP intake.";
+    CONNECTIONS_CLOSED = "taskflow_http_connections_closed_total" Kind::Counter, ["reason"],
+        "Connections that an HTTP intake closed: head (too slow), write (does not read), full, address (too many).";
     PUBLISH_IN_FLIGHT = "taskflow_publish_in_flight" Kind::Gauge, [],
         "Messages published and not yet confirmed.";
     TASKS = "taskflow_tasks" Kind::Gauge, [],

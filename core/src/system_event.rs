@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::api_key::ApiKey;
 use crate::command::Metadata;
 use crate::dead_letter::shown::audited;
 use crate::event::{Class, Data, Event, EventId, Retention};
+use crate::state::Role;
 
 /// Who acts where no user does: the nil UUID, which is nobody's id.
 pub const SYSTEM: Uuid = Uuid::nil();
@@ -90,6 +92,85 @@ pub fn dead_letter_replayed(
     )
 }
 
+/// Who changed something about access, from where, and when.
+#[derive(Debug, Clone)]
+pub struct Change<'c> {
+    /// The occurrence's id.
+    pub id: Uuid,
+    pub author: Uuid,
+    /// The author's address, and the digest of the session or the name of the key that was used.
+    pub address: Option<&'c str>,
+    pub session: Option<&'c str>,
+    pub at: DateTime<Utc>,
+}
+
+/// Operations that somebody should look at: a series of `taskflow_sensitive_operations_total` each, and the alerts
+/// that stand on it. Those whose events are kept as long as the law asks come first.
+pub const SENSITIVE: [(&str, &str); 7] = [
+    ("system.role_changed", "role_change"),
+    ("system.password_changed", "password_change"),
+    ("system.api_key_created", "key_creation"),
+    ("system.api_key_revoked", "key_revocation"),
+    ("system.logins_failed", "failed_logins"),
+    ("system.dead_letter_edited", "dead_letter_edit"),
+    ("system.dead_letter_discarded", "dead_letter_discard"),
+];
+/// How many of them, from the first, are about who may do what.
+pub(crate) const ABOUT_ACCESS: usize = 5;
+
+/// The operation of a sensitive event; `None` for the others.
+pub fn operation(kind: &str) -> Option<&'static str> {
+    SENSITIVE.iter().find(|(known, _)| *known == kind).map(|(_, operation)| *operation)
+}
+
+/// A user has another role now.
+pub fn role_changed(change: &Change<'_>, user: Uuid, previous: Role, role: Role) -> Occurrence {
+    about_access(SENSITIVE[0].0, change, user, json!({ "role": role, "previous": { "role": previous } }))
+}
+
+/// A user has another password now. Nothing of either is told.
+pub fn password_changed(change: &Change<'_>, user: Uuid) -> Occurrence {
+    about_access(SENSITIVE[1].0, change, user, json!({}))
+}
+
+/// There is a new API key. Nothing of its secret is told.
+pub fn api_key_created(change: &Change<'_>, key: &ApiKey) -> Occurrence {
+    let payload = json!({
+        "name": key.name, "scopes": key.scopes, "sourcePrefix": key.source_prefix, "expiresAt": key.expires_at,
+    });
+    about_access(SENSITIVE[2].0, change, key.id, payload)
+}
+
+/// An API key opens nothing any more.
+pub fn api_key_revoked(change: &Change<'_>, key: &ApiKey) -> Occurrence {
+    about_access(SENSITIVE[3].0, change, key.id, json!({ "name": key.name }))
+}
+
+/// So many logins failed that somebody has to wait: those to an account (`user`, where there is such a user), or those
+/// from an address. The email that was typed is not told: people type passwords there.
+pub fn logins_failed(change: &Change<'_>, user: Option<Uuid>, scope: &str, locked_s: u64) -> Occurrence {
+    let payload = json!({ "scope": scope, "lockedSeconds": locked_s });
+    about_access(SENSITIVE[4].0, change, user.unwrap_or(SYSTEM), payload)
+}
+
+fn about_access(kind: &str, change: &Change<'_>, entity: Uuid, mut payload: Value) -> Occurrence {
+    for (name, value) in [("ipAddress", change.address), ("sessionId", change.session)] {
+        if let Some(value) = value {
+            payload[name] = value.into();
+        }
+    }
+    Occurrence {
+        id: change.id,
+        kind: kind.to_owned(),
+        actor: change.author,
+        entity,
+        correlation: change.id,
+        traceparent: None,
+        payload: Data::new(&payload),
+        at: change.at,
+    }
+}
+
 /// Somebody has put other bytes in the place of a dead letter's.
 pub fn dead_letter_edited(deed: Deed<'_>, subject: Subject<'_>, before: &[u8], after: &[u8]) -> Occurrence {
     let versions = [("previous", audited(before)), ("edited", audited(after))];
@@ -148,5 +229,13 @@ mod tests {
         assert_eq!(payload["why"], "not needed");
         assert_eq!(payload["discarded"]["bytes"], 2);
         assert_eq!(event.correlation, Uuid::from_u128(2));
+    }
+
+    #[test]
+    fn who_may_do_what_is_kept_as_long_as_the_law_asks() {
+        let classes = SENSITIVE.map(|(kind, _)| Class::of(kind));
+        let (access, others) = classes.split_at(ABOUT_ACCESS);
+        assert!(access.iter().all(|class| *class == Class::AuditLogs), "{access:?}");
+        assert!(others.iter().all(|class| *class == Class::SystemEvents), "{others:?}");
     }
 }

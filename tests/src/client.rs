@@ -33,6 +33,17 @@ impl Client {
         Ok(Self { token: Some(token), ..self.clone() })
     }
 
+    /// The same client with another token, or an API key.
+    #[must_use]
+    pub fn with(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// Any request.
+    pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        self.with_token(self.http.request(method, format!("{}{path}", self.base)))
+    }
+
     pub async fn admin(&self) -> Result<Self> {
         self.logged_in(crate::commands::ADMIN_EMAIL, crate::commands::ADMIN_PASSWORD).await
     }

@@ -288,6 +288,7 @@ impl Caller {
             role: Role::Admin,
             created_at: now,
             expires_at: now + chrono::Duration::days(1),
+            version: 1,
         };
         // The API keeps a session under the digest of its token.
         let digest = Sha256::digest(TOKEN.as_bytes()).iter().fold(String::new(), |mut text, byte| {

@@ -133,6 +133,41 @@ impl Site {
         Ok(Caches::Cluster { cluster, prefix })
     }
 
+    /// Sets a field of a hash of Redis, under this corner's prefix.
+    pub async fn set_hash(&self, key: &str, field: &str, value: &str) -> Result<()> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let key = format!("{}{key}", self.redis_prefix);
+        Ok(::redis::cmd("HSET").arg(key).arg(field).arg(value).query_async(&mut connection).await?)
+    }
+
+    /// Every key of this corner with what is under it, as text.
+    pub async fn dump_redis(&self) -> Result<String> {
+        use std::fmt::Write;
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut all = String::new();
+        for prefix in [self.redis_prefix.clone(), format!("{{{}", self.redis_prefix)] {
+            let keys: Vec<String> =
+                ::redis::cmd("KEYS").arg(format!("{prefix}*")).query_async(&mut connection).await?;
+            for key in keys {
+                let kind: String = ::redis::cmd("TYPE").arg(&key).query_async(&mut connection).await?;
+                let read: &[&str] = match kind.as_str() {
+                    "hash" => &["HGETALL"],
+                    "zset" => &["ZRANGE", "0", "-1"],
+                    "set" => &["SMEMBERS"],
+                    "list" => &["LRANGE", "0", "-1"],
+                    _ => &["GET"],
+                };
+                let mut command = ::redis::cmd(read[0]);
+                command.arg(&key).arg(&read[1..]);
+                let value: ::redis::Value = command.query_async(&mut connection).await?;
+                let _ = writeln!(all, "{key} {value:?}");
+            }
+        }
+        Ok(all)
+    }
+
     /// One number of Postgres. Connections that a killed server has left dead are used up here, one by one.
     pub async fn count(&self, sql: &str) -> Result<i64> {
         let mut tries = 0;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use taskflow_core::{metric, system_event};
 use taskflow_stores::postgres::system_events;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::{StoreError, mongo, seldom};
+use taskflow_stores::{StoreError, mongo, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -68,5 +69,10 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
         confirm.confirmed().await.map_err(StoreError::from)?;
     }
     taken.delivered().await?;
+    for (_, event) in &events {
+        if let Some(operation) = system_event::operation(&event.kind) {
+            observe::counter(&metric::SENSITIVE_OPERATIONS, &[("operation", operation)]).increment(1);
+        }
+    }
     Ok(events.len())
 }

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::ndjson;
 use crate::auth::Caller;
+use crate::body::is_too_slow;
 use crate::intake::{Incoming, Outcome, Refused};
 use crate::problem::Problem;
 use crate::{App, Shared};
@@ -38,6 +39,8 @@ struct Accepted {
     id: Uuid,
     status: &'static str,
     status_url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    userid: Option<Uuid>,
 }
 
 /// The answer to many.
@@ -80,7 +83,34 @@ async fn send(State(app): Shared, caller: Caller, request: Request) -> Result<Re
     }
 }
 
+/// What became of one command while its caller waited.
+pub(super) enum Taken {
+    Accepted(Uuid),
+    Ended(Box<View>),
+}
+
 async fn one(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
+    Ok(match take(app, caller, headers, body).await? {
+        Taken::Ended(receipt) => Json(receipt).into_response(),
+        Taken::Accepted(id) => accepted(id, None),
+    })
+}
+
+/// 202, with `userid` where the command registers a user.
+pub(super) fn accepted(id: Uuid, userid: Option<Uuid>) -> Response {
+    let status_url = format!("/v1/commands/{id}");
+    let location = HeaderValue::try_from(&status_url).unwrap_or_else(|_| HeaderValue::from_static("/"));
+    let answer = Accepted { id, status: "accepted", status_url, userid };
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)).into_response()
+}
+
+/// Takes one command; waits for its receipt if the caller wants to.
+pub(super) async fn take(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Taken, Problem> {
     let wait = wait_seconds(headers);
     // Registered before it is sent: the receipt may be there before the confirm is.
     let told = match (wait, envelope::parse(body)) {
@@ -98,16 +128,13 @@ async fn one(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> R
     let Some(id) = id else { return Err(Problem::bad_request("malformed", "the body holds no command")) };
     if let (Some(seconds), Some(told)) = (wait, told) {
         if known && let Some(receipt) = read_receipt(app, id).await? {
-            return Ok(Json(receipt).into_response());
+            return Ok(Taken::Ended(Box::new(receipt)));
         }
         if let Ok(Ok(receipt)) = tokio::time::timeout(Duration::from_secs(seconds), told).await {
-            return Ok(Json(receipt).into_response());
+            return Ok(Taken::Ended(Box::new(receipt)));
         }
     }
-    let status_url = format!("/v1/commands/{id}");
-    let location = HeaderValue::try_from(&status_url).unwrap_or_else(|_| HeaderValue::from_static("/"));
-    let answer = Accepted { id, status: "accepted", status_url };
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)).into_response())
+    Ok(Taken::Accepted(id))
 }
 
 async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
@@ -175,6 +202,9 @@ async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> R
         return Err(Problem::not_found(format!("no command {id} that is yours")));
     };
     if found.status == "scheduled" {
+        if let Some(source) = waiting::source(&app.stores.postgres, id).await? {
+            caller.may_cancel(&source)?;
+        }
         match waiting::cancel(&app.stores.postgres, id, clock::now()).await {
             Ok(true) => tracing::info!(command = %id, "A scheduled command was cancelled."),
             // A worker was faster.
@@ -199,6 +229,7 @@ async fn whole(app: &App, body: Body) -> Result<Bytes, Problem> {
     let most = app.settings.body_max;
     match Limited::new(body, most).collect().await {
         Ok(body) => Ok(body.to_bytes()),
+        Err(error) if is_too_slow(&*error) => Err(Problem::too_slow()),
         Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(format!(
             "a body has at most {most} bytes; send application/x-ndjson for more"
         ))),

@@ -14,7 +14,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use taskflow_core::Fault;
-use taskflow_core::state::Role;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::dead_letter_deeds::{self as deeds, By, Refused};
 use taskflow_stores::postgres::dead_letters::{self, Filter, Group, Letter, Summary};
@@ -33,18 +32,16 @@ pub(super) const PAGE_MAX: u32 = 100;
 const WHY_MAX: usize = 1_000;
 
 pub(crate) fn routes() -> Router<Arc<App>> {
-    let letters = "/v1/admin/dead-letters";
-    let at = |rest: &str| format!("{letters}{rest}");
     Router::new()
-        .route(letters, get(list))
-        .route(&at("/groups"), get(groups))
-        .route(&at("/replays"), get(replays::list).post(replays::create))
-        .route(&at("/replays/{id}"), get(replays::show).delete(replays::cancel))
-        .route(&at("/{id}"), get(show))
-        .route(&at("/{id}/dry-run"), post(dry_run))
-        .route(&at("/{id}/replay"), post(replay))
-        .route(&at("/{id}/edit"), post(edit))
-        .route(&at("/{id}/discard"), post(discard))
+        .route("/v1/admin/dead-letters", get(list))
+        .route("/v1/admin/dead-letters/groups", get(groups))
+        .route("/v1/admin/dead-letters/replays", get(replays::list).post(replays::create))
+        .route("/v1/admin/dead-letters/replays/{id}", get(replays::show).delete(replays::cancel))
+        .route("/v1/admin/dead-letters/{id}", get(show))
+        .route("/v1/admin/dead-letters/{id}/dry-run", post(dry_run))
+        .route("/v1/admin/dead-letters/{id}/replay", post(replay))
+        .route("/v1/admin/dead-letters/{id}/edit", post(edit))
+        .route("/v1/admin/dead-letters/{id}/discard", post(discard))
 }
 
 /// A caller who is an admin: dead letters show what others have sent.
@@ -55,10 +52,8 @@ impl FromRequestParts<Arc<App>> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
-        if caller.role == Role::Admin {
-            return Ok(Self(caller));
-        }
-        Err(Problem::forbidden("admin_only", "only an admin may look at dead letters and decide about them"))
+        caller.must_be_admin()?;
+        Ok(Self(caller))
     }
 }
 

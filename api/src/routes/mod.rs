@@ -1,5 +1,6 @@
 //! One file a resource: its types, its handlers.
 
+pub(crate) mod api_keys;
 pub(crate) mod commands;
 mod dead_letter_replays;
 pub(crate) mod dead_letters;
@@ -8,6 +9,7 @@ mod ndjson;
 pub(crate) mod pauses;
 pub(crate) mod sessions;
 pub(crate) mod stream;
+pub(crate) mod users;
 
 use crate::problem::Problem;
 

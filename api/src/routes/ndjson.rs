@@ -12,6 +12,7 @@ use super::commands::Batch;
 use crate::App;
 use crate::auth::Caller;
 use crate::bodies::Room;
+use crate::body::is_too_slow;
 use crate::intake::{Incoming, Outcome, Refused, Sent};
 use crate::problem::Problem;
 
@@ -41,14 +42,21 @@ pub(super) async fn stream(
     };
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let Ok(chunk) = chunk else {
-            intake.finish().await;
-            let mut problem = Problem::bad_request(
-                "incomplete",
-                "the body ended before it was complete; what came before was taken as accepted counts it",
-            );
-            problem.accepted = Some(intake.batch.accepted);
-            return Err(problem);
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                intake.finish().await;
+                let mut problem = if is_too_slow(&error) {
+                    Problem::stream_too_slow()
+                } else {
+                    Problem::bad_request(
+                        "incomplete",
+                        "the body ended before it was complete; what came before was taken as accepted counts it",
+                    )
+                };
+                problem.accepted = Some(intake.batch.accepted);
+                return Err(problem);
+            }
         };
         if !intake.has_room(chunk.len()).await {
             intake.finish().await;

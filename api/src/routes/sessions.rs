@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -20,6 +20,7 @@ use taskflow_stores::redis::sessions::Session;
 use taskflow_stores::{clock, observe};
 use uuid::Uuid;
 
+use crate::address::ClientAddress;
 use crate::auth::{self, Caller};
 use crate::passwords::PASSWORD_MAX;
 use crate::problem::Problem;
@@ -38,12 +39,14 @@ struct LoggedIn {
 
 async fn log_in(
     State(app): Shared,
-    ConnectInfo(peer): ConnectInfo<std::net::SocketAddr>,
+    Extension(ClientAddress(ip)): Extension<ClientAddress>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let (email, password) = read(&body)?;
+    let attempt = app.begin_login(&email, Some(ip)).await?;
     let user = users::by_email(&app.stores.postgres, &email).await?;
+    let known = user.as_ref().map(|user| user.id);
     let hash = user.as_ref().map(|user| user.password_hash.clone());
     let checked = app.passwords.check(password, hash).await;
     let count = |result| observe::counter(&metric::LOGINS, &[("result", result)]).increment(1);
@@ -53,17 +56,22 @@ async fn log_in(
     };
     let Some(user) = user.filter(|_| fits) else {
         count("failed");
+        app.login_failed(attempt, known).await;
         return Err(Problem::unauthorized("there is no user with this email and password"));
     };
     let token = auth::new_token();
     let digest = auth::token_digest(&token);
     let now = clock::now();
     let expires_at = now + TimeDelta::seconds(cache_key::SESSION_TTL_S as i64);
-    let session = Session { user_id: user.id, role: user.role, created_at: now, expires_at };
-    app.stores.redis.put_session(&digest, &session).await?;
+    let session =
+        Session { user_id: user.id, role: user.role, created_at: now, expires_at, version: user.version };
+    if !app.stores.redis.begin_session(&digest, &session).await? {
+        return Err(Problem::unavailable("the user has changed at this moment"));
+    }
+    app.login_succeeded(attempt).await;
     let metadata = Metadata {
         user_agent: auth::user_agent(&headers),
-        ip_address: Some(peer.ip().to_string()),
+        ip_address: Some(ip.to_string()),
         session_id: Some(digest.clone()),
     };
     let body = Body::RecordLogin(RecordSession { sessionid: digest });
@@ -75,11 +83,8 @@ async fn log_in(
 
 async fn log_out(State(app): Shared, caller: Caller, headers: HeaderMap) -> Result<StatusCode, Problem> {
     app.stores.redis.end_session(&caller.session).await?;
-    let metadata = Metadata {
-        user_agent: caller.user_agent.clone(),
-        ip_address: caller.ip.map(|ip| ip.to_string()),
-        session_id: Some(caller.session.clone()),
-    };
+    app.credentials.forget_session(&caller.session);
+    let metadata = caller.metadata();
     let body = Body::RecordLogout(RecordSession { sessionid: caller.session.clone() });
     record(&app, caller.user, metadata, body, &headers).await;
     Ok(StatusCode::NO_CONTENT)
@@ -108,6 +113,24 @@ async fn record(app: &App, user: Uuid, metadata: Metadata, body: Body, headers: 
     }
 }
 
+/// Reads a clear password. Nothing that is said about it quotes it.
+pub(super) fn read_password(object: &mut Object<'_>, name: &'static str, min: usize) -> Option<String> {
+    match object.value(name) {
+        Some(Value::String(password))
+            if password.len() <= PASSWORD_MAX
+                && !password.contains('\0')
+                && password.chars().take(min).count() == min =>
+        {
+            Some(password)
+        }
+        _ => {
+            let least = if min > 0 { format!("at least {min} characters and ") } else { String::new() };
+            object.fault(name, format!("must be a text of {least}at most {PASSWORD_MAX} bytes, without NUL"));
+            None
+        }
+    }
+}
+
 fn read(body: &Bytes) -> Result<(String, String), Problem> {
     let value: Value = serde_json::from_slice(body)
         // The parser's own message could quote a part of the password.
@@ -118,15 +141,7 @@ fn read(body: &Bytes) -> Result<(String, String), Problem> {
     let mut faults = Faults::default();
     let mut object = Object::new(fields, "", &mut faults);
     let email = object.required("email", |object, name| object.text(name, 1, EMAIL_MAX));
-    let password = object.required("password", |object, name| match object.value(name) {
-        Some(Value::String(password)) if password.len() <= PASSWORD_MAX && !password.contains('\0') => {
-            Some(password)
-        }
-        _ => {
-            object.fault(name, format!("must be a text of at most {PASSWORD_MAX} bytes without NUL"));
-            None
-        }
-    });
+    let password = object.required("password", |object, name| read_password(object, name, 0));
     object.finish();
     match (email, password) {
         (Some(email), Some(password)) if faults.0.is_empty() => Ok((email, password)),

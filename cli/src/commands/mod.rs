@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+pub(crate) mod api_keys;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;

@@ -2,6 +2,7 @@
 //!
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 
+pub mod api_keys;
 pub mod batch;
 pub mod canaries;
 pub mod dead_letter_deeds;
@@ -20,6 +21,7 @@ pub mod seed;
 pub mod suspects;
 pub mod system_events;
 pub mod tasks;
+pub mod user_deeds;
 pub mod users;
 pub mod waiting;
 

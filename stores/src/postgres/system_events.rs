@@ -29,6 +29,12 @@ pub async fn insert(connection: &mut PgConnection, occurrences: &[Occurrence]) -
     Ok(())
 }
 
+/// Writes something that happened and changed nothing here.
+pub async fn record(pool: &PgPool, occurrence: &Occurrence) -> Result<(), StoreError> {
+    let mut connection = pool.acquire().await.map_err(failed("write system events"))?;
+    insert(&mut connection, std::slice::from_ref(occurrence)).await
+}
+
 /// Events that one process delivers at the moment: nobody else takes them meanwhile.
 pub struct Taken {
     transaction: Transaction<'static, Postgres>,

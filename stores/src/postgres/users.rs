@@ -74,6 +74,16 @@ pub async fn by_email(pool: &PgPool, email: &str) -> Result<Option<User>, StoreE
     .map_err(failed("look up a user"))
 }
 
+/// The user with an id.
+pub async fn by_id(pool: &PgPool, id: Uuid) -> Result<Option<User>, StoreError> {
+    sqlx::query(sqlx::AssertSqlSafe(format!("/* user_by_id */ SELECT {COLUMNS} FROM users WHERE id = $1")))
+        .bind(id)
+        .try_map(read)
+        .fetch_optional(pool)
+        .await
+        .map_err(failed("look up a user"))
+}
+
 /// Reads users as they are.
 pub async fn read_many(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<User>, StoreError> {
     sqlx::query(sqlx::AssertSqlSafe(format!(

@@ -240,6 +240,21 @@ pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<View>, StoreError> {
     Ok(receipts::read_many(pool, &[id]).await?.pop().or(waiting))
 }
 
+/// The upstream system of a command that waits.
+pub async fn source(pool: &PgPool, id: Uuid) -> Result<Option<String>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Sent {
+        source: String,
+    }
+    let body: Option<Vec<u8>> =
+        sqlx::query_scalar("/* waiting_source */ SELECT body FROM waiting_commands WHERE id = $1")
+            .bind(id)
+            .fetch_optional(pool)
+            .await
+            .map_err(failed("read who waits"))?;
+    Ok(body.and_then(|body| serde_json::from_slice::<Sent>(&body).ok()).map(|sent| sent.source))
+}
+
 /// What callers see of commands that wait.
 pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
     sqlx::query(

@@ -10,6 +10,7 @@ pub mod feed;
 mod lane;
 pub mod link;
 pub mod publish;
+mod share;
 pub mod topology;
 
 use lapin::ErrorKind;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::lane::{self, Parcel};
 use super::link::Link;
+use super::share::{Share, Shares};
 use super::topology::{EVENTS, SLOTS, SLOTS_LOW};
 use super::{STORE, Settings};
 use crate::{StoreError, observe};
@@ -120,6 +121,7 @@ struct Inner {
     link: Link,
     lanes: [mpsc::UnboundedSender<Parcel>; LANES],
     in_flight: Arc<Semaphore>,
+    shares: Shares,
     timeout: Duration,
     gauge: metrics::Gauge,
 }
@@ -130,6 +132,7 @@ pub struct Pending(oneshot::Receiver<Result<(), PublishError>>);
 /// A place among the messages on their way.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
+    _share: Option<Share>,
     gauge: metrics::Gauge,
 }
 
@@ -147,6 +150,7 @@ impl Publisher {
             lanes: std::array::from_fn(|_| lane::start(link.clone(), timeout)),
             link,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            shares: Shares::new(IN_FLIGHT_MAX),
             timeout,
             gauge: observe::gauge(&metric::PUBLISH_IN_FLIGHT, &[]),
         }))
@@ -157,6 +161,23 @@ impl Publisher {
     /// # Errors
     /// At once when there is no connection, or the broker has blocked it.
     pub async fn send(&self, message: Message) -> Result<Pending, PublishError> {
+        self.send_within(None, message).await
+    }
+
+    /// The same for one of many sources, which share the places on the way ([`super::share`]).
+    pub async fn send_of(&self, source: u64, message: Message) -> Result<Pending, PublishError> {
+        self.probe().await?;
+        // The share comes first: who has to wait for it holds no place meanwhile.
+        match tokio::time::timeout(self.0.timeout, self.0.shares.take(source)).await {
+            Ok(share) => self.send_within(Some(share), message).await,
+            Err(_) => {
+                let why = "too many messages of one source wait for their confirms";
+                Err(StoreError::unavailable(STORE, "publish", why).into())
+            }
+        }
+    }
+
+    async fn send_within(&self, share: Option<Share>, message: Message) -> Result<Pending, PublishError> {
         let inner = &*self.0;
         let unavailable = |why| PublishError::from(StoreError::unavailable(STORE, "publish", why));
         self.probe().await?;
@@ -170,7 +191,7 @@ impl Publisher {
             },
         };
         inner.gauge.increment(1.0);
-        let place = Place { _permit: permit, gauge: inner.gauge.clone() };
+        let place = Place { _permit: permit, _share: share, gauge: inner.gauge.clone() };
         let (answer, pending) = oneshot::channel();
         let lane = &inner.lanes[usize::from(message.lane) % LANES];
         if lane.send(Parcel { message, answer, place }).is_err() {

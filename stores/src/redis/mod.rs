@@ -8,6 +8,9 @@
 
 pub mod cache;
 pub(crate) mod connection;
+pub mod limits;
+pub mod logins;
+pub mod permissions;
 pub mod receipts;
 pub mod sessions;
 pub mod sockets;

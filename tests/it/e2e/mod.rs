@@ -1,5 +1,6 @@
 //! The way of a command, end to end.
 
+mod access;
 mod amqp;
 mod bad_input;
 mod canary;
@@ -18,6 +19,7 @@ use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
     [
+        access::tests(),
         commands::tests(),
         dead_letters::tests(),
         duplicates::tests(),

@@ -1,0 +1,145 @@
+//! Who may do what: the whole of it, to be read in one sitting. The gate ([`crate::gate`]) asks here before a handler
+//! runs, and a route that is not in the table is closed to everybody. docs/access.md has the same table, and a test
+//! holds the routes that there are, the table and the behaviour against each other.
+//!
+//! What a command may change is not decided here but when it is applied, by the rules in `core`: rights may have changed
+//! by then, and commands also come over AMQP.
+
+use axum::http::Method;
+use taskflow_core::Command;
+use taskflow_core::api_key::Scope;
+use taskflow_core::command::Body;
+use taskflow_core::state::Role;
+use uuid::Uuid;
+
+use crate::auth::Caller;
+use crate::problem::Problem;
+
+/// What a call asks of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing: health, and what a browser needs before anybody logs in.
+    Open,
+    /// Nothing yet: this is where people say who they are.
+    Login,
+    /// A person who is logged in; no API key.
+    Session,
+    /// A person, or a key with the scope `read`. Handlers show a person only what is theirs, unless it is an admin.
+    Read,
+    /// A person, or a key with the scope `commands:write`. For whom is a matter of [`Caller::may_send`].
+    Write,
+    /// An admin, or a key with the scope `admin`.
+    Admin,
+}
+
+use Need::{Admin, Login, Open, Read, Session, Write};
+
+/// Every call there is.
+const TABLE: &[(&str, &str, Need)] = &[
+    ("GET", "/healthz", Open),
+    ("GET", "/readyz", Open),
+    ("GET", "/metrics", Open),
+    ("POST", "/v1/sessions", Login),
+    ("DELETE", "/v1/sessions/current", Session),
+    ("POST", "/v1/commands", Write),
+    ("GET", "/v1/commands/{id}", Read),
+    ("DELETE", "/v1/commands/{id}", Write),
+    ("POST", "/v1/users", Write),
+    ("GET", "/v1/users/{id}/permissions", Read),
+    ("GET", "/v1/stream", Read),
+    ("PUT", "/v1/users/{id}/password", Session),
+    ("PUT", "/v1/admin/users/{id}/role", Admin),
+    ("PUT", "/v1/admin/users/{id}/password", Admin),
+    ("GET", "/v1/admin/api-keys", Admin),
+    ("POST", "/v1/admin/api-keys", Admin),
+    ("DELETE", "/v1/admin/api-keys/{id}", Admin),
+    ("GET", "/v1/admin/pauses", Admin),
+    ("POST", "/v1/admin/pauses", Admin),
+    ("DELETE", "/v1/admin/pauses/{scope}", Admin),
+    ("GET", "/v1/admin/dead-letters", Admin),
+    ("GET", "/v1/admin/dead-letters/groups", Admin),
+    ("GET", "/v1/admin/dead-letters/replays", Admin),
+    ("POST", "/v1/admin/dead-letters/replays", Admin),
+    ("GET", "/v1/admin/dead-letters/replays/{id}", Admin),
+    ("DELETE", "/v1/admin/dead-letters/replays/{id}", Admin),
+    ("GET", "/v1/admin/dead-letters/{id}", Admin),
+    ("POST", "/v1/admin/dead-letters/{id}/dry-run", Admin),
+    ("POST", "/v1/admin/dead-letters/{id}/replay", Admin),
+    ("POST", "/v1/admin/dead-letters/{id}/edit", Admin),
+    ("POST", "/v1/admin/dead-letters/{id}/discard", Admin),
+];
+
+/// What a call needs; `None` if nobody has said so.
+pub(crate) fn need(method: &Method, route: &str) -> Option<Need> {
+    // HEAD is GET without the body.
+    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
+    TABLE.iter().find(|(m, r, _)| *m == method && *r == route).map(|(_, _, need)| *need)
+}
+
+impl Caller {
+    /// Whether the caller may make a call that needs this.
+    pub(crate) fn may_call(&self, need: Need) -> Result<(), Problem> {
+        let scope = |scope: Scope| self.key.as_ref().map(|key| key.has(scope));
+        let lacks = |scope: &str| ("scope_missing", format!("this API key has not the scope {scope}"));
+        let (allowed, (code, detail)) = match need {
+            Open | Login => return Ok(()),
+            Session => {
+                (self.key.is_none(), ("session_only", "this is for people who are logged in".to_owned()))
+            }
+            Read => (scope(Scope::Read).unwrap_or(true), lacks("read")),
+            Write => (scope(Scope::CommandsWrite).unwrap_or(true), lacks("commands:write")),
+            Admin => (
+                scope(Scope::Admin).unwrap_or(self.role == Role::Admin),
+                ("admin_only", "this is for admins, and for API keys with the scope admin".to_owned()),
+            ),
+        };
+        if allowed { Ok(()) } else { Err(Problem::forbidden(code, detail)) }
+    }
+
+    /// A session's holder sends commands as itself, an admin as anyone; an API key as anyone, from the sources under
+    /// its prefix. Only a key with the scope `admin` registers admins, whoever it speaks for: else a key that may write
+    /// could make itself an admin.
+    pub(crate) fn may_send(&self, command: &Command) -> Result<(), Problem> {
+        let refused = |detail| Err(Problem::forbidden("actor_not_allowed", detail));
+        let Some(key) = &self.key else {
+            if self.role == Role::Admin || command.actor == self.user {
+                return Ok(());
+            }
+            return refused(format!(
+                "you may send commands as {} (actorid), not as somebody else",
+                self.user
+            ));
+        };
+        if !key.has(Scope::CommandsWrite) {
+            return refused("the API key has no scope commands:write".to_owned());
+        }
+        if !key.speaks_for(&command.source) {
+            let prefix = key.source_prefix.as_deref().unwrap_or_default();
+            return refused(format!("this API key speaks for sources under {prefix}, which this is not"));
+        }
+        let makes_admin = matches!(&command.body, Body::RegisterUser(user) if user.role == Role::Admin);
+        if makes_admin && !key.has(Scope::Admin) {
+            return refused("only an API key with the scope admin may register an admin".to_owned());
+        }
+        Ok(())
+    }
+
+    /// An API key cancels what came from the sources under its prefix; people, what they may see.
+    pub(crate) fn may_cancel(&self, source: &str) -> Result<(), Problem> {
+        if self.key.as_ref().is_none_or(|key| key.speaks_for(source)) {
+            return Ok(());
+        }
+        Err(Problem::forbidden("actor_not_allowed", "this API key does not speak for the command's source"))
+    }
+
+    /// Whether the caller may see what belongs to this user: its receipts, its permissions. An API key that came so far
+    /// may read, and reads everything.
+    pub(crate) fn may_see(&self, owner: Option<Uuid>) -> bool {
+        self.key.is_some() || self.role == Role::Admin || owner == Some(self.user)
+    }
+
+    /// What operators do is for admins.
+    pub(crate) fn must_be_admin(&self) -> Result<(), Problem> {
+        self.may_call(Admin)
+    }
+}

@@ -1,0 +1,167 @@
+//! What every request passes before a handler sees it: its form, its limits, who sends it, and whether it may.
+//!
+//! The order is that of the cost: what needs no store comes first, the address is counted before anything is looked up.
+//! A caller that is remembered costs at most one round trip, to Redis; the first request of its second one more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::address::{self, ClientAddress};
+use crate::auth::{Credential, user_agent};
+use crate::authority::{self, Need};
+use crate::body::Paced;
+use crate::problem::Problem;
+use crate::rate_limit::{self, Standing, Whose};
+use crate::{App, Shared};
+
+pub(crate) async fn gate(State(app): Shared, request: Request, next: Next) -> Response {
+    let mut standings = Vec::new();
+    let mut answer = match admit(&app, request, &mut standings).await {
+        Ok(request) => answer(&app, request, next).await,
+        Err(problem) => problem.into_response(),
+    };
+    rate_limit::tell(&standings, answer.headers_mut());
+    answer
+}
+
+async fn admit(
+    app: &Arc<App>,
+    mut request: Request,
+    standings: &mut Vec<Standing>,
+) -> Result<Request, Problem> {
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let Some(need) = authority::need(request.method(), route) else {
+        tracing::error!(method = %request.method(), route, "A route has no entry in api/src/authority.rs.");
+        return Err(Problem::closed());
+    };
+    if need == Need::Open {
+        return Ok(request);
+    }
+    check_form(&request)?;
+    let limits = &app.settings.limits;
+    let client = address::find(request.extensions(), request.headers(), &limits.trusted_proxies);
+    if let Some(client) = client {
+        request.extensions_mut().insert(client);
+    }
+    let ip = client.map(|ClientAddress(ip)| ip);
+    let of_address: Vec<Whose> = ip.map(Whose::Address).into_iter().collect();
+    let redis = &app.stores.redis;
+    let credential = if need == Need::Login { None } else { Some(Credential::of(request.headers())) };
+    let Some(Ok(credential)) = credential else {
+        standings.extend(app.rate_limit.count(redis, &of_address).await);
+        refuse_if_exceeded(standings)?;
+        return credential.transpose().map(|_| paced(app, request));
+    };
+    let identity = match app.credentials.remembered(&credential) {
+        Some(Ok(identity)) => {
+            let both: Vec<Whose> = of_address.into_iter().chain([Whose::User(identity.user)]).collect();
+            standings.extend(app.rate_limit.count(redis, &both).await);
+            identity
+        }
+        unknown => {
+            standings.extend(app.rate_limit.count(redis, &of_address).await);
+            refuse_if_exceeded(standings)?;
+            let identity = match unknown {
+                Some(refused) => refused?,
+                None => app.credentials.look_up(&app.stores, &credential).await?,
+            };
+            standings.extend(app.rate_limit.count(redis, &[Whose::User(identity.user)]).await);
+            identity
+        }
+    };
+    refuse_if_exceeded(standings)?;
+    let caller = identity.into_caller(ip, user_agent(request.headers()));
+    caller.may_call(need)?;
+    request.extensions_mut().insert(caller);
+    Ok(paced(app, request))
+}
+
+fn refuse_if_exceeded(standings: &[Standing]) -> Result<(), Problem> {
+    rate_limit::refusal(standings).map_or(Ok(()), Err)
+}
+
+/// Lets the handler answer, within its time.
+async fn answer(app: &App, request: Request, next: Next) -> Response {
+    if is_stream(request.headers()) {
+        return next.run(request).await;
+    }
+    let patience = Duration::from_millis(app.settings.limits.request_timeout_ms);
+    match tokio::time::timeout(patience, next.run(request)).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            Problem::unavailable("the answer took too long; whether it was done is not known").into_response()
+        }
+    }
+}
+
+/// A body comes in time or not at all.
+fn paced(app: &App, request: Request) -> Request {
+    let limits = &app.settings.limits;
+    let whole = (!is_stream(request.headers())).then(|| Duration::from_millis(limits.body_timeout_ms));
+    let pause = Duration::from_millis(limits.body_pause_ms);
+    request.map(|body| Body::new(Paced::new(body, pause, whole)))
+}
+
+/// Whether it may take as long as it likes: commands one a line.
+fn is_stream(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.starts_with("application/x-ndjson") || value.starts_with("application/ndjson")
+}
+
+/// What is no request for us, whoever sends it.
+fn check_form(request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    let coded = |value: &axum::http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(coded) {
+        // Nothing is decompressed, so nothing can burst.
+        return Err(Problem::wrong_type(
+            "compressed bodies are not taken; send it as it is, without content-encoding",
+        ));
+    }
+    let accepted: Vec<&str> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    if !accepted.is_empty() && !accepts_json(&accepted) {
+        return Err(Problem::not_acceptable());
+    }
+    Ok(())
+}
+
+/// Whether one of the ranges of `Accept` (RFC 9110, 12.5.1) means JSON.
+fn accepts_json(accepted: &[&str]) -> bool {
+    let mut ranges = accepted.iter().flat_map(|value| value.split(','));
+    ranges.any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let refused = parts.any(|part| {
+            part.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
+        });
+        let json = kind == "*/*"
+            || kind == "application/*"
+            || kind.starts_with("application/") && kind.contains("json");
+        json && !refused
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_mean_json() {
+        for good in ["*/*", "application/json", "text/html, application/*;q=0.5", "Application/Problem+JSON"]
+        {
+            assert!(accepts_json(&[good]), "{good}");
+        }
+        for bad in
+            ["text/html", "application/json;q=0", "application/xml, text/*", "", "application/json; q=0.0"]
+        {
+            assert!(!accepts_json(&[bad]), "{bad}");
+        }
+    }
+}
