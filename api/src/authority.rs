@@ -39,13 +39,25 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/healthz", Open),
     ("GET", "/readyz", Open),
     ("GET", "/metrics", Open),
+    ("GET", "/docs", Open),
+    ("GET", "/openapi.json", Open),
+    ("GET", "/asyncapi.json", Open),
+    ("GET", "/schemas", Open),
+    ("GET", "/schemas/{type}/{major}", Open),
     ("POST", "/v1/sessions", Login),
     ("DELETE", "/v1/sessions/current", Session),
     ("POST", "/v1/commands", Write),
     ("GET", "/v1/commands/{id}", Read),
     ("DELETE", "/v1/commands/{id}", Write),
     ("POST", "/v1/users", Write),
+    ("GET", "/v1/tasks/search", Read),
+    ("GET", "/v1/tasks/{id}", Read),
+    ("GET", "/v1/tasks/{id}/changes", Read),
+    ("GET", "/v1/users/{id}", Read),
+    ("GET", "/v1/users/{id}/tasks", Read),
+    ("GET", "/v1/users/{id}/task-stats", Read),
     ("GET", "/v1/users/{id}/permissions", Read),
+    ("GET", "/v1/events", Admin),
     ("GET", "/v1/stream", Read),
     ("PUT", "/v1/users/{id}/password", Session),
     ("PUT", "/v1/admin/users/{id}/role", Admin),
@@ -136,6 +148,26 @@ impl Caller {
     /// may read, and reads everything.
     pub(crate) fn may_see(&self, owner: Option<Uuid>) -> bool {
         self.key.is_some() || self.role == Role::Admin || owner == Some(self.user)
+    }
+
+    /// Whether the caller may see a task: who has created it, or is assigned to it.
+    pub(crate) fn may_see_task(&self, creator: Uuid, assignee: Option<Uuid>) -> bool {
+        self.may_see(Some(creator)) || assignee == Some(self.user)
+    }
+
+    /// Whether the caller may read a user and what belongs to it. Decided before anything is looked up: the answer does
+    /// not tell whether the user exists.
+    pub(crate) fn may_read_user(&self, user: Uuid) -> Result<(), Problem> {
+        if self.may_see(Some(user)) {
+            return Ok(());
+        }
+        let detail = "you may read yourself and your own tasks; an admin may read everybody's";
+        Err(Problem::forbidden("forbidden", detail))
+    }
+
+    /// Whose tasks the caller finds; `None`: everybody's.
+    pub(crate) fn finds_tasks_of(&self) -> Option<Uuid> {
+        (!self.may_see(None)).then_some(self.user)
     }
 
     /// What operators do is for admins.

@@ -179,7 +179,7 @@ impl Arriving {
             axum::Error::new(std::io::Error::other(words))
         };
         let Ok(chunk) = timeout_at(self.deadline, self.chunks.next()).await else {
-            return Err(refuse(&self, Problem::too_slow(ARRIVES_WITHIN)));
+            return Err(refuse(&self, Problem::too_slow()));
         };
         let Some(chunk) = chunk.transpose()? else { return Ok(None) };
         self.read += chunk.len();

@@ -5,9 +5,11 @@
 //! that knows status codes.
 
 mod address;
+mod answer;
+mod asyncapi;
 mod auth;
-mod bodies;
 mod authority;
+mod bodies;
 mod body;
 mod brief;
 mod credentials;
@@ -17,14 +19,16 @@ mod limits;
 mod login_guard;
 mod lookup;
 mod observe_http;
+mod openapi;
 mod passwords;
 mod pressure;
 mod problem;
 mod rate_limit;
+mod reads;
 mod recent;
 mod routes;
-pub mod stream;
 mod serve;
+pub mod stream;
 mod timed;
 mod trace;
 mod wait;
@@ -62,6 +66,8 @@ pub struct Settings {
     pub batch_max: usize,
     /// Password checks and hashes at a time: each occupies a core for a quarter of a second.
     pub password_checks: usize,
+    /// How long a read waits for the caches before it does without, in milliseconds.
+    pub cache_patience_ms: u64,
     /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
     /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
     pub backlog_age_max_s: u64,
@@ -79,6 +85,7 @@ impl Default for Settings {
             bodies_max: 64 * 1024 * 1024,
             batch_max: 10_000,
             password_checks: 2,
+            cache_patience_ms: 100,
             backlog_age_max_s: 0,
             stream: stream::Settings::default(),
             limits: limits::Limits::default(),
@@ -119,6 +126,7 @@ pub(crate) struct App {
     pub credentials: credentials::Credentials,
     pub rate_limit: rate_limit::RateLimit,
     pub login_guard: login_guard::LoginGuard,
+    pub reads: reads::Reads,
     /// What other parts of this process know of their health.
     pub vitals: Vitals,
 }
@@ -157,6 +165,12 @@ pub async fn run(
         lookup: lookup::start(stores.postgres.clone(), stop.clone()),
         waiters: wait::start(stores.clone(), intake, stop.clone()),
         recent: recent::Recent::default(),
+        reads: reads::Reads::start(
+            &stores.postgres,
+            &stores.redis,
+            std::time::Duration::from_millis(settings.cache_patience_ms),
+            &stop,
+        ),
         passwords: passwords::Passwords::new(settings.password_checks),
         bodies: bodies::Bodies::new(&settings),
         pressure: pressure::start(&stores, mender.clone(), stop.clone()),
@@ -202,7 +216,12 @@ fn router(app: Arc<App>) -> Router {
         .merge(routes::pauses::routes())
         .merge(routes::stream::routes())
         .merge(routes::users::routes())
+        .merge(routes::user_reads::routes())
         .merge(routes::api_keys::routes())
+        .merge(routes::docs::routes())
+        .merge(routes::events::routes())
+        .merge(routes::schemas::routes())
+        .merge(routes::tasks::routes())
         .merge(routes::health::routes())
         // A route that is merged below this line would be open to everybody.
         .route_layer(from_fn_with_state(Arc::clone(&app), gate::gate))

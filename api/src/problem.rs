@@ -240,11 +240,6 @@ impl Problem {
         }
     }
 
-    pub(crate) fn too_slow(most: std::time::Duration) -> Self {
-        let detail = format!("the body did not arrive within {} s; nothing was taken", most.as_secs());
-        Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "The body came too slowly", detail)
-    }
-
     /// The backlog is older than the operators want it to grow.
     pub(crate) fn backlog(age_s: u64, most_s: u64) -> Self {
         Self::new(

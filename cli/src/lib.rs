@@ -74,6 +74,9 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     ApiKeys(commands::api_keys::Command),
+    /// Print the schemas of the command types; tell a compatible change of them from a breaking one
+    #[command(subcommand)]
+    Schema(commands::schema::Command),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -134,6 +137,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Partitions(command) => Box::pin(commands::partitions::run(command, &load()?, json)).await,
         Command::DeadLetters(command) => Box::pin(commands::dead_letters::run(command, &load()?, json)).await,
         Command::ApiKeys(command) => Box::pin(commands::api_keys::run(command, &load()?, json)).await,
+        Command::Schema(command) => commands::schema::run(command, json),
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

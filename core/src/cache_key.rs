@@ -1,6 +1,9 @@
 //! The shape and time to live of every key in Redis, in one place: a key that is written under one name and read
 //! under another is never read.
 
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// Seconds that a task stays cached.
@@ -9,8 +12,16 @@ pub const TASK_TTL_S: u64 = 180;
 pub const PROFILE_TTL_S: u64 = 300;
 /// Seconds that a session lasts.
 pub const SESSION_TTL_S: u64 = 3600;
-/// Seconds that a generation lives: longer than anything that carries it.
-pub const GENERATION_TTL_S: u64 = 24 * 3600;
+/// Seconds that a page of a user's tasks stays cached.
+pub const LIST_TTL_S: u64 = 60;
+/// Seconds that a user's statistics stay cached.
+pub const STATS_TTL_S: u64 = 300;
+/// Seconds that a task's recent changes stay cached.
+pub const RECENT_TTL_S: u64 = 180;
+/// Seconds that a page of a search stays cached.
+pub const SEARCH_TTL_S: u64 = 120;
+/// Seconds that a heavy answer without a cache of its own stays cached.
+pub const RESPONSE_TTL_S: u64 = 300;
 
 /// One task, as JSON.
 pub fn task(id: Uuid) -> String {
@@ -22,10 +33,51 @@ pub fn profile(user: Uuid) -> String {
     format!("user:profile:{user}")
 }
 
-/// The generation of what depends on a user's tasks (lists, statistics). A write bumps it; a reader uses only
-/// values that carry it.
-pub fn tasks_generation(user: Uuid) -> String {
-    format!("task:generation:user:{user}")
+/// A page of a user's tasks. `status` is a status or `all`; a page of another size or order is another page.
+pub fn task_list(user: Uuid, status: &str, order: Option<&str>, page: u32, size: Option<u32>) -> String {
+    let mut key = format!("task:list:user:{user}:status:{status}:page:{page}");
+    if let Some(order) = order {
+        key += ":order:";
+        key += order;
+    }
+    if let Some(size) = size {
+        key += ":size:";
+        key += &size.to_string();
+    }
+    key
+}
+
+/// The recent changes of a task, a list, the newest first.
+pub fn task_recent(task: Uuid) -> String {
+    format!("task:recent:{task}")
+}
+
+/// How many tasks a user has, by status.
+pub fn task_stats(user: Uuid) -> String {
+    format!("task:stats:{user}")
+}
+
+/// A page of a search: what was looked for, by its hash ([`query_hash`]).
+pub fn task_search(query_hash: &str, page: u32) -> String {
+    format!("task:search:{query_hash}:page:{page}")
+}
+
+/// A heavy answer without a cache of its own: of which endpoint, to what, each by its hash ([`query_hash`]).
+pub fn response(endpoint_hash: &str, parameters_hash: &str) -> String {
+    format!("api:response:{endpoint_hash}:{parameters_hash}")
+}
+
+/// The hash of what is looked for: each part counts, and where it ends.
+pub fn query_hash(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize()[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A session, by the digest of its token: who reads Redis has no sessions.
@@ -51,6 +103,10 @@ pub fn sockets_of(user: Uuid) -> String {
 /// There while a process lives that has sockets.
 pub fn socket_process(process: &str) -> String {
     format!("ws:process:{process}")
+}
+
+/// Seconds that a fence lives: longer than whatever it keeps from coming back.
+pub const FENCE_TTL_S: u64 = 24 * 3600;
 /// Seconds that a user's permissions stay cached.
 pub const PERMISSIONS_TTL_S: u64 = 600;
 

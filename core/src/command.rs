@@ -17,6 +17,8 @@ pub const DESCRIPTION_MAX: usize = 20_000;
 pub const PROFILE_MAX: usize = 16 * 1024;
 /// Characters of an email address (RFC 5321).
 pub const EMAIL_MAX: usize = 254;
+/// Characters of a session's digest.
+pub const SESSION_MAX: usize = 128;
 /// Work factors of bcrypt that are accepted: below is weak, above lets one login occupy a core for seconds.
 pub const BCRYPT_COST: std::ops::RangeInclusive<u32> = 10..=14;
 
@@ -296,7 +298,7 @@ fn read_update(data: &mut Object<'_>) -> UpdateTask {
 }
 
 fn read_session(data: &mut Object<'_>) -> Option<RecordSession> {
-    data.required("sessionid", |data, name| data.text(name, 1, 128))
+    data.required("sessionid", |data, name| data.text(name, 1, SESSION_MAX))
         .map(|sessionid| RecordSession { sessionid })
 }
 

@@ -18,7 +18,7 @@ pub const COMMAND_MAX: usize = 1024 * 1024;
 /// Bytes of a type that a newer version may know.
 const TYPE_MAX: usize = 64;
 /// Characters of `source`.
-const SOURCE_MAX: usize = 512;
+pub const SOURCE_MAX: usize = 512;
 
 /// Why bytes are no command.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -159,6 +159,11 @@ impl Data {
         Self(serde_json::value::to_raw_value(object).unwrap_or_else(|_| RawValue::NULL.to_owned()))
     }
 
+    /// The object's text.
+    pub fn text(&self) -> &RawValue {
+        &self.0
+    }
+
     /// The object, parsed.
     pub fn object(&self) -> Map<String, Value> {
         serde_json::from_str(self.0.get()).unwrap_or_default()

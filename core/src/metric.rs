@@ -109,10 +109,10 @@ metrics! {
         "Open sockets of the live stream.";
     STREAMS_ENDED = "taskflow_streams_ended_total" Kind::Counter, ["reason"],
         "Sockets of the live stream that ended: left, stopping, reset, slow, idle, session, gap, unavailable, talks.";
+    CACHE_REQUESTS = "taskflow_cache_requests_total" Kind::Counter, ["cache", "result"],
+        "Reads, by cache (task, profile, list, stats, search, response, changes, permissions) and what was there: hit, miss, stale, away.";
     LOGINS = "taskflow_logins_total" Kind::Counter, ["result"],
         "Logins, by result: ok, failed, busy, limited.";
-    CACHE_REQUESTS = "taskflow_cache_requests_total" Kind::Counter, ["cache", "result"],
-        "Reads through a cache, by result: hit, miss, error (Redis did not answer).";
     REQUESTS_LIMITED = "taskflow_requests_limited_total" Kind::Counter, ["policy"],
         "Requests that were refused with 429, by policy: user, address.";
     LIMITS_UNCHECKED = "taskflow_limits_unchecked_total" Kind::Counter, [],

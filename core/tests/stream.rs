@@ -31,8 +31,12 @@ fn told(batches: &[Vec<u32>], seed: u64) -> Told {
             let count = counts[number];
             let mut batch: Told = (0..count)
                 .map(|index| {
-                    let place =
-                        Place { partition: format!("{partition:02}"), number: number as i64 + 1, index, count };
+                    let place = Place {
+                        partition: format!("{partition:02}"),
+                        number: number as i64 + 1,
+                        index,
+                        count,
+                    };
                     (place, (partition, number as i64 + 1, index))
                 })
                 .collect();

@@ -60,6 +60,12 @@ impl Client {
         Ok(self.with_token(self.http.delete(format!("{}{path}", self.base))).send().await?)
     }
 
+    /// A request that is not sent yet, for headers of its own.
+    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        let method = method.parse().unwrap_or(reqwest::Method::GET);
+        self.with_token(self.http.request(method, format!("{}{path}", self.base)))
+    }
+
     pub fn post(&self, path: &str) -> RequestBuilder {
         self.with_token(self.http.post(format!("{}{path}", self.base)))
     }

@@ -79,6 +79,8 @@ impl Site {
             // Long enough to be seen waiting, too short to be waited for.
             ("WORKER__PATIENCE__UNKNOWN_USER_MS", "1500"),
             ("WORKER__PATIENCE__UNKNOWN_TYPE_MS", "1500"),
+            // On a busy machine a cache may be slow; a test of what it holds must not depend on that.
+            ("HTTP__CACHE_PATIENCE_MS", "5000"),
             ("ENVIRONMENT", "development"),
         ];
         Ok(Self {
@@ -166,6 +168,50 @@ impl Site {
             }
         }
         Ok(all)
+    }
+
+    /// Calls Redis with one key under this corner's prefix: `TTL` and the like.
+    pub async fn redis_command(&self, words: &[&str], key: &str) -> Result<i64> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut call = ::redis::cmd(words.first().copied().unwrap_or("TTL"));
+        call.arg(format!("{}{key}", self.redis_prefix)).arg(&words[1.min(words.len())..]);
+        Ok(call.query_async(&mut connection).await?)
+    }
+
+    /// Puts a value into Redis, whatever is there.
+    pub async fn redis_set(&self, key: &str, value: &str) -> Result<()> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let key = format!("{}{key}", self.redis_prefix);
+        Ok(::redis::cmd("SET").arg(key).arg(value).query_async(&mut connection).await?)
+    }
+
+    /// The keys of a pattern, without the prefix, with their values as far as they are texts.
+    pub async fn redis_all(&self, pattern: &str) -> Result<Vec<(String, String)>> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let pattern = format!("{}{pattern}", self.redis_prefix);
+        let keys: Vec<String> = ::redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await?;
+        let mut found = Vec::new();
+        for key in keys {
+            if let Ok(Some(value)) = ::redis::cmd("GET").arg(&key).query_async(&mut connection).await {
+                found.push((key[self.redis_prefix.len()..].to_owned(), value));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the keys of a pattern.
+    pub async fn redis_forget(&self, pattern: &str) -> Result<()> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let pattern = format!("{}{pattern}", self.redis_prefix);
+        let keys: Vec<String> = ::redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await?;
+        if !keys.is_empty() {
+            ::redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut connection).await?;
+        }
+        Ok(())
     }
 
     /// One number of Postgres. Connections that a killed server has left dead are used up here, one by one.

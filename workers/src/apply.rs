@@ -148,7 +148,6 @@ fn refresh(folded: &Folded) -> Refresh {
     Refresh {
         new: new_tasks.chain(new_users).collect(),
         changed: changed_tasks.chain(changed_users).collect(),
-        generations: folded.lists.iter().map(|user| cache::generation(*user)).collect(),
     }
 }
 

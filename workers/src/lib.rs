@@ -23,6 +23,7 @@ mod pulse;
 mod relay;
 mod replay;
 mod report;
+mod search_index;
 mod sink;
 mod suspect;
 mod system_events;
@@ -156,7 +157,8 @@ pub async fn run(
     let prune = supervise::forever("pruning", &stop, || dead_letters::prune(&context, &stop));
     let replay = supervise::forever("replay", &stop, || replay::run(&context, &stop));
     let tell = supervise::forever("system events", &stop, || system_events::run(&context, &stop));
-    let aside = async { tokio::join!(measure, change, mend, drain, prune, replay, tell) };
+    let index = supervise::forever("search index", &stop, || search_index::run(&context, &stop));
+    let aside = async { tokio::join!(measure, change, mend, drain, prune, replay, tell, index) };
     let work = Box::pin(async { tokio::join!(lease::run(&context, &name, &stop), Box::pin(aside)) });
     // The lease's keeper and the watchdog are not started again: their end is the process's.
     tokio::select! {

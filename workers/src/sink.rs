@@ -101,11 +101,7 @@ async fn reread(context: &Context, payload: &Payload) -> Result<Refresh, StoreEr
     let tasks = tasks::read_many(&mut connection, &payload.tasks).await?;
     let users = users::read_many(&mut connection, &payload.users).await?;
     let entries = tasks.iter().map(cache::task_entry).chain(users.iter().map(cache::user_entry));
-    Ok(Refresh {
-        new: Vec::new(),
-        changed: entries.collect(),
-        generations: payload.lists.iter().map(|user| cache::generation(*user)).collect(),
-    })
+    Ok(Refresh { new: Vec::new(), changed: entries.collect() })
 }
 
 async fn publish(context: &Context, partition: &str, batch: &Batch) -> Result<(), StoreError> {

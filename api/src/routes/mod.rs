@@ -4,11 +4,16 @@ pub(crate) mod api_keys;
 pub(crate) mod commands;
 mod dead_letter_replays;
 pub(crate) mod dead_letters;
+pub(crate) mod docs;
+pub(crate) mod events;
 pub(crate) mod health;
 mod ndjson;
 pub(crate) mod pauses;
+pub(crate) mod schemas;
 pub(crate) mod sessions;
 pub(crate) mod stream;
+pub(crate) mod tasks;
+pub(crate) mod user_reads;
 pub(crate) mod users;
 
 use crate::problem::Problem;

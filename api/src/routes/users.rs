@@ -121,7 +121,7 @@ async fn permissions(
         Ok(None) => count("miss"),
         // Slower, not wrong.
         Err(error) => {
-            count("error");
+            count("away");
             tracing::debug!(%error, "Permissions are read from Postgres.");
         }
     }

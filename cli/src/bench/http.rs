@@ -36,6 +36,13 @@ impl Connection {
         self.answer().await
     }
 
+    /// Asks and reads the whole answer.
+    pub(super) async fn get(&mut self, path: &str, headers: &str) -> Result<Answer> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", self.host);
+        self.stream.write_all(request.as_bytes()).await?;
+        self.answer().await
+    }
+
     /// Begins a request whose body comes in chunks.
     pub(super) async fn begin(&mut self, path: &str, headers: &str) -> Result<()> {
         let head = format!(

@@ -7,10 +7,12 @@ mod http;
 mod intake;
 mod latency;
 mod low;
+mod reads;
 pub(crate) mod report;
 mod sharing;
 mod sockets;
 mod throughput;
+mod trail;
 
 use std::path::PathBuf;
 
@@ -31,6 +33,7 @@ pub(crate) struct Plan {
     pub lone: usize,
     pub seconds: u64,
     pub rounds: usize,
+    pub events: usize,
     pub phases: Vec<Phase>,
     pub data: PathBuf,
     pub settings: Settings,
@@ -59,6 +62,8 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
             Phase::Low => low::run(plan, &mut place, &tell).await,
             Phase::Sharing => sharing::run(plan, &mut place, &tell).await,
             Phase::Sockets => sockets::run(&mut place, &tell).await,
+            Phase::Trail => trail::run(plan, &mut place, &tell).await,
+            Phase::Reads => reads::run(plan, &mut place, &tell).await,
         };
         match measured {
             Ok(measured) => figures.extend(measured),

@@ -61,8 +61,8 @@ pub(crate) fn table(report: &Report) -> String {
     );
     for figure in &report.figures {
         let value = match figure.unit {
-            "commands/s" => format!("{:.0}", figure.value),
-            "ms/command" => format!("{:.4}", figure.value),
+            "commands/s" | "requests/s" => format!("{:.0}", figure.value),
+            "ms/command" | "ms/request" => format!("{:.4}", figure.value),
             _ => format!("{:.2}", figure.value),
         };
         let target = match (figure.target, figure.met()) {

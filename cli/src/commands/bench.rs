@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// How often the floor and TaskFlow are measured, in turn; the medians are compared
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Events that the audit trail has in the phase trail
+    #[arg(long, default_value_t = 1_000_000)]
+    events: usize,
     /// Only these phases
     #[arg(long, value_enum, value_delimiter = ',')]
     phases: Vec<Phase>,
@@ -52,12 +55,24 @@ pub(crate) enum Phase {
     Sharing,
     /// Memory of an idle reader of the live stream, two thousand of them
     Sockets,
+    /// Cached reads and single commands at 64 connections: requests a second, p50, p99
+    Reads,
+    /// Each shape of a query of the audit trail on many events (--events); only if named
+    Trail,
 }
 
 pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Result<ExitCode, Exit> {
     telemetry::start_logs(&settings)?;
     let phases = match options.phases.as_slice() {
-        [] => vec![Phase::Drain, Phase::Mixed, Phase::Intake, Phase::Latency, Phase::Low, Phase::Sockets],
+        [] => vec![
+            Phase::Drain,
+            Phase::Mixed,
+            Phase::Intake,
+            Phase::Latency,
+            Phase::Low,
+            Phase::Reads,
+            Phase::Sockets,
+        ],
         some => some.to_vec(),
     };
     let plan = Plan {
@@ -65,6 +80,7 @@ pub(crate) async fn run(options: Options, settings: Settings, json: bool) -> Res
         lone: options.lone.max(10),
         seconds: options.seconds.max(1),
         rounds: options.rounds.max(1),
+        events: options.events.max(1_000),
         phases,
         data: options.data,
         settings,

@@ -12,6 +12,7 @@ pub(crate) mod partitions;
 pub(crate) mod pause;
 pub(crate) mod receipt;
 pub(crate) mod role;
+pub(crate) mod schema;
 pub(crate) mod seed;
 pub(crate) mod send;
 pub(crate) mod verify;

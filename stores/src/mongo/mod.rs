@@ -1,5 +1,6 @@
 //! MongoDB: the audit trail.
 
+pub mod event_query;
 pub mod events;
 pub mod gap;
 pub mod migrate;

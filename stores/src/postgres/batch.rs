@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Row, Transaction};
 use taskflow_core::batch::Needs;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::state::Role;
-use taskflow_core::{Folded, Receipt, State, Task};
+use taskflow_core::{Folded, Receipt, State, Task, cache_tag};
 use uuid::Uuid;
 
 use super::failed;
@@ -206,7 +206,7 @@ pub async fn write(
 static RECORD: LazyLock<String> = LazyLock::new(|| record_statement(""));
 
 static RECORD_AND_TIDY: LazyLock<String> =
-    LazyLock::new(|| record_statement(concat!(tidied!("$32", "$33", "$34", "$35"), ", ")));
+    LazyLock::new(|| record_statement(concat!(tidied!("$33", "$34", "$35", "$36"), ", ")));
 
 fn record_statement(tidy: &str) -> String {
     format!(
@@ -214,8 +214,8 @@ fn record_statement(tidy: &str) -> String {
         WITH {tidy}head AS (
             UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
         ), noted AS (
-            INSERT INTO batches (partition, number, commands, applied_at)
-            SELECT $1, batch, $3::integer, $4::timestamptz FROM head
+            INSERT INTO batches (partition, number, commands, applied_at, changed)
+            SELECT $1, batch, $3::integer, $4::timestamptz, $19::bytea FROM head
         ), told AS (
             INSERT INTO outbox (partition, number, created_at, payload)
             SELECT $1, batch, $4, $5 FROM head WHERE $5::bytea IS NOT NULL
@@ -230,7 +230,7 @@ fn record_statement(tidy: &str) -> String {
                               $16::timestamptz[], $17::bytea[], $18::smallint[]) AS r
         )
         SELECT batch FROM head",
-        tasks::insert_statement("head, ", 19)
+        tasks::insert_statement("head, ", 20)
     )
 }
 
@@ -268,7 +268,8 @@ pub async fn record(
         .bind(column(receipts, |r| r.accepted_at))
         .bind(column(receipts, |r| r.finished_at))
         .bind(column(receipts, |r| r.fingerprint.as_slice()))
-        .bind(column(receipts, |r| r.attempts as i16));
+        .bind(column(receipts, |r| r.attempts as i16))
+        .bind(cache_tag::encode(&record.payload.lists));
     let mut query = tasks::bind_new(query, record.new_tasks);
     if !relayed.is_empty() {
         let columns = Columns::of(relayed);

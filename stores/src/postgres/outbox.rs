@@ -1,6 +1,7 @@
 //! The outbox: what a batch has to tell MongoDB, Redis and the event exchange. One row a batch, written in the
 //! batch's own transaction, removed when all of them have it.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use taskflow_core::Event;
@@ -17,7 +18,8 @@ pub struct Payload {
     pub tasks: Vec<Uuid>,
     /// Users whose cached profile is out of date.
     pub users: Vec<Uuid>,
-    /// Users on whose task lists something changed.
+    /// Users on whose tasks something changed. Workers of the release before look for it.
+    #[serde(default)]
     pub lists: Vec<Uuid>,
 }
 
@@ -86,4 +88,34 @@ pub async fn backlog(pool: &PgPool) -> Result<(i64, f64), StoreError> {
     .fetch_one(pool)
     .await
     .map_err(failed("measure the outbox"))
+}
+
+/// When the oldest of what still waits for a store was written, system events included; `None` if nothing waits.
+pub async fn oldest(pool: &PgPool) -> Result<Option<DateTime<Utc>>, StoreError> {
+    sqlx::query_scalar(
+        "/* outbox_oldest */
+        SELECT least((SELECT min(created_at) FROM outbox), (SELECT min(created_at) FROM system_events))",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("look into the outbox"))
+}
+
+/// Rows that are looked through for one entity's events.
+const LOOKED_THROUGH: i64 = 50;
+
+/// An entity's events that still wait here for a store; `None` if more waits than can be looked through.
+pub async fn events_of(pool: &PgPool, entity: Uuid) -> Result<Option<Vec<Event>>, StoreError> {
+    let rows: Vec<(Vec<u8>,)> =
+        sqlx::query_as("/* outbox_events_of */ SELECT payload FROM outbox ORDER BY created_at DESC LIMIT $1")
+            .bind(LOOKED_THROUGH)
+            .fetch_all(pool)
+            .await
+            .map_err(failed("look into the outbox"))?;
+    let all = (rows.len() as i64) < LOOKED_THROUGH;
+    let mut found = Vec::new();
+    for (payload,) in rows {
+        found.extend(decode(&payload)?.events.into_iter().filter(|event| event.entity == entity));
+    }
+    Ok(all.then_some(found))
 }

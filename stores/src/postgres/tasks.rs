@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::failed;
 use crate::{Kind, StoreError};
 
-const COLUMNS: &str = "id, title, description, status::text, priority::text, assignee_id, creator_id, created_at, updated_at, completed_at, due_date, deleted_at, version";
+pub(super) const COLUMNS: &str = "id, title, description, status::text, priority::text, assignee_id, creator_id, created_at, updated_at, completed_at, due_date, deleted_at, version";
 
 /// Loads tasks, deleted ones included, and locks them until the transaction ends. `ids` must be sorted: locks are
 /// taken in one order everywhere.
@@ -43,7 +43,7 @@ pub async fn read_many(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Ve
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
-fn read(row: PgRow) -> Result<Task, sqlx::Error> {
+pub(super) fn read(row: PgRow) -> Result<Task, sqlx::Error> {
     let status: &str = row.try_get(3)?;
     let priority: &str = row.try_get(4)?;
     Ok(Task {

@@ -1,23 +1,22 @@
-//! Cached entities and the generations of what depends on them.
+//! Cached entities, as the workers keep them fresh.
 //!
 //! A value carries its version and replaces only an older one, so a slow writer never puts back what a faster one
 //! has replaced. A deleted task leaves a tombstone for as long as the cache would have held it, for the same reason.
 
 use taskflow_core::cache_key;
 use taskflow_core::{Task, User};
-use uuid::Uuid;
 
 use super::Redis;
 use crate::StoreError;
 
-/// Sets each key unless what is there is as new or newer. Versions are read where our JSON has them: at the start.
-const SET_IF_NEWER: &str = r#"
+/// Sets each key unless what is there is newer. Versions are read where our JSON has them: at the start.
+pub(super) const SET_IF_NEWER: &str = r#"
 local set = 0
 for i, key in ipairs(KEYS) do
   local value = ARGV[2 * i - 1]
   local now = redis.call('GET', key)
   local held = now and tonumber(string.match(now, '^{"version":(%d+)') or 0) or 0
-  if tonumber(string.match(value, '^{"version":(%d+)')) > held then
+  if tonumber(string.match(value, '^{"version":(%d+)')) >= held then
     redis.call('SET', key, value, 'EX', ARGV[2 * i])
     set = set + 1
   end
@@ -35,8 +34,6 @@ pub struct Refresh {
     pub new: Vec<Entry>,
     /// Keys and JSON values of changed entities.
     pub changed: Vec<Entry>,
-    /// Generations to raise.
-    pub generations: Vec<String>,
 }
 
 /// A key with its value.
@@ -49,7 +46,7 @@ pub struct Entry {
 
 impl Refresh {
     pub fn is_empty(&self) -> bool {
-        self.new.is_empty() && self.changed.is_empty() && self.generations.is_empty()
+        self.new.is_empty() && self.changed.is_empty()
     }
 }
 
@@ -67,11 +64,6 @@ pub fn task_entry(task: &Task) -> Entry {
 pub fn user_entry(user: &User) -> Entry {
     let value = serde_json::to_string(&user.public()).unwrap_or_default();
     Entry { key: cache_key::profile(user.id), value, ttl_s: cache_key::PROFILE_TTL_S }
-}
-
-/// The generation of what depends on a user's tasks.
-pub fn generation(user: Uuid) -> String {
-    cache_key::tasks_generation(user)
 }
 
 impl Redis {
@@ -97,11 +89,6 @@ impl Redis {
                 call.arg(&entry.value).arg(entry.ttl_s);
             }
             call.ignore();
-        }
-        for generation in &refresh.generations {
-            let key = self.key(generation);
-            pipeline.cmd("INCR").arg(&key).ignore();
-            pipeline.cmd("EXPIRE").arg(&key).arg(cache_key::GENERATION_TTL_S).ignore();
         }
         pipeline.query_async::<()>(&mut connection).await.map_err(self.failed("refresh the caches"))
     }

@@ -6,6 +6,7 @@
 //! [`Redis::key`]. The keys of one script or transaction share a hash tag, or the script takes one key; a plain pipeline
 //! may hold any. A script goes as `EVAL` with its text: a node that has just become master knows none by its digest.
 
+pub mod answers;
 pub mod cache;
 pub(crate) mod connection;
 pub mod limits;

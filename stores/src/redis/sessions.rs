@@ -135,7 +135,7 @@ impl Redis {
             .arg(set)
             .arg(fence)
             .arg(version)
-            .arg(cache_key::GENERATION_TTL_S)
+            .arg(cache_key::FENCE_TTL_S)
             .query_async(&mut connection)
             .await
             .map_err(self.failed("end sessions"))?;

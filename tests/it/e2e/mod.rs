@@ -8,8 +8,11 @@ mod cli;
 mod commands;
 mod dead_letters;
 mod duplicates;
+mod events;
 mod live;
 mod order;
+mod order;
+mod reads;
 mod redis_cluster;
 mod sessions;
 mod stream;
@@ -25,6 +28,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         duplicates::tests(),
         order::tests(),
         redis_cluster::tests(),
+        events::tests(),
+        reads::tests(),
         amqp::tests(),
         bad_input::tests(),
         stream::tests(),

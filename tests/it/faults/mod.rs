@@ -6,11 +6,12 @@ mod broker;
 mod catalogue;
 mod crashes;
 mod dead_letters;
-mod growth;
 mod demo;
+mod growth;
 mod lease;
 mod partitions;
 mod poison;
+mod reads;
 mod shutdown;
 mod stores;
 mod verify;
@@ -31,6 +32,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         lease::tests(),
         partitions::tests(),
         poison::tests(),
+        reads::tests(),
         shutdown::tests(),
         stores::tests(),
         verify::tests(),

@@ -1,0 +1,89 @@
+//! The recent changes of a task: a list in Redis, made from the audit trail when it is missing or not the newest.
+//!
+//! The audit trail follows the commits. What it lacks still waits in the outbox, so the two together are never older
+//! than a receipt.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use taskflow_core::cache_key;
+use taskflow_core::change::{self, Change};
+use taskflow_stores::mongo::{self, event_query};
+use taskflow_stores::postgres::{PgPool, outbox};
+use uuid::Uuid;
+
+use super::document::Document;
+use super::{Answer, Reads, count, version_of};
+use crate::problem::Problem;
+
+#[derive(Serialize)]
+struct Shown<'c> {
+    items: Vec<&'c RawValue>,
+}
+
+impl Reads {
+    /// The newest changes of a task, if there is one that may be shown to somebody: by its creator and its assignee.
+    pub(crate) async fn changes(
+        &self,
+        mongo: &mongo::Database,
+        id: Uuid,
+        may: impl Fn(Uuid, Option<Uuid>) -> bool,
+    ) -> Result<Option<Answer>, Problem> {
+        let key = cache_key::task_recent(id);
+        let (state, held) = tokio::join!(self.moment.task(id), self.shelf.recent(&key));
+        let Some(state) = state?.filter(|state| !state.deleted && may(state.creator, state.assignee)) else {
+            return Ok(None);
+        };
+        let etag = format!("changes-{}", state.version);
+        let newest = held.as_ref().map(|held| held.first().and_then(|first| version_of(first.as_bytes())));
+        let result = match newest {
+            None => "away",
+            Some(None) => "miss",
+            Some(Some(version)) if version == state.version => "hit",
+            Some(Some(_)) => "stale",
+        };
+        count("changes", result);
+        if result == "hit" {
+            return Ok(Some(Answer { etag, body: body(&held.unwrap_or_default()).into(), hit: true }));
+        }
+        let (mongo, postgres, shelf) = (mongo.clone(), self.postgres.clone(), Arc::clone(&self.shelf));
+        let list = key.clone();
+        let make = async move {
+            let changes = gather(&mongo, &postgres, id, state.version).await?;
+            let texts: Vec<String> =
+                changes.iter().filter_map(|change| serde_json::to_string(change).ok()).collect();
+            let document = Document::new(i64::from(state.version), 0, 0.0, body(&texts));
+            shelf.put_recent(list, texts, cache_key::RECENT_TTL_S).await;
+            Ok(Arc::new(document))
+        };
+        let made = self.flights.fly(&key, i64::from(state.version), make).await?;
+        Ok(Some(Answer { etag, body: made.body.clone(), hit: false }))
+    }
+}
+
+fn body(changes: &[String]) -> Vec<u8> {
+    let items = changes.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+    serde_json::to_vec(&Shown { items }).unwrap_or_default()
+}
+
+/// What the audit trail has; if the newest is missing there, what waits for it too.
+async fn gather(
+    mongo: &mongo::Database,
+    postgres: &PgPool,
+    id: Uuid,
+    version: i32,
+) -> Result<Vec<Change>, Problem> {
+    let audited = event_query::changes(mongo, id).await?;
+    if audited.iter().any(|change| change.version >= version) {
+        return Ok(change::newest(audited));
+    }
+    let Some(waiting) = outbox::events_of(postgres, id).await? else {
+        return Err(Problem::unavailable("the audit trail is behind with this task's newest changes"));
+    };
+    // Read again: what left the outbox meanwhile is there now. A task without events was not made by a command, or they
+    // have been removed in their time.
+    let mut changes = event_query::changes(mongo, id).await?;
+    changes.extend(waiting.iter().filter_map(Change::of));
+    Ok(change::newest(changes))
+}

@@ -1,0 +1,72 @@
+//! An answer that is made of many rows, as it is kept: with the position that it has seen and the time that it has.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use taskflow_core::window::Position;
+
+use crate::answer;
+
+/// Times are in milliseconds since 1970.
+#[derive(Debug, Clone)]
+pub(crate) struct Document {
+    pub position: Position,
+    pub ends_ms: i64,
+    /// What making it has taken.
+    pub took_ms: f64,
+    pub etag: String,
+    pub body: Bytes,
+}
+
+/// The stored form. `version` comes first: the caches' fence reads it there.
+#[derive(Serialize, Deserialize)]
+struct Stored<'a> {
+    version: Position,
+    ends: i64,
+    took: f64,
+    etag: &'a str,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+impl Document {
+    pub(crate) fn new(position: Position, ends_ms: i64, took_ms: f64, body: Vec<u8>) -> Self {
+        let etag = answer::digest(&body);
+        Self { position, ends_ms, took_ms, etag, body: body.into() }
+    }
+
+    pub(crate) fn to_stored(&self) -> Option<String> {
+        let body = serde_json::from_slice(&self.body).ok()?;
+        let stored =
+            Stored { version: self.position, ends: self.ends_ms, took: self.took_ms, etag: &self.etag, body };
+        serde_json::to_string(&stored).ok()
+    }
+
+    /// `None`: what is there is none of ours.
+    pub(crate) fn of_stored(bytes: &[u8]) -> Option<Self> {
+        let stored: Stored<'_> = serde_json::from_slice(bytes).ok()?;
+        Some(Self {
+            position: stored.version,
+            ends_ms: stored.ends,
+            took_ms: stored.took,
+            etag: stored.etag.to_owned(),
+            body: Bytes::copy_from_slice(stored.body.get().as_bytes()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_comes_back_as_it_was_and_begins_with_its_version() {
+        let document = Document::new(7, 1_000, 2.5, br#"{"items":[{"title":"\u00e9 \"x\""}]}"#.to_vec());
+        let stored = document.to_stored().expect("a stored form");
+        assert!(stored.starts_with("{\"version\":7,"), "{stored}");
+        let back = Document::of_stored(stored.as_bytes()).expect("a document");
+        assert_eq!((back.position, back.ends_ms, &back.etag), (7, 1_000, &document.etag));
+        assert_eq!(back.body, document.body);
+        assert!(Document::of_stored(b"[]").is_none());
+    }
+}

@@ -1,0 +1,189 @@
+//! The OpenAPI document: it is one, it names the routes that there are, and what it says of answers is so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use taskflow_tests::commands::{ADMIN, ADMIN_EMAIL, ADMIN_PASSWORD, command, id};
+use taskflow_tests::{Result, Site};
+
+use super::tidy::root;
+use crate::{cluster, with_site};
+
+/// OpenAPI's own schema (spec.openapis.org/oas/3.1/schema/2022-10-07).
+const META: &str = include_str!("data/openapi-3.1.json");
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        with_site("openapi: the document is valid and names every route", document),
+        with_site("openapi: answers are as the document says", answers),
+    ]
+}
+
+async fn document(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (_api, client) = cluster.api().await?;
+    let document: Value = client.get("/openapi.json").await?.json().await?;
+    let meta: Value = serde_json::from_str(META)?;
+    let validator = jsonschema::options().build(&meta)?;
+    let faults: Vec<String> = validator.iter_errors(&document).map(|error| error.to_string()).collect();
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    for (name, schema) in document["components"]["schemas"].as_object().context("schemas")? {
+        ensure!(jsonschema::meta::is_valid(schema), "{name} is no schema");
+    }
+    references(&document, &document)?;
+
+    let mut named = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (path, calls) in document["paths"].as_object().context("paths")? {
+        for (method, call) in calls.as_object().context("calls")? {
+            named.insert(format!("{method} {path}"));
+            let name = call["operationId"].as_str().unwrap_or_default();
+            ensure!(names.insert(name.to_owned()), "two calls have the name {name}");
+            let declared: BTreeSet<&str> = call["parameters"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|parameter| parameter["in"] == "path")
+                .filter_map(|parameter| parameter["name"].as_str())
+                .collect();
+            let used: BTreeSet<&str> = path.split('{').skip(1).filter_map(|p| p.split('}').next()).collect();
+            ensure!(declared == used, "{method} {path}: parameters {declared:?}");
+        }
+    }
+    let there = routes()?;
+    let unnamed: Vec<&String> = there.difference(&named).collect();
+    let gone: Vec<&String> = named.difference(&there).collect();
+    ensure!(
+        unnamed.is_empty() && gone.is_empty(),
+        "api/src/openapi/calls.rs lacks {unnamed:?}, and names what is not there: {gone:?}"
+    );
+    let page = client.get("/docs").await?;
+    let policy = page.headers().get("content-security-policy").is_some();
+    let text = page.text().await?;
+    ensure!(policy && !text.contains("http://") && !text.contains("https://"), "the page asks elsewhere");
+    Ok(())
+}
+
+/// Every reference leads somewhere.
+pub(super) fn references(document: &Value, at: &Value) -> Result {
+    match at {
+        Value::Object(fields) => {
+            if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                let target = document.pointer(reference.trim_start_matches('#'));
+                ensure!(target.is_some(), "{reference} leads nowhere");
+            }
+            fields.values().try_for_each(|field| references(document, field))
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| references(document, item)),
+        _ => Ok(()),
+    }
+}
+
+/// The routes in the code: `method path`.
+fn routes() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for file in std::fs::read_dir(root().join("api/src/routes"))? {
+        let file = file?.path();
+        if file.extension().is_none_or(|ext| ext != "rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file)?;
+        // Where paths are put together, their beginning has a name.
+        let base = text.lines().find_map(|line| line.trim().strip_prefix("let letters = "));
+        let base = base.and_then(|rest| rest.split('"').nth(1)).unwrap_or_default();
+        for part in text.split(".route(").skip(1) {
+            let call = arguments(part);
+            let (first, handlers) = call.split_once(',').context("a route without handlers")?;
+            let literal = first.split('"').nth(1).unwrap_or_default();
+            let path = match first.trim() {
+                name if !name.contains('"') => base.to_owned(),
+                name if name.starts_with("&at(") => format!("{base}{literal}"),
+                _ => literal.to_owned(),
+            };
+            let used = METHODS.iter().filter(|method| {
+                let calls = [format!(" {method}("), format!(".{method}("), format!("\n{method}(")];
+                calls.iter().any(|call| handlers.contains(call.as_str()))
+            });
+            found.extend(used.map(|method| format!("{method} {path}")));
+        }
+    }
+    Ok(found)
+}
+
+/// The text up to the bracket that closes the call.
+fn arguments(text: &str) -> &str {
+    let mut open = 1;
+    let end = text.char_indices().find(|(_, sign)| {
+        open += i32::from(*sign == '(') - i32::from(*sign == ')');
+        open == 0
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+async fn answers(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let document: Value = client.get("/openapi.json").await?.json().await?;
+    let task = id();
+    let receipt = admin.apply(&command("task.create", task, json!({ "title": "described" }))).await?;
+    let receipt_path = format!("/v1/commands/{}", receipt["id"].as_str().unwrap_or_default());
+    let unknown = format!("/v1/tasks/{}", id());
+    let admin_path = |rest: &str| format!("/v1/users/{ADMIN}{rest}");
+    for (route, path) in [
+        ("/v1/tasks/{id}", format!("/v1/tasks/{task}")),
+        ("/v1/tasks/{id}/changes", format!("/v1/tasks/{task}/changes")),
+        ("/v1/tasks/{id}", unknown),
+        ("/v1/tasks/search", "/v1/tasks/search?q=described".to_owned()),
+        ("/v1/tasks/search", "/v1/tasks/search".to_owned()),
+        ("/v1/users/{id}", admin_path("")),
+        ("/v1/users/{id}/tasks", admin_path("/tasks?pagesize=1")),
+        ("/v1/users/{id}/task-stats", admin_path("/task-stats")),
+        ("/v1/events", "/v1/events?pagesize=2".to_owned()),
+        ("/v1/commands/{id}", receipt_path),
+        ("/v1/admin/pauses", "/v1/admin/pauses".to_owned()),
+        ("/v1/admin/dead-letters", "/v1/admin/dead-letters".to_owned()),
+        ("/readyz", "/readyz".to_owned()),
+        ("/schemas", "/schemas".to_owned()),
+    ] {
+        let answer = admin.get(&path).await?;
+        let status = answer.status().as_u16().to_string();
+        let body: Value = answer.json().await?;
+        fits(&document, &document["paths"][route]["get"]["responses"][&status], &body)
+            .with_context(|| format!("{path}: {status}"))?;
+    }
+    let login =
+        client.post("/v1/sessions").json(&json!({ "email": ADMIN_EMAIL, "password": ADMIN_PASSWORD }));
+    let answer = login.send().await?;
+    ensure!(answer.status() == 201, "{}", answer.status());
+    fits(&document, &document["paths"]["/v1/sessions"]["post"]["responses"]["201"], &answer.json().await?)?;
+    let bad = admin.send("application/json", r#"{"type":"task.create"}"#).await?;
+    fits(&document, &document["paths"]["/v1/commands"]["post"]["responses"][bad.0.to_string()], &bad.1)?;
+    let good = admin
+        .send("application/json", command("task.create", id(), json!({ "title": "x" })).to_string())
+        .await?;
+    fits(&document, &document["paths"]["/v1/commands"]["post"]["responses"][good.0.to_string()], &good.1)?;
+    worker.stop().await
+}
+
+/// Holds a body against the schema of its answer.
+fn fits(document: &Value, answer: &Value, body: &Value) -> Result {
+    ensure!(!answer.is_null(), "the document does not know this status; {body}");
+    let answer = match answer["$ref"].as_str() {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).context("a reference")?,
+        None => answer,
+    };
+    let content =
+        answer["content"].as_object().and_then(|content| content.values().next()).context("content")?;
+    let mut schema = content["schema"].clone();
+    schema["components"] = document["components"].clone();
+    let validator = jsonschema::options().should_validate_formats(true).build(&schema)?;
+    let faults: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
+    ensure!(faults.is_empty(), "{}\n{body}", faults.join("\n"));
+    Ok(())
+}
