@@ -59,10 +59,10 @@ impl Pair {
         let priority = if low { Priority::Low } else { Priority::Normal };
         [0, 1].map(|place| {
             let version = self.base + place;
-            let title = Some(format!("taskflow canary: version {}", version + 1));
+            let title = format!("taskflow canary: version {}", version + 1);
             let body = if version == 0 {
                 Body::CreateTask(CreateTask {
-                    title: title.unwrap_or_default(),
+                    title,
                     description: Some(
                         "Changed again and again by TaskFlow itself, to see that it works.".into(),
                     ),
@@ -73,7 +73,7 @@ impl Pair {
             } else {
                 let expectedversion = Some(version);
                 Body::UpdateTask(UpdateTask {
-                    title,
+                    title: Some(title),
                     description: None,
                     priority: None,
                     duedate: None,

@@ -165,27 +165,27 @@ mod tests {
         let changes: [(&str, bool, Change); 11] = [
             ("task.create/1", true, |all| drop(all.as_object_mut().expect("all").remove("task.create/1"))),
             ("/maxLength", true, |all| {
-                all["task.create/1"]["properties"]["data"]["properties"]["title"]["maxLength"] = json!(100)
+                all["task.create/1"]["properties"]["data"]["properties"]["title"]["maxLength"] = json!(100);
             }),
             (title, false, |all| {
-                all["task.create/1"]["properties"]["data"]["properties"]["title"]["maxLength"] = json!(1_000)
+                all["task.create/1"]["properties"]["data"]["properties"]["title"]["maxLength"] = json!(1_000);
             }),
             ("/pattern", true, |all| all["task.create/1"]["properties"]["id"]["pattern"] = json!("^x$")),
             ("/required", true, |all| {
                 all["task.create/1"]["required"] =
-                    json!(["specversion", "id", "source", "type", "subject", "actorid", "data", "time"])
+                    json!(["specversion", "id", "source", "type", "subject", "actorid", "data", "time"]);
             }),
             ("/required", false, |all| all["task.create/1"]["required"] = json!(["id"])),
             ("/enum", true, |all| {
-                all["task.create/1"]["properties"]["priority"]["enum"] = json!(["normal", null])
+                all["task.create/1"]["properties"]["priority"]["enum"] = json!(["normal", null]);
             }),
             ("/enum", false, |all| {
                 all["task.create/1"]["properties"]["priority"]["enum"] =
-                    json!(["normal", "low", "lowest", null])
+                    json!(["normal", "low", "lowest", null]);
             }),
             ("/type", true, |all| all["task.create/1"]["properties"]["time"]["type"] = json!("string")),
             ("/colour", false, |all| {
-                all["task.create/1"]["properties"]["colour"] = json!({ "type": "string" })
+                all["task.create/1"]["properties"]["colour"] = json!({ "type": "string" });
             }),
             ("task.paint/1", false, |all| all["task.paint/1"] = json!({})),
         ];
