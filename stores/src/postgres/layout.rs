@@ -18,6 +18,7 @@ const PAGE: i64 = 5_000;
 
 /// The row, as JSON tells it.
 #[derive(Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the columns of the table")]
 struct Row {
     step: i64,
     phase: Phase,

@@ -112,6 +112,7 @@ impl Delivery {
 }
 
 /// What came of subscribing.
+#[expect(clippy::large_enum_variant, reason = "taken apart as soon as it is made")]
 pub enum Opened {
     Subscribed(Subscription),
     /// It was time to stop before.
