@@ -95,7 +95,7 @@ impl RateLimit {
         let mut asked = Vec::new();
         for (policy, key) in whose.iter().map(|one| self.policy(*one)).filter(|(policy, _)| policy.quota > 0)
         {
-            match self.from_reserve(policy, &key, now) {
+            match self.take_reserve(policy, &key, now) {
                 Some(standing) => standings.push(standing),
                 None => asked.push((policy, key)),
             }
@@ -124,7 +124,7 @@ impl RateLimit {
         standings
     }
 
-    fn from_reserve(&self, policy: Policy, key: &str, now: Instant) -> Option<Standing> {
+    fn take_reserve(&self, policy: Policy, key: &str, now: Instant) -> Option<Standing> {
         if policy.part() == 1 {
             return None;
         }
@@ -243,14 +243,14 @@ mod tests {
             for number in 0..quota + 5_000 {
                 let process = &processes[usize::from(number % 3 == 0)];
                 let policy = process.user;
-                let standing = process.from_reserve(policy, "a user", now).unwrap_or_else(|| {
+                let standing = process.take_reserve(policy, "a user", now).unwrap_or_else(|| {
                     counter += policy.part();
                     process.take(policy, "a user", Count { count: counter, left: MINUTE }, now)
                 });
                 passed += u64::from(!standing.is_exceeded());
             }
             assert_eq!(passed, quota, "of {quota}");
-            assert!(processes[0].from_reserve(processes[0].user, "a user", now + MINUTE).is_none());
+            assert!(processes[0].take_reserve(processes[0].user, "a user", now + MINUTE).is_none());
         }
     }
 }

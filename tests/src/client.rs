@@ -39,7 +39,7 @@ impl Client {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
-    /// Any request.
+    /// A request that is not sent yet.
     pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
         self.with_token(self.http.request(method, format!("{}{path}", self.base)))
     }
@@ -58,12 +58,6 @@ impl Client {
 
     pub async fn delete(&self, path: &str) -> Result<Response> {
         Ok(self.with_token(self.http.delete(format!("{}{path}", self.base))).send().await?)
-    }
-
-    /// A request that is not sent yet, for headers of its own.
-    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
-        let method = method.parse().unwrap_or(reqwest::Method::GET);
-        self.with_token(self.http.request(method, format!("{}{path}", self.base)))
     }
 
     pub fn post(&self, path: &str) -> RequestBuilder {

@@ -126,7 +126,7 @@ impl Place<'_> {
         }
         if course.is_settled() {
             if wanted(&course.to) {
-                return self.done(&course, "nothing to do");
+                return Ok(self.done(&course, "nothing to do"));
             }
             self.begin(&course, course.to.changed_to(partitions, low), author).await?;
         }
@@ -172,11 +172,11 @@ impl Place<'_> {
             match self.step().await {
                 Ok(course) if course.is_settled() => {
                     bar.finish_and_clear();
-                    return self.done(&course, "done");
+                    return Ok(self.done(&course, "done"));
                 }
                 Ok(course) => match self.look(&course).await {
                     Ok(waits) => {
-                        bar.set_message(format!("{}: {}", course.phase.as_str(), self.reasons(&waits).await))
+                        bar.set_message(format!("{}: {}", course.phase.as_str(), self.reasons(&waits).await));
                     }
                     Err(error) => trouble = Some(error),
                 },
@@ -216,13 +216,13 @@ impl Place<'_> {
         Ok(ExitCode::from(FAILED))
     }
 
-    fn done(&self, course: &Course, how: &str) -> Result<ExitCode, Exit> {
+    fn done(&self, course: &Course, how: &str) -> ExitCode {
         if self.json {
             println!("{}", told(course, &json!({ "result": how })));
         } else {
             println!("{how}: {}", sentence(course));
         }
-        Ok(ExitCode::SUCCESS)
+        ExitCode::SUCCESS
     }
 
     async fn look(&self, course: &Course) -> Result<Waits, StoreError> {

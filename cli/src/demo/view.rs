@@ -16,7 +16,7 @@ const LINE: Duration = Duration::from_secs(5);
 
 /// Where it is shown. Pictures go to standard error, so that standard output has the report alone.
 pub(crate) enum View {
-    Drawn(Stage),
+    Drawn(Box<Stage>),
     /// Lines for people who read a log.
     Lines {
         /// Standard output belongs to the JSON.
@@ -51,7 +51,11 @@ impl Drop for Drawing {
 
 impl View {
     pub(crate) fn open(json: bool) -> Self {
-        if std::io::stderr().is_terminal() { Self::Drawn(Stage::set()) } else { Self::Lines { json } }
+        if std::io::stderr().is_terminal() {
+            Self::Drawn(Box::new(Stage::set()))
+        } else {
+            Self::Lines { json }
+        }
     }
 
     /// Says what is done now.
@@ -132,8 +136,8 @@ impl Stage {
         let workers = add("  workers   {wide_msg}");
         let above_lines = blank();
         let lines = std::array::from_fn(|_| add("{msg}"));
-        let _blanks = [below_head, below_counts, above_lines];
-        Self { _all: all, _blanks, head, accepted, applied, again, bars, stores, workers, lines }
+        let blanks = [below_head, below_counts, above_lines];
+        Self { _all: all, _blanks: blanks, head, accepted, applied, again, bars, stores, workers, lines }
     }
 
     fn bars(&self) -> impl Iterator<Item = &ProgressBar> {

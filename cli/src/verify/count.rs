@@ -1,6 +1,7 @@
 //! The count: what became of each accepted command, by its receipt, its task's row and its events.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -57,8 +58,10 @@ impl Count {
             ("reordered", self.reordered),
             ("stuck", self.stuck),
         ];
-        let mut text: String =
-            figures.iter().map(|(name, value)| format!("{name:<10} {value:>9}\n")).collect();
+        let mut text = String::new();
+        for (name, value) in figures {
+            let _ = writeln!(text, "{name:<10} {value:>9}");
+        }
         for example in &self.examples {
             text = text + "  " + example + "\n";
         }
@@ -193,7 +196,7 @@ impl Waits {
         for partition in course.declared() {
             match stores.consume.find(&partition.queue()).await {
                 Ok(depth) => {
-                    drop(waits.queues.insert(partition.queue(), depth.map_or(0, |depth| depth.ready)))
+                    waits.queues.insert(partition.queue(), depth.map_or(0, |depth| depth.ready));
                 }
                 Err(error) => waits.broker = Some(error.to_string()),
             }

@@ -11,7 +11,6 @@ mod duplicates;
 mod events;
 mod live;
 mod order;
-mod order;
 mod reads;
 mod redis_cluster;
 mod sessions;

@@ -62,12 +62,12 @@ async fn one_task(site: Arc<Site>) -> Result {
     ensure!((1..=180).contains(&ttl), "it lives for {ttl} s");
     // Who has it already gets no body.
     let tag = header(&admin.get(&path).await?, "etag").to_owned();
-    let again = admin.request("GET", &path).header("if-none-match", &tag).send().await?;
+    let again = admin.request(reqwest::Method::GET, &path).header("if-none-match", &tag).send().await?;
     ensure!(again.status() == 304 && header(&again, "etag") == tag, "{}", again.status());
     ensure!(again.text().await?.is_empty(), "a body all the same");
 
     applied(&admin, command("task.update", task, json!({ "title": "second" }))).await?;
-    let again = admin.request("GET", &path).header("if-none-match", &tag).send().await?;
+    let again = admin.request(reqwest::Method::GET, &path).header("if-none-match", &tag).send().await?;
     ensure!(again.status() == 200, "{}", again.status());
     ensure!(again.json::<Value>().await?["title"] == "second", "the old title");
     // An old value that somebody puts back is found out, and replaced.
@@ -266,7 +266,7 @@ async fn private(site: Arc<Site>) -> Result {
     ensure!(shown.status() == 200, "{}", shown.status());
     let tag = header(&shown, "etag").to_owned();
     applied(&admin, command("task.assign", task, json!({ "assigneeid": null }))).await?;
-    let again = user.request("GET", &task_path).header("if-none-match", tag).send().await?;
+    let again = user.request(reqwest::Method::GET, &task_path).header("if-none-match", tag).send().await?;
     ensure!(again.status() == 404, "{}", again.status());
     worker.stop().await
 }

@@ -57,6 +57,7 @@ pub enum Scope {
 }
 
 /// One way in which something breaks.
+#[expect(clippy::struct_excessive_bools, reason = "each says one thing of its own")]
 pub struct Fault {
     pub name: &'static str,
     pub scope: Scope,
