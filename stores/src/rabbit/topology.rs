@@ -7,10 +7,13 @@
 //! letters. An alternate exchange hides a missing route from `mandatory`; so our own intake publishes to
 //! `taskflow.slots` behind it, where a missing route comes back.
 
+use std::time::Duration;
+
+use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeBindOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Confirmation, ExchangeKind};
@@ -36,6 +39,12 @@ const UNROUTED: &str = "taskflow.commands.unrouted";
 pub const DEAD_LETTERS: &str = "taskflow.dead-letters";
 /// Every event, by its type.
 pub const EVENTS: &str = "taskflow.events";
+
+/// How long the broker may take for a message that waits.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often, and how many times, an empty queue is looked at whose consumer has just left.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 20;
 
 /// Returns of a message that the broker stands before it dead-letters it: a net, poison is found by the workers.
 const DELIVERY_LIMIT: i64 = 1_000;
@@ -152,18 +161,20 @@ async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, 
 pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, StoreError> {
     let queue = partition.queue();
     let mut carried = 0;
+    let mut looks = 0;
     loop {
         match link.find(&queue).await? {
             None => return Ok(carried),
             Some(Depth { ready: 0, consumers: 0 }) => break,
-            Some(Depth { ready: 0, .. }) => {
-                return Err(StoreError::unavailable(
-                    STORE,
-                    "delete a queue",
-                    format!("{queue} has a consumer still"),
-                ));
+            Some(Depth { ready: 0, .. }) if looks < LOOKS => {
+                looks += 1;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            Some(_) => carried += carry(link, partition).await?,
+            Some(Depth { ready, consumers: 0 }) => carried += carry(link, partition, ready).await?,
+            Some(_) => {
+                let detail = format!("{queue} has a consumer still");
+                return Err(StoreError::unavailable(STORE, "delete a queue", detail));
+            }
         }
     }
     let channel = link.channel().await?;
@@ -173,37 +184,35 @@ pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, St
     Ok(carried)
 }
 
-/// Carries messages of a queue to where their slot is bound now, one by one, each confirmed before it is acknowledged.
-async fn carry(link: &Link, partition: Partition) -> Result<u32, StoreError> {
+/// Carries so many messages of a queue to where their slot is bound now, one by one, each confirmed before it is
+/// acknowledged. By a consumer: the broker gives nothing else out of a queue with a single active one.
+async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, StoreError> {
+    let unavailable = |why| StoreError::unavailable(STORE, "carry a message", why);
     let channel = link.channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("ask for confirms"))?;
+    channel.basic_qos(1, BasicQosOptions::default()).await.map_err(failed("set the prefetch"))?;
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(partition.queue().into(), "".into(), options, FieldTable::default());
+    let mut consumer = consumer.await.map_err(failed("take messages"))?;
     let (_, slots) = exchanges(partition.low);
     let mut carried = 0;
-    while let Some(message) = channel
-        .basic_get(partition.queue().into(), BasicGetOptions::default())
-        .await
-        .map_err(failed("take a message"))?
-    {
-        let delivery = message.delivery;
+    while carried < ready {
+        let next = tokio::time::timeout(ANSWER, consumer.next()).await;
+        let delivery = match next {
+            Ok(Some(delivery)) => delivery.map_err(failed("take a message"))?,
+            Ok(None) => return Err(unavailable("the broker ended the consumer")),
+            Err(_) => break,
+        };
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let key = delivery.routing_key.clone();
-        let confirm = channel
-            .basic_publish(
-                slots.into(),
-                key,
-                options,
-                &delivery.data,
-                dead_letters::carried(&delivery.properties),
-            )
-            .await
-            .map_err(failed("carry a message"))?;
+        let (key, properties) = (delivery.routing_key.clone(), dead_letters::carried(&delivery.properties));
+        let confirm = channel.basic_publish(slots.into(), key, options, &delivery.data, properties);
+        let confirm = confirm.await.map_err(failed("carry a message"))?;
         if !matches!(confirm.await.map_err(failed("carry a message"))?, Confirmation::Ack(None)) {
-            return Err(StoreError::unavailable(STORE, "carry a message", "its new queue does not take it"));
+            return Err(unavailable("its new queue does not take it"));
         }
-        let acked =
-            delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed("carry a message"))?;
-        if !acked {
-            return Err(StoreError::unavailable(STORE, "carry a message", "the channel is gone"));
+        let acked = delivery.acker.ack(BasicAckOptions::default()).await;
+        if !acked.map_err(failed("carry a message"))? {
+            return Err(unavailable("the channel is gone"));
         }
         carried += 1;
     }
