@@ -203,7 +203,7 @@ async fn waiting_moves(site: Arc<Site>) -> Result {
         let mut line =
             vec![publish(&site, command_of(ada, "task.create", task, json!({ "title": "1" }))).await?];
         for version in 1..4 {
-            let data = json!({ "title": "more", "expectedversion": version });
+            let data = json!({ "title": format!("more {version}"), "expectedversion": version });
             line.push(publish(&site, command("task.update", task, data)).await?);
         }
         lines.push(line);
