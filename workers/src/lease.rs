@@ -56,8 +56,8 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         let asked = Instant::now();
         let reached = keeper.reached();
         let lease_ms = lease.as_millis() as i64;
-        let step = context.course.borrow().step;
-        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, step, &reached)
+        let newest = context.course.borrow().step;
+        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, newest, &reached)
             .await
         {
             Ok(membership) => {
@@ -157,11 +157,12 @@ impl Keeper {
         }
     }
 
-    async fn acquire(&self, partition: Partition, step: i64) -> Result<Option<Held>, StoreError> {
+    async fn acquire(&self, partition: Partition, newest: i64) -> Result<Option<Held>, StoreError> {
         let context = &self.context;
         let name = partition.to_string();
         let lease_ms = context.settings.lease_ms as i64;
-        let lease = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, step).await?;
+        let lease =
+            leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, newest).await?;
         let Some(lease) = lease else { return Ok(None) };
         tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
         gauge(&name, true);
