@@ -319,7 +319,6 @@ fn event(command: &Command, receipt: &Receipt, draft: Draft, ordinal: u16, reten
     if draft.session.is_some() {
         metadata.session_id = draft.session;
     }
-    let class = crate::event::Class::of(draft.kind);
     Event {
         id: EventId::new(receipt.accepted_at, command.id, ordinal),
         kind: draft.kind.into(),
@@ -334,6 +333,6 @@ fn event(command: &Command, receipt: &Receipt, draft: Draft, ordinal: u16, reten
         command: command.id,
         traceparent: command.traceparent.clone(),
         created_at: receipt.finished_at,
-        expires_at: retention.expires_at(class, receipt.finished_at),
+        expires_at: retention.expires_at(draft.kind, receipt.finished_at),
     }
 }

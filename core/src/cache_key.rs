@@ -140,6 +140,9 @@ pub fn login_addresses(account: &str) -> String {
     format!("login:known:{account}")
 }
 
+/// Matches the sets of all users' open sockets.
+pub const SOCKET_SETS: &str = "ws:user:*:connections";
+
 /// The pub/sub channel on which an intake hears of the receipts that its callers wait for.
 pub fn receipts_channel(intake: Uuid) -> String {
     format!("receipts:{intake}")

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::command::Metadata;
-use crate::system_event::{ABOUT_ACCESS, SENSITIVE};
+pub use crate::retention::{Class, Retention};
 
 /// The event types that commands cause.
 pub const TYPES: [&str; 9] = [
@@ -25,78 +25,6 @@ pub const TYPES: [&str; 9] = [
     "user.logout",
     "user.profile_updated",
 ];
-
-/// How long events are kept. Each event type is in one class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    UserActivity,
-    TaskEvents,
-    SystemEvents,
-    AuditLogs,
-}
-
-impl Class {
-    /// The class of an event type.
-    pub fn of(kind: &str) -> Self {
-        match kind {
-            "user.login" | "user.logout" => Self::UserActivity,
-            kind if kind.starts_with("task.") => Self::TaskEvents,
-            // Who may do what, and who tried: kept as long as the law asks.
-            kind if SENSITIVE[..ABOUT_ACCESS].iter().any(|(about, _)| *about == kind) => Self::AuditLogs,
-            kind if kind.starts_with("system.") => Self::SystemEvents,
-            // Who exists and what is known of them: kept as long as the law asks.
-            _ => Self::AuditLogs,
-        }
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::UserActivity => "user_activity",
-            Self::TaskEvents => "task_events",
-            Self::SystemEvents => "system_events",
-            Self::AuditLogs => "audit_logs",
-        }
-    }
-}
-
-/// How long each class is kept, in days.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retention {
-    pub user_activity_days: u16,
-    pub task_events_days: u16,
-    pub system_events_days: u16,
-    pub audit_logs_days: u16,
-    /// Dead letters, counted from their last death or what was decided about them.
-    pub dead_letters_days: u16,
-}
-
-impl Default for Retention {
-    /// The specification's times; seven years count their leap days.
-    fn default() -> Self {
-        Self {
-            user_activity_days: 365,
-            task_events_days: 180,
-            system_events_days: 90,
-            audit_logs_days: 2557,
-            dead_letters_days: 90,
-        }
-    }
-}
-
-impl Retention {
-    /// When an event of a class may be removed.
-    pub fn expires_at(&self, class: Class, created_at: DateTime<Utc>) -> DateTime<Utc> {
-        let days = match class {
-            Class::UserActivity => self.user_activity_days,
-            Class::TaskEvents => self.task_events_days,
-            Class::SystemEvents => self.system_events_days,
-            Class::AuditLogs => self.audit_logs_days,
-        };
-        created_at + TimeDelta::days(i64::from(days))
-    }
-}
 
 /// An event's `_id` in MongoDB: the second in which its command was accepted, then eight bytes of a hash of the
 /// command's id and the event's place in it.

@@ -27,6 +27,10 @@ const LATENCY_SECONDS: &[f64] = &[
 ];
 const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 350.0, 500.0, 1000.0];
 
+/// From a look at a few rows to a night's upkeep.
+const JOB_SECONDS: &[f64] =
+    &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 10_800.0, 28_800.0];
+
 macro_rules! metrics {
     ($($ident:ident = $name:literal $kind:expr, [$($label:literal),*], $help:literal;)+) => {
         $(#[doc = $help] pub const $ident: Metric =
@@ -87,6 +91,34 @@ metrics! {
         "Dead letters that were published again.";
     SYSTEM_EVENTS_PENDING = "taskflow_system_events_pending" Kind::Gauge, [],
         "System events that the audit trail and the event exchange do not have yet.";
+    SCHEDULER_LEADS = "taskflow_scheduler_leader" Kind::Gauge, [],
+        "1 where this scheduler leads.";
+    JOB_RUNS = "taskflow_job_runs_total" Kind::Counter, ["job", "outcome"],
+        "Runs of jobs that ended, and due times without a run: completed, failed, timed_out, cancelled, retried, missed, coalesced, overlapped, outside_window.";
+    JOB_DURATION = "taskflow_job_duration_seconds" Kind::Histogram(JOB_SECONDS), ["job"],
+        "Time of each try of a job.";
+    JOB_LAST_SUCCESS = "taskflow_job_last_success_timestamp_seconds" Kind::Gauge, ["job"],
+        "When the job was last completed, in seconds since 1970.";
+    JOB_REARMED = "taskflow_job_rearmed_total" Kind::Counter, ["job"],
+        "Schedules that had lost their next due time, or had a wrong one, and were given one by the reconciler.";
+    POSTGRES_CONNECTIONS = "taskflow_postgres_connections" Kind::Gauge, ["state"],
+        "Connections of the server by state (active, idle, idle_in_transaction), and its limit (max).";
+    POSTGRES_OLDEST_TRANSACTION = "taskflow_postgres_oldest_transaction_seconds" Kind::Gauge, [],
+        "Age of the oldest open transaction.";
+    POSTGRES_XMIN_AGE = "taskflow_postgres_oldest_xmin_age" Kind::Gauge, [],
+        "Transactions since the oldest one that a session still sees: nothing younger can be vacuumed.";
+    POSTGRES_WRAPAROUND_AGE = "taskflow_postgres_wraparound_age" Kind::Gauge, [],
+        "Transactions since the oldest one that is not frozen; the server stops before two thousand million.";
+    POSTGRES_TABLE_BYTES = "taskflow_postgres_table_bytes" Kind::Gauge, ["table"],
+        "Size of a table with its indexes.";
+    POSTGRES_DEAD_ROWS = "taskflow_postgres_dead_rows" Kind::Gauge, ["table"],
+        "Dead rows of a table, as the server estimates them.";
+    MONGODB_TRAIL = "taskflow_trail_figures" Kind::Gauge, ["figure"],
+        "The audit trail's collection: events, bytes, index_bytes.";
+    MONGODB_BEHIND = "taskflow_trail_replication_behind_seconds" Kind::Gauge, [],
+        "How far the slowest member of the replica set is behind the newest.";
+    REDIS_INFO = "taskflow_cache_server_figures" Kind::Gauge, ["figure"],
+        "What Redis tells of itself: memory_bytes, memory_max_bytes, fragmentation, clients, evicted_keys, hits, misses.";
     OUTBOX_PENDING = "taskflow_outbox_pending" Kind::Gauge, [],
         "Outbox rows (one a batch) that are not known to be relayed.";
     OUTBOX_OLDEST = "taskflow_outbox_oldest_seconds" Kind::Gauge, [],

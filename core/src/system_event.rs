@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api_key::ApiKey;
-use crate::command::Metadata;
+use crate::command::{Metadata, digest};
 use crate::dead_letter::shown::audited;
-use crate::event::{Class, Data, Event, EventId, Retention};
+use crate::event::{Data, Event, EventId, Retention};
 use crate::state::Role;
 
 /// Who acts where no user does: the nil UUID, which is nobody's id.
@@ -51,7 +51,7 @@ impl Occurrence {
             command: self.id,
             traceparent: self.traceparent.clone(),
             created_at: self.at,
-            expires_at: retention.expires_at(Class::of(&self.kind), self.at),
+            expires_at: retention.expires_at(&self.kind, self.at),
         }
     }
 }
@@ -200,9 +200,64 @@ fn occurrence(kind: &str, deed: Deed<'_>, subject: Subject<'_>, more: &[(&str, V
     }
 }
 
+/// A run of a job of which the audit trail tells.
+#[derive(Debug, Clone, Copy)]
+pub struct JobDeed<'r> {
+    pub job: &'r str,
+    pub schedule: &'r str,
+    pub run: i64,
+    pub attempt: i16,
+    pub due_at: DateTime<Utc>,
+    pub at: DateTime<Utc>,
+}
+
+/// The id under which the audit trail knows a job.
+pub fn job_entity(job: &str) -> Uuid {
+    Uuid::from_bytes(digest(format!("job {job}").as_bytes()))
+}
+
+/// A job of upkeep begins: `system.maintenance.started`, say.
+pub fn job_begun(word: &str, deed: JobDeed<'_>, host: &str) -> Occurrence {
+    job_event(word, "started", deed, &[("host", json!(host))])
+}
+
+/// A job of upkeep has ended, with what it counted.
+pub fn job_ended(
+    word: &str,
+    deed: JobDeed<'_>,
+    outcome: &str,
+    detail: Option<&str>,
+    figures: Option<&Value>,
+) -> Occurrence {
+    let how = if outcome == "completed" { "completed" } else { "failed" };
+    let more = [("outcome", json!(outcome)), ("detail", json!(detail)), ("figures", json!(figures))];
+    job_event(word, how, deed, &more)
+}
+
+fn job_event(word: &str, how: &str, deed: JobDeed<'_>, more: &[(&str, Value)]) -> Occurrence {
+    let JobDeed { job, schedule, run, attempt, due_at, at } = deed;
+    let mut payload =
+        json!({ "job": job, "schedule": schedule, "run": run, "attempt": attempt, "dueAt": due_at });
+    for (name, value) in more.iter().filter(|(_, value)| !value.is_null()) {
+        payload[*name] = value.clone();
+    }
+    let id = |text: String| Uuid::from_bytes(digest(text.as_bytes()));
+    Occurrence {
+        id: id(format!("job {schedule} run {run} try {attempt} {how} {}", at.timestamp_micros())),
+        kind: format!("system.{word}.{how}"),
+        actor: SYSTEM,
+        entity: job_entity(job),
+        correlation: id(format!("job {schedule} run {run}")),
+        traceparent: None,
+        payload: Data::new(&payload),
+        at,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Class;
 
     #[test]
     fn an_event_is_the_same_however_often_it_is_made() {
