@@ -5,6 +5,7 @@
 //! What an error means for whoever called is decided in one place, [`error`].
 
 pub mod clock;
+pub mod crash;
 pub mod declare;
 pub mod error;
 pub mod mongo;

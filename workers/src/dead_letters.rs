@@ -1,13 +1,11 @@
-//! Drains the dead-letter queue into Postgres, and removes letters whose time is over. Any number of workers may do so
-//! at once: a letter that comes twice is known by its bytes.
+//! Drains the dead-letter queue into Postgres. Any number of workers may do so at once: a letter that comes twice is
+//! known by its bytes.
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
 use taskflow_core::dead_letter::Death;
 use taskflow_core::metric;
 use taskflow_stores::postgres::dead_letter_intake::{self, Stored};
-use taskflow_stores::postgres::dead_letters;
 use taskflow_stores::rabbit::drain::Drain;
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
@@ -15,9 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::{Context, crash};
-
-/// Time between two looks for letters that are too old.
-const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// Drains until `stop`. A consumer that ends is made anew.
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
@@ -126,31 +121,4 @@ async fn one_by_one(context: &Context, deaths: Vec<Death>, stop: &CancellationTo
         sum.copies += stored.copies;
     }
     Some(sum)
-}
-
-/// Removes letters that are older than the retention says, a bounded number at a time, until `stop`.
-pub(crate) async fn prune(context: &Context, stop: &CancellationToken) {
-    let age = TimeDelta::days(i64::from(context.retention.dead_letters_days));
-    loop {
-        let pause = match dead_letters::prune(&context.stores.postgres, clock::now() - age).await {
-            Ok((kept, all)) => {
-                if kept > 0 {
-                    tracing::warn!(
-                        letters = kept,
-                        days = context.retention.dead_letters_days,
-                        "Dead letters that nobody has looked at were removed: they are kept no longer."
-                    );
-                }
-                if all > 0 { Duration::from_secs(1) } else { PRUNE_EVERY }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "Old dead letters could not be removed.");
-                PRUNE_EVERY
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
 }

@@ -154,11 +154,10 @@ pub async fn run(
     let Stores { postgres, consume, rabbit, .. } = &context.stores;
     let mend = supervise::forever("mender", &stop, || context.mender.run(postgres, consume, rabbit, &stop));
     let drain = supervise::forever("dead letters", &stop, || dead_letters::run(&context, &stop));
-    let prune = supervise::forever("pruning", &stop, || dead_letters::prune(&context, &stop));
     let replay = supervise::forever("replay", &stop, || replay::run(&context, &stop));
     let tell = supervise::forever("system events", &stop, || system_events::run(&context, &stop));
     let index = supervise::forever("search index", &stop, || search_index::run(&context, &stop));
-    let aside = async { tokio::join!(measure, change, mend, drain, prune, replay, tell, index) };
+    let aside = async { tokio::join!(measure, change, mend, drain, replay, tell, index) };
     let work = Box::pin(async { tokio::join!(lease::run(&context, &name, &stop), Box::pin(aside)) });
     // The lease's keeper and the watchdog are not started again: their end is the process's.
     tokio::select! {

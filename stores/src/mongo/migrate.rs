@@ -120,3 +120,25 @@ async fn applied(database: &Database) -> Result<Vec<i64>, StoreError> {
     let records: Vec<Document> = cursor.try_collect().await.map_err(failed("read the schema's version"))?;
     Ok(records.iter().filter_map(|record| record.get_i64("_id").ok()).collect())
 }
+
+/// The names of the indexes that the newest version leaves on the audit trail.
+pub(super) fn index_names() -> Result<Vec<String>, StoreError> {
+    let mut names: Vec<String> = Vec::new();
+    for (_, text) in FILES {
+        for command in read(text)?.up {
+            let of_events =
+                |verb: &str| command.get_str(verb).is_ok_and(|name| name == super::events::COLLECTION);
+            if of_events("createIndexes") {
+                let indexes = command.get_array("indexes").into_iter().flatten();
+                let added = indexes.filter_map(|index| index.as_document()?.get_str("name").ok());
+                names.extend(added.map(str::to_owned));
+            }
+            if of_events("dropIndexes")
+                && let Ok(gone) = command.get_str("index")
+            {
+                names.retain(|name| name != gone);
+            }
+        }
+    }
+    Ok(names)
+}

@@ -4,11 +4,14 @@ pub mod event_query;
 pub mod events;
 pub mod gap;
 pub mod migrate;
+pub mod retention;
+pub mod upkeep;
 
 use std::time::Duration;
 
 use mongodb::Client;
 pub use mongodb::Database;
+pub use mongodb::bson::Document;
 use mongodb::bson::doc;
 use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};

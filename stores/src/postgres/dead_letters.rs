@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgPool, Postgres, QueryBuilder, Row};
+use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row};
 use taskflow_core::dead_letter::{Attempt, State, shown};
 use uuid::Uuid;
 
@@ -320,13 +320,17 @@ pub async fn count_kept(pool: &PgPool) -> Result<i64, StoreError> {
 }
 
 /// Removes letters that neither died nor were decided about since `before`, a bounded number of them, and replays that
-/// ended before it. Returns how many of the removed letters still waited for a decision, and how many there were.
-pub async fn prune(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
+/// ended before it; what is on hold stays. Returns how many of the removed letters still waited for a decision, and how many there were.
+pub async fn prune(connection: &mut PgConnection, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
     sqlx::query_as(
         "/* prune_dead_letters */
         WITH old AS (
-            SELECT id FROM dead_letters
+            SELECT id FROM dead_letters l
             WHERE last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'
+                AND NOT EXISTS (SELECT FROM legal_holds h
+                    WHERE h.released_at IS NULL AND h.subject = l.subject AND h.scope = 'entity')
+                AND NOT EXISTS (SELECT FROM legal_holds h
+                    WHERE h.released_at IS NULL AND h.subject = l.actor AND h.scope = 'actor')
             ORDER BY last_died_at LIMIT $2 FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM dead_letters d USING old WHERE d.id = old.id RETURNING d.state
@@ -337,7 +341,20 @@ pub async fn prune(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64), S
     )
     .bind(before)
     .bind(PRUNE_MAX)
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
     .map_err(failed("remove old dead letters"))
+}
+
+/// How many letters [`prune`] would remove, holds apart: those that still wait for a decision, and all.
+pub async fn past(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
+    sqlx::query_as(
+        "/* past_dead_letters */
+        SELECT count(*) FILTER (WHERE state = 'kept'), count(*) FROM dead_letters
+        WHERE last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'",
+    )
+    .bind(before)
+    .fetch_one(pool)
+    .await
+    .map_err(failed("count old dead letters"))
 }

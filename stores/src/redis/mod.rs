@@ -11,10 +11,12 @@ pub mod cache;
 pub(crate) mod connection;
 pub mod limits;
 pub mod logins;
+pub mod orphans;
 pub mod permissions;
 pub mod receipts;
 pub mod sessions;
 pub mod sockets;
+pub mod upkeep;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,0 +1,3 @@
+DROP TABLE job_runs;
+DROP TABLE job_schedules;
+DROP TABLE scheduler_leader;

@@ -1,0 +1,175 @@
+//! Removing events of the audit trail whose time is over, and stamping others anew. Who may go is decided elsewhere.
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{self, Document, doc};
+use mongodb::options::FindOptions;
+use mongodb::{Collection, Database};
+use taskflow_core::retention::{Kept, held_until};
+use uuid::Uuid;
+
+use super::{events, failed};
+use crate::{Kind, StoreError};
+
+/// Documents that are counted at most: a report must not read an index of a hundred million entries.
+pub const COUNT_MAX: u64 = 1_000_000;
+
+/// An event, as far as its removal goes.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub id: [u8; 12],
+    pub kind: String,
+    pub entity: Uuid,
+    pub actor: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+}
+
+impl Found {
+    pub fn kept(&self) -> Kept<'_> {
+        Kept {
+            kind: &self.kind,
+            entity: self.entity,
+            actor: self.actor,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+/// Whose events a hold is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Entity(Uuid),
+    Actor(Uuid),
+}
+
+fn collection(database: &Database) -> Collection<Document> {
+    database.collection(events::COLLECTION)
+}
+
+fn date(at: DateTime<Utc>) -> bson::DateTime {
+    bson::DateTime::from_millis(at.timestamp_millis())
+}
+
+/// Events whose stamp says that their time is over, those that have waited longest first.
+pub async fn expired(database: &Database, now: DateTime<Utc>, limit: i64) -> Result<Vec<Found>, StoreError> {
+    find(database, doc! { "expiresAt": { "$lte": date(now) } }, doc! { "expiresAt": 1 }, limit).await
+}
+
+/// Events behind one, in the order of their ids: the oldest first.
+pub async fn behind(database: &Database, id: Option<[u8; 12]>, limit: i64) -> Result<Vec<Found>, StoreError> {
+    let filter = id.map_or_else(Document::new, |id| doc! { "_id": { "$gt": ObjectId::from_bytes(id) } });
+    find(database, filter, doc! { "_id": 1 }, limit).await
+}
+
+/// Events of a subject that do not bear the stamp of what is held.
+pub async fn unheld(database: &Database, subject: Subject, limit: i64) -> Result<Vec<Found>, StoreError> {
+    let mut filter = of(subject);
+    filter.insert("expiresAt", doc! { "$lt": date(held_until()) });
+    find(database, filter, Document::new(), limit).await
+}
+
+/// Events of a subject that bear the stamp of what is held, behind one of them.
+pub async fn held(
+    database: &Database,
+    subject: Subject,
+    after: Option<[u8; 12]>,
+    limit: i64,
+) -> Result<Vec<Found>, StoreError> {
+    let mut filter = of(subject);
+    filter.insert("expiresAt", date(held_until()));
+    if let Some(after) = after {
+        filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
+    }
+    find(database, filter, doc! { "_id": 1 }, limit).await
+}
+
+fn of(subject: Subject) -> Document {
+    match subject {
+        Subject::Entity(id) => doc! { "entityId": id.to_string() },
+        Subject::Actor(id) => doc! { "actorId": id.to_string() },
+    }
+}
+
+async fn find(
+    database: &Database,
+    filter: Document,
+    sort: Document,
+    limit: i64,
+) -> Result<Vec<Found>, StoreError> {
+    let fields = doc! { "type": 1, "entityId": 1, "actorId": 1, "createdAt": 1, "expiresAt": 1 };
+    let options = FindOptions::builder().projection(fields).limit(limit);
+    let options = if sort.is_empty() { options.build() } else { options.sort(sort).build() };
+    let found = collection(database).find(filter).with_options(options).await;
+    let documents = found.map_err(failed("find events"))?;
+    let documents: Vec<Document> = documents.try_collect().await.map_err(failed("find events"))?;
+    documents.iter().map(read).collect()
+}
+
+fn read(document: &Document) -> Result<Found, StoreError> {
+    let read = || {
+        let time = |name| {
+            let date = document.get_datetime(name).ok()?;
+            DateTime::from_timestamp_millis(date.timestamp_millis())
+        };
+        Some(Found {
+            id: document.get_object_id("_id").ok()?.bytes(),
+            kind: document.get_str("type").ok()?.to_owned(),
+            entity: document.get_str("entityId").ok()?.parse().ok()?,
+            actor: document.get_str("actorId").ok()?.parse().ok()?,
+            created_at: time("createdAt")?,
+            expires_at: time("expiresAt")?,
+        })
+    };
+    let id = document.get("_id");
+    read().ok_or_else(|| {
+        let detail = format!("the event {id:?} lacks what each event has; it was not written by us");
+        StoreError::new("mongodb", "read an event", Kind::Data, detail)
+    })
+}
+
+/// Removes events, if their stamp still says that their time is over. Returns how many went.
+pub async fn remove(database: &Database, ids: &[[u8; 12]], now: DateTime<Utc>) -> Result<u64, StoreError> {
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<ObjectId> = ids.iter().map(|id| ObjectId::from_bytes(*id)).collect();
+    let filter = doc! { "_id": { "$in": ids }, "expiresAt": { "$lte": date(now) } };
+    let removed = events::collection(database).delete_many(filter).await;
+    Ok(removed.map_err(failed("remove events"))?.deleted_count)
+}
+
+/// Stamps events anew.
+pub async fn stamp(database: &Database, stamps: &[([u8; 12], DateTime<Utc>)]) -> Result<(), StoreError> {
+    if stamps.is_empty() {
+        return Ok(());
+    }
+    let updates = stamps.iter().map(|(id, at)| {
+        doc! { "q": { "_id": ObjectId::from_bytes(*id) }, "u": { "$set": { "expiresAt": date(*at) } } }
+    });
+    let command = doc! {
+        "update": events::COLLECTION,
+        "updates": updates.collect::<Vec<_>>(),
+        "ordered": false,
+        "writeConcern": { "w": "majority", "j": true },
+    };
+    let answer = database.run_command(command).await.map_err(failed("stamp events"))?;
+    match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
+        None => Ok(()),
+        Some(first) => Err(StoreError::new("mongodb", "stamp events", Kind::Data, first)),
+    }
+}
+
+/// How many events of a type there are, and how many of them were made before a time; counted up to [`COUNT_MAX`].
+pub async fn count(database: &Database, kind: &str, before: DateTime<Utc>) -> Result<(u64, u64), StoreError> {
+    let count = async |filter: Document| {
+        let counted = collection(database).count_documents(filter).limit(COUNT_MAX).await;
+        counted.map_err(failed("count events"))
+    };
+    Ok((
+        count(doc! { "type": kind }).await?,
+        count(doc! { "type": kind, "createdAt": { "$lte": date(before) } }).await?,
+    ))
+}

@@ -1,0 +1,208 @@
+//! Removing what is not kept for ever, a bounded number of rows at a time: receipts, batches, deleted tasks, what
+//! processes left behind. What is on hold stays.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
+
+use super::failed;
+use crate::StoreError;
+
+/// Blocks that one entry of the receipts' block range index stands for (Postgres's default).
+const RANGE_BLOCKS: i64 = 128;
+
+/// Receipts that went.
+#[derive(Debug, Clone, Default, sqlx::FromRow)]
+pub struct Gone {
+    pub rows: i64,
+    /// The block ranges that they were in.
+    pub ranges: Vec<i64>,
+}
+
+/// Removes receipts that ended before a time. Those of dead letters that still lie there stay: a replay needs them.
+pub async fn receipts(
+    connection: &mut PgConnection,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Gone, StoreError> {
+    // The planner would take the table's rows one by one, since it believes that old ones are everywhere. They lie
+    // together, and the block range index knows where.
+    sqlx::query("/* prune_by_index */ SET LOCAL enable_seqscan = off")
+        .execute(&mut *connection)
+        .await
+        .map_err(failed("remove old receipts"))?;
+    sqlx::query_as(
+        "/* prune_receipts */
+        WITH old AS (
+            SELECT r.ctid FROM receipts r
+            WHERE finished_at < $1
+                AND NOT (outcome = 'dead' AND EXISTS (SELECT FROM dead_letters d WHERE d.command_id = r.id))
+                AND NOT EXISTS (SELECT FROM legal_holds h
+                    WHERE h.released_at IS NULL AND h.subject = r.subject AND h.scope = 'entity')
+                AND NOT EXISTS (SELECT FROM legal_holds h
+                    WHERE h.released_at IS NULL AND h.subject = r.actor AND h.scope = 'actor')
+            LIMIT $2
+        ), gone AS (
+            DELETE FROM receipts r USING old WHERE r.ctid = old.ctid
+            RETURNING (old.ctid::text::point)[0]::bigint / $3 AS range
+        )
+        SELECT count(*) AS rows, COALESCE(array_agg(DISTINCT range), '{}') AS ranges FROM gone",
+    )
+    .bind(before)
+    .bind(limit)
+    .bind(RANGE_BLOCKS)
+    .fetch_one(connection)
+    .await
+    .map_err(failed("remove old receipts"))
+}
+
+/// How many receipts ended before a time, about: by the planner's own estimate.
+pub async fn receipts_about(pool: &PgPool) -> Result<i64, StoreError> {
+    sqlx::query_scalar(
+        "/* receipts_about */ SELECT reltuples::bigint FROM pg_class WHERE oid = 'receipts'::regclass",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("estimate the receipts"))
+}
+
+/// When the receipts' dead rows were removed last, by whomever.
+pub async fn receipts_vacuumed(pool: &PgPool) -> Result<Option<DateTime<Utc>>, StoreError> {
+    sqlx::query_scalar(
+        "/* receipts_vacuumed */
+        SELECT GREATEST(last_vacuum, last_autovacuum) FROM pg_stat_user_tables WHERE relid = 'receipts'::regclass",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("look when receipts were vacuumed"))
+}
+
+/// Lets the block range index look at these ranges anew. It only ever widens what it knows of a range, so without this
+/// a range whose old rows are gone, and which new ones fill, would be searched for old ones for ever. That goes for ranges
+/// that a vacuum has cut off at the table's end as well: the index remembers them until the table grows again.
+pub async fn receipts_summarize(connection: &mut PgConnection, ranges: &[i64]) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* summarize_receipts */
+        SELECT brin_desummarize_range('idx_receipts_finished_at', range * $2),
+               brin_summarize_range('idx_receipts_finished_at', range * $2)
+        FROM UNNEST($1::bigint[]) AS ranges (range)",
+    )
+    .bind(ranges)
+    .bind(RANGE_BLOCKS)
+    .execute(connection)
+    .await
+    .map_err(failed("look at the receipts' index"))?;
+    Ok(())
+}
+
+/// Lets the block range index look at what was added since it was last vacuumed: until then every look for old receipts
+/// reads it.
+pub async fn receipts_summarize_new(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* summarize_new_receipts */ SELECT brin_summarize_new_values('idx_receipts_finished_at'::regclass)",
+    )
+    .execute(connection)
+    .await
+    .map_err(failed("look at the receipts' index"))?;
+    Ok(())
+}
+
+/// The partitions that have batches.
+pub async fn partitions(pool: &PgPool) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar("/* partitions_of_batches */ SELECT partition FROM partition_heads ORDER BY partition")
+        .fetch_all(pool)
+        .await
+        .map_err(failed("list the partitions"))
+}
+
+/// Removes the times of batches that were applied before a time.
+pub async fn batches(
+    connection: &mut PgConnection,
+    partition: &str,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    // The oldest first and only then the time: else a look that finds nothing would read them all.
+    let gone = sqlx::query(
+        "/* prune_batches */
+        DELETE FROM batches b USING (
+            SELECT number, applied_at FROM batches WHERE partition = $1 ORDER BY number LIMIT $3
+        ) old
+        WHERE b.partition = $1 AND b.number = old.number AND old.applied_at < $2",
+    )
+    .bind(partition)
+    .bind(before)
+    .bind(limit)
+    .execute(connection)
+    .await
+    .map_err(failed("remove old batches"))?;
+    Ok(gone.rows_affected())
+}
+
+/// What is not a hold on a task or on who made it.
+const TASK_NOT_HELD: &str = "(NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = t.id AND h.scope = 'entity')
+    AND NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = t.creator_id AND h.scope = 'actor'))";
+
+/// Removes tasks that were deleted before a time.
+pub async fn deleted_tasks(
+    connection: &mut PgConnection,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let statement = format!(
+        "/* prune_tasks */
+        DELETE FROM tasks WHERE id IN (
+            SELECT id FROM tasks t WHERE deleted_at < $1 AND {TASK_NOT_HELD}
+            ORDER BY deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
+    );
+    let gone = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .bind(limit)
+        .execute(connection)
+        .await
+        .map_err(failed("remove deleted tasks"))?;
+    Ok(gone.rows_affected())
+}
+
+/// How many tasks that were deleted before a time could go, and how many of those are held.
+pub async fn deleted_tasks_count(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
+    let statement = format!(
+        "/* count_deleted_tasks */
+        SELECT count(*) FILTER (WHERE {TASK_NOT_HELD}), count(*) FILTER (WHERE NOT {TASK_NOT_HELD})
+        FROM tasks t WHERE deleted_at < $1"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count deleted tasks"))
+}
+
+/// What processes that are gone have left behind.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct Left {
+    pub leases: i64,
+    pub workers: i64,
+    pub suspects: i64,
+}
+
+/// Removes leases and workers that ran out a day ago, and suspects that nobody has tried for a month: their message is
+/// long gone.
+pub async fn left_behind(connection: &mut PgConnection) -> Result<Left, StoreError> {
+    sqlx::query_as(
+        "/* prune_leases */
+        WITH leases AS (
+            DELETE FROM partition_leases WHERE expires_at < now() - interval '1 day' RETURNING 1
+        ), gone AS (
+            DELETE FROM workers WHERE expires_at < now() - interval '1 day' RETURNING 1
+        ), suspects AS (
+            DELETE FROM suspects WHERE last_tried_at < now() - interval '30 days' RETURNING 1
+        )
+        SELECT (SELECT count(*) FROM leases) AS leases, (SELECT count(*) FROM gone) AS workers,
+               (SELECT count(*) FROM suspects) AS suspects",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(failed("remove stale leases"))
+}
