@@ -1,18 +1,97 @@
-//! The scheduler's process frame: it starts, is seen to be alive, and leaves when told. Its jobs come with the ledger.
+//! The scheduler: it runs the jobs that keep the data well, and keeps a ledger of them.
+//!
+//! Several processes may run; one leads ([`leader`]). It writes each due time into the ledger before anything is run
+//! ([`fire`]), begins what is ready ([`engine`]), and says how it ended ([`run`]), all under its fence: whoever has lost
+//! the lead can write nothing more. [`arm`] repairs schedules that have lost their next due time. [`jobs`] has one file
+//! a job and the table of all of them. [`canary`] is apart: it runs in every scheduler process.
 
+mod arm;
 pub mod canary;
+mod context;
+mod engine;
+mod fire;
+mod jobs;
+mod leader;
+mod run;
+mod schedules;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use taskflow_core::event::Retention;
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::redis::Redis;
+use taskflow_stores::{clock, mongo};
 use tokio_util::sync::CancellationToken;
 
-/// How the scheduler works.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {}
+pub use jobs::{Job, all as all_jobs};
+pub use schedules::{JobSettings, Schedule, Schedules};
 
-/// Runs until `stop`.
-pub async fn run(_settings: Settings, stop: CancellationToken) {
-    tracing::info!("The scheduler starts; it has no jobs yet.");
-    stop.cancelled().await;
-    tracing::info!("The scheduler has left.");
+/// Steps between which a test can end the process.
+pub const CRASH_POINTS: [&str; 6] = ["led", "fired", "begun", "half_done", "worked", "ended"];
+
+/// How the scheduler works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long the lead lasts that is not renewed, in milliseconds: nothing is fired for so long after a leader's death.
+    pub lease_ms: u64,
+    /// The time zone of the schedules that name none, such as `Europe/Berlin`.
+    pub time_zone: String,
+    /// Runs at a time.
+    pub at_once: usize,
+    /// The share of the time that a job of many steps keeps its store busy; it rests for the others.
+    pub share: f64,
+    /// Such a job waits while the partition that is behind most is so for longer than this, in seconds …
+    pub yield_behind_s: f64,
+    /// … or while more sessions than this work in Postgres.
+    pub yield_sessions: i64,
+    /// The time of the day, in `time_zone`, in which maintenance may be done, such as `01:00-05:00`; `00:00-00:00` is
+    /// always.
+    pub maintenance_window: String,
+    /// Changes to the jobs' schedules, and further ones.
+    pub jobs: BTreeMap<String, JobSettings>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease_ms: 6_000,
+            time_zone: "UTC".to_owned(),
+            at_once: 4,
+            share: 0.25,
+            yield_behind_s: 5.0,
+            yield_sessions: 32,
+            maintenance_window: "01:00-05:00".to_owned(),
+            jobs: BTreeMap::new(),
+        }
+    }
+}
+
+/// The stores that jobs use.
+#[derive(Clone)]
+pub struct Stores {
+    pub postgres: PgPool,
+    pub mongo: mongo::Database,
+    pub redis: Redis,
+}
+
+/// Works until `stop`: then tells its jobs to stop, writes down how far they have got, and gives the lead back.
+///
+/// # Errors
+/// The settings' schedules can't be understood; the text says what is wrong.
+pub async fn run(
+    settings: Settings,
+    retention: Retention,
+    stores: Stores,
+    host: String,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let schedules = Schedules::read(&settings)?;
+    let holder = clock::new_id();
+    tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
+    let engine = engine::Engine::new(settings, retention, stores, schedules, holder, host);
+    leader::run(&engine, &stop).await;
+    tracing::info!(%holder, "The scheduler has left.");
+    Ok(())
 }

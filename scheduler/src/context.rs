@@ -1,0 +1,260 @@
+//! What a job has in its hands: the stores, its figures and its log, and the places at which it rests, gives way, and
+//! learns that it is to stop.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use taskflow_core::event::Retention;
+use taskflow_stores::postgres::job_runs::{self, Told};
+use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::postgres::load;
+use taskflow_stores::{Kind, StoreError, clock};
+use tokio_util::sync::CancellationToken;
+
+use crate::schedules::Schedules;
+use crate::{Settings, Stores};
+
+/// Lines of a run's log, and characters of each.
+const LINES_MAX: usize = 200;
+const LINE_MAX: usize = 500;
+/// Time between two looks at the load, and between two times that the run's log is written down.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const TELL_EVERY: Duration = Duration::from_secs(5);
+/// The longest rest after a step.
+const REST_MAX: Duration = Duration::from_secs(10);
+
+/// Why a run is told to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// Somebody asked for it, or the next run of its schedule.
+    Cancelled(String),
+    TimedOut,
+    /// The process ends.
+    Leaving,
+    /// Another scheduler leads by now.
+    Out,
+}
+
+/// The wire on which a run is told to stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    token: CancellationToken,
+    why: Arc<OnceLock<Stopped>>,
+}
+
+impl Stop {
+    /// Tells the run to stop; the first reason counts.
+    pub(crate) fn tell(&self, why: Stopped) {
+        let _ = self.why.set(why);
+        self.token.cancel();
+    }
+
+    pub(crate) fn why(&self) -> Option<&Stopped> {
+        self.why.get()
+    }
+
+    pub(crate) async fn told(&self) {
+        self.token.cancelled().await;
+    }
+}
+
+/// Why a job did not do its work.
+#[derive(Debug, Clone)]
+pub enum Failure {
+    /// A store is away or somebody was in the way: it may be tried again.
+    Again(String),
+    /// Trying again changes nothing.
+    Final(String),
+    /// It was told to stop.
+    Stopped,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            Kind::Unavailable | Kind::Conflict => Self::Again(error.to_string()),
+            Kind::Data | Kind::Bug => Self::Final(error.to_string()),
+        }
+    }
+}
+
+impl From<Fenced> for Failure {
+    fn from(fenced: Fenced) -> Self {
+        match fenced {
+            Fenced::Out => Self::Stopped,
+            Fenced::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Whether a job of many steps goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Go,
+    /// The maintenance window is over: what is left is for the next run.
+    Enough,
+}
+
+/// One run, as its job sees it.
+pub struct Context {
+    pub(crate) stores: Stores,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) retention: Retention,
+    pub(crate) fence: Fence,
+    pub(crate) schedule: String,
+    pub(crate) run: i64,
+    #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
+    pub(crate) due_at: DateTime<Utc>,
+    pub(crate) attempt: i16,
+    pub(crate) arguments: Value,
+    /// Whether the run must end with the maintenance window: it was begun in it.
+    pub(crate) bound: bool,
+    pub(crate) stop: Stop,
+    pub(crate) telling: Telling,
+}
+
+/// What a run has told, and when it was written down and the load looked at last.
+#[derive(Debug)]
+pub(crate) struct Telling(Mutex<Tale>);
+
+#[derive(Debug)]
+struct Tale {
+    figures: Map<String, Value>,
+    log: Vec<String>,
+    left_out: u64,
+    written: Instant,
+    looked: Option<Instant>,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        Self(Mutex::new(Tale {
+            figures: Map::new(),
+            log: Vec::new(),
+            left_out: 0,
+            written: Instant::now(),
+            looked: None,
+        }))
+    }
+}
+
+impl Telling {
+    fn with<T>(&self, work: impl FnOnce(&mut Tale) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All that was told.
+    pub(crate) fn told(&self) -> Told {
+        self.with(|tale| {
+            let mut log = tale.log.clone();
+            if tale.left_out > 0 {
+                log.push(format!("… and {} lines more", tale.left_out));
+            }
+            Told { figures: Value::Object(tale.figures.clone()), log }
+        })
+    }
+}
+
+impl Context {
+    /// Writes a line into the run's log; of very many, the first ones are kept.
+    pub(crate) fn log(&self, line: impl Into<String>) {
+        let line: String = line.into();
+        tracing::info!(schedule = self.schedule, run = self.run, "{line}");
+        let line: String = line.chars().filter(|char| *char != '\0').take(LINE_MAX).collect();
+        let line = format!("{} {line}", clock::now().format("%H:%M:%S"));
+        self.telling.with(
+            |tale| {
+                if tale.log.len() < LINES_MAX { tale.log.push(line) } else { tale.left_out += 1 }
+            },
+        );
+    }
+
+    /// Sets a figure.
+    pub(crate) fn set(&self, figure: &str, value: impl Into<Value>) {
+        self.telling.with(|tale| tale.figures.insert(figure.to_owned(), value.into()));
+    }
+
+    /// Adds to a figure.
+    pub(crate) fn add(&self, figure: &str, count: u64) {
+        self.telling.with(|tale| {
+            let before = tale.figures.get(figure).and_then(Value::as_u64).unwrap_or(0);
+            tale.figures.insert(figure.to_owned(), (before + count).into());
+        });
+    }
+
+    /// An argument that is true or not.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.arguments.get(name).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// Whether it is only to say what it would do.
+    pub(crate) fn dry_run(&self) -> bool {
+        self.flag("dry_run")
+    }
+
+    /// Waits, unless it is told to stop.
+    pub(crate) async fn sleep(&self, time: Duration) -> Result<(), Failure> {
+        tokio::select! {
+            () = self.stop.told() => Err(Failure::Stopped),
+            () = tokio::time::sleep(time) => Ok(()),
+        }
+    }
+
+    /// Between two steps of a job: rests in proportion to what the last one took, gives way while the server is busy,
+    /// and writes down how far the run has got, which shows whether it still may.
+    pub(crate) async fn step(&self, took: Duration) -> Result<Step, Failure> {
+        if self.telling.with(|tale| tale.written.elapsed() >= TELL_EVERY) {
+            self.tell().await?;
+        }
+        let share = self.settings.share.clamp(0.01, 1.0);
+        self.sleep(took.mul_f64((1.0 - share) / share).min(REST_MAX)).await?;
+        self.give_way().await?;
+        if self.bound && !self.schedules.in_window(clock::now()) {
+            self.log(format!(
+                "the maintenance window ({}) is over; the rest is for the next run",
+                self.schedules.window()
+            ));
+            self.set("unfinished", true);
+            return Ok(Step::Enough);
+        }
+        Ok(Step::Go)
+    }
+
+    /// Writes down what was told so far.
+    async fn tell(&self) -> Result<(), Failure> {
+        let mut transaction = self.fence.begin().await?;
+        job_runs::tell(&mut transaction, self.run, &self.telling.told()).await?;
+        leader::commit(transaction).await?;
+        self.telling.with(|tale| tale.written = Instant::now());
+        Ok(())
+    }
+
+    /// Waits while commands are behind or many sessions work.
+    pub(crate) async fn give_way(&self) -> Result<(), Failure> {
+        let due = |tale: &mut Tale| tale.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY);
+        if !self.telling.with(due) {
+            return Ok(());
+        }
+        let since = Instant::now();
+        loop {
+            let load = load::read(&self.stores.postgres).await?;
+            self.telling.with(|tale| tale.looked = Some(Instant::now()));
+            if load.behind_s <= self.settings.yield_behind_s && load.active <= self.settings.yield_sessions {
+                break;
+            }
+            if since.elapsed() < LOOK_EVERY {
+                self.log(format!(
+                    "gives way: a partition is {:.0} s behind, {} sessions work",
+                    load.behind_s, load.active
+                ));
+            }
+            self.add("yielded_s", LOOK_EVERY.as_secs());
+            self.sleep(LOOK_EVERY.mul_f64(rand::random_range(0.8..=1.2))).await?;
+            self.tell().await?;
+        }
+        Ok(())
+    }
+}

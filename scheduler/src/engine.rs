@@ -1,0 +1,285 @@
+//! The leader's work: one look a second, or when the next schedule is due, and what follows from it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskflow_core::event::Retention;
+use taskflow_core::job::State;
+use taskflow_core::metric;
+use taskflow_stores::postgres::job_runs::{self, End};
+use taskflow_stores::postgres::job_schedules::{self, Look};
+use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::postgres::{job_history, system_events};
+use taskflow_stores::seldom::Seldom;
+use taskflow_stores::{clock, crash, observe};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::context::{Context, Stop, Stopped};
+use crate::schedules::Schedules;
+use crate::{Settings, Stores, arm, fire, run};
+
+/// The longest time between two looks: what people ask for is seen within it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_SOONEST: Duration = Duration::from_millis(20);
+/// A clock that goes back by more than this has jumped.
+const JUMP: chrono::TimeDelta = chrono::TimeDelta::seconds(2);
+/// How long runs have to stop before the lead is given up without them.
+const GOODBYE: Duration = Duration::from_secs(12);
+
+/// What a scheduler process works with.
+pub(crate) struct Engine {
+    pub settings: Arc<Settings>,
+    pub retention: Retention,
+    pub stores: Stores,
+    pub schedules: Arc<Schedules>,
+    /// This process, new at every start.
+    pub holder: Uuid,
+    pub host: String,
+}
+
+/// Runs at work, by their numbers.
+type Runs = HashMap<i64, Stop>;
+
+impl Engine {
+    pub(crate) fn new(
+        settings: Settings,
+        retention: Retention,
+        stores: Stores,
+        schedules: Schedules,
+        holder: Uuid,
+        host: String,
+    ) -> Self {
+        Self { settings: Arc::new(settings), retention, stores, schedules: Arc::new(schedules), holder, host }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_millis(self.settings.lease_ms)
+    }
+
+    /// Leads under an epoch until `stop`, or until the lead is lost; `until` is when that is unless it is renewed.
+    pub(crate) async fn lead(&self, epoch: i64, until: Instant, stop: &CancellationToken) {
+        let fence = Fence::new(self.stores.postgres.clone(), epoch);
+        let (mut runs, mut tasks) = (Runs::new(), JoinSet::new());
+        let why = self.work(&fence, until, stop, &mut runs, &mut tasks).await;
+        if why == Stopped::Out {
+            tracing::warn!(epoch, "The lead is lost.");
+        }
+        for run in runs.values() {
+            run.tell(why.clone());
+        }
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(GOODBYE, all).await.is_err() {
+            tracing::warn!("Jobs did not stop when told to; they are dropped.");
+        }
+    }
+
+    /// Returns why it ended.
+    async fn work(
+        &self,
+        fence: &Fence,
+        mut until: Instant,
+        stop: &CancellationToken,
+        runs: &mut Runs,
+        tasks: &mut JoinSet<i64>,
+    ) -> Stopped {
+        let complaints = Seldom::new();
+        let (mut settled, mut newest) = (false, chrono::DateTime::<chrono::Utc>::MIN_UTC);
+        loop {
+            let asked = Instant::now();
+            let looked = tokio::time::timeout(
+                self.lease(),
+                job_schedules::look(
+                    &self.stores.postgres,
+                    self.holder,
+                    fence.epoch(),
+                    self.settings.lease_ms as i64,
+                ),
+            );
+            let pause = match looked.await {
+                Ok(Ok(None)) => return Stopped::Out,
+                Ok(Ok(Some(look))) => {
+                    until = asked + self.lease();
+                    settled &= look.now + JUMP >= newest;
+                    newest = look.now;
+                    match self.follow(fence, &look, &mut settled, runs, tasks).await {
+                        Ok(()) => pause(&look),
+                        Err(Fenced::Out) => return Stopped::Out,
+                        Err(Fenced::Store(error)) => {
+                            if complaints.due().is_some() {
+                                tracing::warn!(%error, "The scheduler could not do what is due; it tries again.");
+                            }
+                            LOOK_EVERY
+                        }
+                    }
+                }
+                Ok(Err(error)) => {
+                    if complaints.due().is_some() {
+                        tracing::warn!(%error, "The scheduler can't look what is due.");
+                    }
+                    LOOK_EVERY / 4
+                }
+                Err(_) => Duration::ZERO,
+            };
+            if Instant::now() >= until {
+                return Stopped::Out;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Stopped::Leaving,
+                () = tokio::time::sleep(pause) => {}
+                Some(ended) = tasks.join_next() => {
+                    // A run of ours catches its job's panics itself; its number is gone only with the runtime.
+                    if let Ok(ended) = ended {
+                        runs.remove(&ended);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        fence: &Fence,
+        look: &Look,
+        settled: &mut bool,
+        runs: &mut Runs,
+        tasks: &mut JoinSet<i64>,
+    ) -> Result<(), Fenced> {
+        if !*settled {
+            self.take_over(fence, runs).await?;
+            arm::settle(&self.schedules, fence).await?;
+            self.show_successes().await?;
+            *settled = true;
+            return Ok(());
+        }
+        if !look.unarmed.is_empty() {
+            arm::repair(&self.schedules, fence, &look.unarmed, look.now).await?;
+        }
+        self.cancel(fence, &look.cancel, runs).await?;
+        fire::fire(&self.schedules, fence, &look.due, look.now).await?;
+        for id in &look.ready {
+            if runs.len() >= self.settings.at_once {
+                break;
+            }
+            self.begin(fence, *id, runs, tasks).await?;
+        }
+        Ok(())
+    }
+
+    /// Deals with what an earlier leader began and did not end. Whether it took effect is not known: it is tried again
+    /// only where its schedule says so.
+    async fn take_over(&self, fence: &Fence, runs: &Runs) -> Result<(), Fenced> {
+        let mut transaction = fence.begin().await?;
+        let orphans = job_runs::orphans(&mut transaction, fence.epoch()).await?;
+        leader::commit(transaction).await?;
+        for run in orphans.iter().filter(|run| !runs.contains_key(&run.id)) {
+            let detail = "the scheduler that ran it is gone; how far it got is not known".to_owned();
+            let Some(schedule) = self.schedules.get(&run.schedule) else {
+                let mut transaction = fence.begin().await?;
+                job_runs::end(&mut transaction, fence.epoch(), run.id, &failed(detail)).await?;
+                leader::commit(transaction).await?;
+                continue;
+            };
+            let end = run::again(schedule, run, detail).unwrap_or_else(failed);
+            run::try_end(fence, schedule.job, run, &end).await?;
+        }
+        Ok(())
+    }
+
+    /// What was completed before this process began is in its metrics too.
+    async fn show_successes(&self) -> Result<(), Fenced> {
+        for (name, at) in job_history::successes(&self.stores.postgres).await? {
+            if let Some(schedule) = self.schedules.get(&name) {
+                observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", schedule.job.name)])
+                    .set(at.timestamp() as f64);
+            }
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, fence: &Fence, ids: &[i64], runs: &Runs) -> Result<(), Fenced> {
+        let (running, waiting): (Vec<i64>, Vec<i64>) = ids.iter().partition(|id| runs.contains_key(id));
+        if !waiting.is_empty() {
+            let mut transaction = fence.begin().await?;
+            let cancelled = job_runs::cancel_waiting(&mut transaction, &waiting).await?;
+            leader::commit(transaction).await?;
+            for run in cancelled {
+                tracing::info!(
+                    schedule = run.schedule,
+                    run = run.id,
+                    by = run.cancel_asked_by,
+                    "A waiting run is cancelled."
+                );
+                if let Some(schedule) = self.schedules.get(&run.schedule) {
+                    let labels = [("job", schedule.job.name), ("outcome", State::Cancelled.as_str())];
+                    observe::counter(&metric::JOB_RUNS, &labels).increment(1);
+                }
+            }
+        }
+        for id in running {
+            let by = job_history::read(&self.stores.postgres, id).await?.and_then(|row| row.cancelaskedby);
+            if let Some(stop) = runs.get(&id) {
+                stop.tell(Stopped::Cancelled(by.unwrap_or_default()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin(
+        &self,
+        fence: &Fence,
+        id: i64,
+        runs: &mut Runs,
+        tasks: &mut JoinSet<i64>,
+    ) -> Result<(), Fenced> {
+        let mut transaction = fence.begin().await?;
+        let Some(run) = job_runs::begin(&mut transaction, fence.epoch(), &self.host, id).await? else {
+            return Ok(());
+        };
+        let Some(schedule) = self.schedules.get(&run.schedule) else {
+            let detail = "the settings no longer have this schedule".to_owned();
+            job_runs::end(&mut transaction, fence.epoch(), id, &failed(detail)).await?;
+            return leader::commit(transaction).await;
+        };
+        let event = schedule.job.begun_event(&run, &self.host, clock::now());
+        system_events::insert(&mut transaction, event.as_slice()).await?;
+        leader::commit(transaction).await?;
+        crash::point("begun");
+        let stop = Stop::default();
+        let context = Arc::new(Context {
+            stores: self.stores.clone(),
+            settings: Arc::clone(&self.settings),
+            schedules: Arc::clone(&self.schedules),
+            retention: self.retention,
+            fence: fence.clone(),
+            schedule: run.schedule.clone(),
+            run: run.id,
+            due_at: run.due_at,
+            attempt: run.attempt,
+            arguments: run.arguments.clone().map(|arguments| arguments.0).unwrap_or_default(),
+            bound: schedule.job.heavy && self.schedules.in_window(clock::now()),
+            stop: stop.clone(),
+            telling: crate::context::Telling::default(),
+        });
+        runs.insert(id, stop);
+        let schedule = schedule.clone();
+        tasks.spawn(async move {
+            run::work(context, schedule, run).await;
+            id
+        });
+        Ok(())
+    }
+}
+
+fn failed(detail: String) -> End {
+    End { state: State::Failed, again_at: None, detail: Some(detail), told: None }
+}
+
+/// Until the next look.
+fn pause(look: &Look) -> Duration {
+    let next = look.next.map(|next| (next - look.now).to_std().unwrap_or_default());
+    next.unwrap_or(LOOK_EVERY).clamp(LOOK_SOONEST, LOOK_EVERY)
+}

@@ -1,0 +1,105 @@
+//! Writes due times into the ledger, before anything is run, together with each schedule's next due time: one
+//! transaction, so that no due time is forgotten or written twice.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use taskflow_core::job::outage::Due;
+use taskflow_core::job::{Met, Overlapping};
+use taskflow_core::metric;
+use taskflow_stores::postgres::job_runs::{self, New};
+use taskflow_stores::postgres::job_schedules;
+use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::{crash, observe};
+
+use crate::arm::{arm, never};
+use crate::schedules::{Schedule, Schedules};
+
+/// Rows of one transaction, about, and the time that is thought about them: the lead must be renewed meanwhile.
+const ROWS_MAX: usize = 2_000;
+const THINK_MAX: Duration = Duration::from_millis(500);
+
+/// Deals with schedules whose due time has come; those that are not dealt with come again at the next look.
+pub(crate) async fn fire(
+    schedules: &Schedules,
+    fence: &Fence,
+    due: &[(String, DateTime<Utc>)],
+    now: DateTime<Utc>,
+) -> Result<(), Fenced> {
+    if due.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = fence.begin().await?;
+    let names: Vec<&str> = due.iter().map(|(name, _)| name.as_str()).collect();
+    let mut unfinished = job_runs::unfinished(&mut transaction, &names).await?;
+    let (mut rows, mut arms, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+    let started = Instant::now();
+    for (name, armed) in due {
+        let Some(schedule) = schedules.get(name) else { continue };
+        let plan = schedule.timing().plan(*armed, now);
+        let before = unfinished.remove(name).unwrap_or(0);
+        let (new, replaces) = decide(schedule, schedules, plan.dues, before, now);
+        rows.extend(new);
+        if replaces {
+            replaced.push(name.as_str());
+        }
+        arms.push(arm(schedule, Some(*armed), plan.next.unwrap_or_else(never)));
+        if rows.len() >= ROWS_MAX || started.elapsed() >= THINK_MAX {
+            break;
+        }
+    }
+    if !replaced.is_empty() {
+        job_runs::replace(&mut transaction, &replaced).await?;
+    }
+    job_runs::write(&mut transaction, fence.epoch(), &rows).await?;
+    job_schedules::arm(&mut transaction, &arms).await?;
+    leader::commit(transaction).await?;
+    crash::point("fired");
+    for row in rows.iter().filter(|row| !row.met.runs()) {
+        observe::counter(&metric::JOB_RUNS, &[("job", row.job), ("outcome", row.met.as_str())]).increment(1);
+        if row.met != Met::Coalesced {
+            tracing::warn!(schedule = row.schedule, due_at = %row.due_at, met = row.met.as_str(), "A due time gets no run.");
+        }
+    }
+    Ok(())
+}
+
+/// The rows of a schedule's due times, and whether they take the place of earlier runs.
+fn decide(
+    schedule: &Schedule,
+    schedules: &Schedules,
+    dues: Vec<Due>,
+    before: usize,
+    now: DateTime<Utc>,
+) -> (Vec<New>, bool) {
+    let (mut unfinished, mut replaces) = (before, false);
+    let mut rows = Vec::with_capacity(dues.len());
+    for Due { at, met, through } in dues {
+        let (mut met, mut detail) =
+            (met, through.map(|through| format!("and all that was due until {through}")));
+        if met.runs() && schedule.job.heavy && !schedules.in_window(now) {
+            met = Met::OutsideWindow;
+            detail = Some(format!("the maintenance window is {}", schedules.window()));
+        }
+        if met.runs() {
+            match schedule.overlap.decide(met, unfinished) {
+                Overlapping::Run => unfinished += 1,
+                Overlapping::Skip => {
+                    met = Met::Overlapped;
+                    detail = Some("an earlier run was not over".to_owned());
+                }
+                Overlapping::CancelPrevious => (unfinished, replaces) = (1, true),
+            }
+        }
+        rows.push(New {
+            schedule: schedule.name.clone(),
+            job: schedule.job.name,
+            due_at: at,
+            through,
+            met,
+            begins_at: schedule.timing().begins(at),
+            detail,
+        });
+    }
+    (rows, replaces)
+}

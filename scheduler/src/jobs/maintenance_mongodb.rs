@@ -1,0 +1,99 @@
+//! Upkeep of MongoDB: the collection checked, compacted where the server allows it, its indexes compared with the schema's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use taskflow_stores::StoreError;
+use taskflow_stores::mongo::Document;
+use taskflow_stores::mongo::upkeep::{self, Answer};
+
+use super::Job;
+use crate::context::{Context, Failure, Step};
+
+pub(super) const JOB: Job = Job {
+    name: "maintenance.mongodb",
+    about: "Validates and compacts the audit trail's collection, checks its indexes, reports",
+    cron: "0 10 2 * * Sun",
+    timeout_s: 4 * 3_600,
+    retries: 2,
+    heavy: true,
+    word: Some("maintenance"),
+    work,
+    ..Job::DEFAULT
+};
+
+fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
+    Box::pin(async move {
+        let database = &context.stores.mongo;
+        context.set("statistics", upkeep::statistics(database).await?);
+        match upkeep::replication(database).await? {
+            Answer::Done(status) => context.set("members", upkeep::members(&status)),
+            Answer::Refused(words) => context.set("members", words),
+        }
+        let missing = upkeep::missing_indexes(database).await?;
+        if !missing.is_empty() {
+            context.log(format!(
+                "indexes are missing: {}; `taskflow migrate up` makes them",
+                missing.join(", ")
+            ));
+        }
+        context.set("missing_indexes", missing);
+        match upkeep::index_builds(database).await? {
+            Answer::Done(answer) => {
+                context.set("index_builds", answer.get_array("inprog").map_or(0, Vec::len));
+            }
+            Answer::Refused(words) => context.set("index_builds", words),
+        }
+        if context.dry_run() {
+            return Ok(());
+        }
+        context.fence.holds().await?;
+        let started = Instant::now();
+        let valid = stopping(&context, upkeep::validate(database)).await?;
+        if let Some(answer) = told(&context, "validate", valid)
+            && let Ok(false) = answer.get_bool("valid")
+        {
+            context.set("valid", false);
+            return Err(Failure::Final(format!(
+                "the collection is damaged: {:?}",
+                answer.get_array("errors")
+            )));
+        }
+        if context.step(started.elapsed()).await? == Step::Enough {
+            return Ok(());
+        }
+        context.fence.holds().await?;
+        let compacted = stopping(&context, upkeep::compact(database)).await?;
+        if let Some(answer) = told(&context, "compact", compacted) {
+            context.set("bytes_freed", answer.get_i64("bytesFreed").unwrap_or(0));
+        }
+        Ok(())
+    })
+}
+
+/// Waits for a command of the server, unless the run is told to stop.
+async fn stopping<T>(
+    context: &Context,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        () = context.stop.told() => Err(Failure::Stopped),
+        done = work => Ok(done?),
+    }
+}
+
+/// Says what came of a command; a refusal is no failure of ours.
+fn told(context: &Context, what: &str, answer: Answer) -> Option<Document> {
+    match answer {
+        Answer::Done(answer) => {
+            context.set(what, "done");
+            Some(answer)
+        }
+        Answer::Refused(words) => {
+            context.log(format!("{what}: this server refuses it: {words}"));
+            context.set(what, format!("refused: {words}"));
+            None
+        }
+    }
+}

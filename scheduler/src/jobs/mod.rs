@@ -1,0 +1,104 @@
+//! The jobs: one file each, and the table of all of them.
+
+mod maintenance_mongodb;
+mod maintenance_postgres;
+mod maintenance_redis;
+#[cfg(feature = "crash-points")]
+mod probe;
+mod report_stores;
+mod retention_dead_letters;
+mod retention_events;
+mod retention_holds;
+mod retention_ledger;
+mod retention_receipts;
+mod retention_sockets;
+mod retention_tasks;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+use taskflow_core::job::{Missed, Overlap, State};
+use taskflow_core::system_event::{JobDeed, Occurrence, job_begun, job_ended};
+use taskflow_stores::postgres::job_runs::{End, Run};
+
+use crate::context::{Context, Failure};
+
+/// One job and the defaults of its schedule.
+#[derive(Debug)]
+pub struct Job {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub cron: &'static str,
+    pub jitter_s: u32,
+    pub timeout_s: u32,
+    pub retries: u16,
+    pub overlap: Overlap,
+    pub missed: Missed,
+    pub enabled: bool,
+    /// Only in the maintenance window.
+    pub heavy: bool,
+    /// The audit trail tells of its runs as `system.WORD.started`, `.completed` and `.failed`.
+    pub word: Option<&'static str>,
+    pub work: fn(Arc<Context>) -> BoxFuture<'static, Result<(), Failure>>,
+}
+
+impl Job {
+    const DEFAULT: Self = Self {
+        name: "",
+        about: "",
+        cron: "0 0 3 * * *",
+        jitter_s: 0,
+        timeout_s: 3_600,
+        retries: 0,
+        overlap: Overlap::Skip,
+        missed: Missed::Once,
+        enabled: true,
+        heavy: false,
+        word: None,
+        work: |_| Box::pin(async { Ok(()) }),
+    };
+
+    pub(crate) fn begun_event(&self, run: &Run, host: &str, at: DateTime<Utc>) -> Option<Occurrence> {
+        Some(job_begun(self.word?, self.deed(run, at), host))
+    }
+
+    /// What the audit trail is told of a try's end; nothing of one that is tried again.
+    pub(crate) fn ended_event(&self, run: &Run, end: &End, at: DateTime<Utc>) -> Option<Occurrence> {
+        let word = self.word.filter(|_| end.state != State::Waiting)?;
+        let figures = end.told.as_ref().map(|told| &told.figures);
+        Some(job_ended(word, self.deed(run, at), end.state.as_str(), end.detail.as_deref(), figures))
+    }
+
+    fn deed<'r>(&self, run: &'r Run, at: DateTime<Utc>) -> JobDeed<'r> {
+        JobDeed {
+            job: self.name,
+            schedule: &run.schedule,
+            run: run.id,
+            attempt: run.attempt,
+            due_at: run.due_at,
+            at,
+        }
+    }
+}
+
+/// Every job.
+pub fn all() -> impl Iterator<Item = &'static Job> {
+    JOBS.iter()
+}
+
+static JOBS: &[Job] = &[
+    retention_events::JOB,
+    retention_holds::JOB,
+    retention_receipts::JOB,
+    retention_dead_letters::JOB,
+    retention_tasks::JOB,
+    retention_ledger::JOB,
+    retention_sockets::JOB,
+    maintenance_postgres::JOB,
+    maintenance_mongodb::JOB,
+    maintenance_redis::JOB,
+    report_stores::JOB,
+    #[cfg(feature = "crash-points")]
+    probe::JOB,
+];

@@ -1,0 +1,88 @@
+//! What the stores tell of themselves, as metrics: every minute, with statements that cost next to nothing.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use taskflow_core::metric;
+use taskflow_stores::mongo::upkeep::{self, Answer};
+use taskflow_stores::observe::gauge;
+use taskflow_stores::postgres::statistics;
+
+use super::Job;
+use crate::context::{Context, Failure};
+
+pub(super) const JOB: Job = Job {
+    name: "report.stores",
+    about: "Measures connections, transactions, sizes and memory of the stores for the metrics",
+    cron: "20 * * * * *",
+    timeout_s: 50,
+    missed: taskflow_core::job::Missed::Skip,
+    work,
+    ..Job::DEFAULT
+};
+
+fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
+    Box::pin(async move {
+        // One store that is away must not hide the others.
+        let (postgres, mongodb, redis) = tokio::join!(postgres(&context), mongodb(&context), redis(&context));
+        postgres.and(mongodb).and(redis)
+    })
+}
+
+async fn postgres(context: &Context) -> Result<(), Failure> {
+    let moment = statistics::moment(&context.stores.postgres).await?;
+    for (state, count) in [
+        ("active", moment.connections_active),
+        ("idle", moment.connections_idle),
+        ("idle_in_transaction", moment.connections_idle_in_transaction),
+        ("max", moment.connections_max),
+    ] {
+        gauge(&metric::POSTGRES_CONNECTIONS, &[("state", state)]).set(count as f64);
+    }
+    gauge(&metric::POSTGRES_OLDEST_TRANSACTION, &[]).set(moment.oldest_transaction_s);
+    gauge(&metric::POSTGRES_XMIN_AGE, &[]).set(moment.oldest_xmin_age as f64);
+    gauge(&metric::POSTGRES_WRAPAROUND_AGE, &[]).set(moment.wraparound_age as f64);
+    for (table, bytes, dead) in statistics::table_sizes(&context.stores.postgres).await? {
+        gauge(&metric::POSTGRES_TABLE_BYTES, &[("table", table.as_str())]).set(bytes as f64);
+        gauge(&metric::POSTGRES_DEAD_ROWS, &[("table", table.as_str())]).set(dead as f64);
+    }
+    context.set("postgres", serde_json::to_value(moment).unwrap_or_default());
+    Ok(())
+}
+
+async fn mongodb(context: &Context) -> Result<(), Failure> {
+    let statistics = upkeep::statistics(&context.stores.mongo).await?;
+    for (figure, name) in [("count", "events"), ("storageSize", "bytes"), ("totalIndexSize", "index_bytes")] {
+        if let Some(value) = statistics["collection"][figure].as_f64() {
+            gauge(&metric::MONGODB_TRAIL, &[("figure", name)]).set(value);
+        }
+    }
+    context.set("mongodb", statistics);
+    if let Answer::Done(status) = upkeep::replication(&context.stores.mongo).await? {
+        let members = upkeep::members(&status);
+        let behind =
+            members.as_array().into_iter().flatten().filter_map(|member| member["behind_s"].as_f64());
+        gauge(&metric::MONGODB_BEHIND, &[]).set(behind.fold(0.0, f64::max));
+        context.set("members", members);
+    }
+    Ok(())
+}
+
+async fn redis(context: &Context) -> Result<(), Failure> {
+    let info = context.stores.redis.info_all().await?;
+    for (figure, name) in [
+        ("used_memory", "memory_bytes"),
+        ("maxmemory", "memory_max_bytes"),
+        ("mem_fragmentation_ratio", "fragmentation"),
+        ("connected_clients", "clients"),
+        ("evicted_keys", "evicted_keys"),
+        ("keyspace_hits", "hits"),
+        ("keyspace_misses", "misses"),
+    ] {
+        if let Some(value) = info.get(figure).and_then(|value| value.parse::<f64>().ok()) {
+            gauge(&metric::REDIS_INFO, &[("figure", name)]).set(value);
+            context.set(&format!("redis_{name}"), value);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Marks the events of what is on hold, so that neither we nor MongoDB's own reaper removes them, and gives them their
+//! own times back when the hold is released.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use taskflow_core::retention::{Holds, held_until, stamp};
+use taskflow_stores::mongo::retention::{self as trail, Subject};
+use taskflow_stores::postgres::leader;
+use taskflow_stores::postgres::legal_holds::{self, Hold};
+
+use super::Job;
+use crate::context::{Context, Failure};
+
+pub(super) const JOB: Job = Job {
+    name: "retention.holds",
+    about: "Marks the events of what is on hold; gives them their own times back after a release",
+    cron: "30 */5 * * * *",
+    timeout_s: 3_000,
+    retries: 5,
+    word: None,
+    work,
+    ..Job::DEFAULT
+};
+
+/// Events of one step.
+const TOGETHER: i64 = 500;
+
+fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
+    Box::pin(async move {
+        if context.dry_run() {
+            let holds = standing(&context).await?;
+            context.set("holds", holds.entities.len() + holds.actors.len());
+            return Ok(());
+        }
+        look_after(&context).await.map(|_| ())
+    })
+}
+
+fn subject(hold: &Hold) -> Subject {
+    if hold.scope == "entity" { Subject::Entity(hold.subject) } else { Subject::Actor(hold.subject) }
+}
+
+fn gathered(holds: &[Hold]) -> Holds {
+    let of = |scope: &str| holds.iter().filter(|hold| hold.scope == scope).map(|hold| hold.subject).collect();
+    Holds { entities: of("entity"), actors: of("actor") }
+}
+
+/// The holds that stand.
+pub(super) async fn standing(context: &Context) -> Result<Holds, Failure> {
+    Ok(gathered(&legal_holds::list(&context.stores.postgres, false).await?))
+}
+
+/// Brings all events in line with the holds. Returns those that stand; whoever removes something afterwards asks them.
+pub(super) async fn look_after(context: &Context) -> Result<Holds, Failure> {
+    let holds = legal_holds::list(&context.stores.postgres, false).await?;
+    let standing = gathered(&holds);
+    for hold in &holds {
+        mark(context, hold).await?;
+    }
+    for hold in legal_holds::unlifted(&context.stores.postgres).await? {
+        lift(context, &hold, &standing).await?;
+    }
+    Ok(standing)
+}
+
+async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
+    loop {
+        let started = Instant::now();
+        let found = trail::unheld(&context.stores.mongo, subject(hold), TOGETHER).await?;
+        let stamps: Vec<_> = found.iter().map(|event| (event.id, held_until())).collect();
+        if !stamps.is_empty() {
+            context.fence.holds().await?;
+            trail::stamp(&context.stores.mongo, &stamps).await?;
+            context.add("events_held", stamps.len() as u64);
+        }
+        if found.len() < TOGETHER as usize {
+            break;
+        }
+        context.step(started.elapsed()).await?;
+    }
+    note(context, hold, false).await
+}
+
+async fn lift(context: &Context, hold: &Hold, standing: &Holds) -> Result<(), Failure> {
+    let mut cursor = None;
+    loop {
+        let started = Instant::now();
+        let found = trail::held(&context.stores.mongo, subject(hold), cursor, TOGETHER).await?;
+        let stamps: Vec<_> = found
+            .iter()
+            .map(|event| (event.id, stamp(&context.retention, standing, &event.kept())))
+            .collect();
+        // What another hold keeps stays as it is, and is passed over.
+        cursor = found.last().map(|event| event.id).or(cursor);
+        if !stamps.is_empty() {
+            context.fence.holds().await?;
+            trail::stamp(&context.stores.mongo, &stamps).await?;
+            context.add("events_lifted", stamps.len() as u64);
+        }
+        if found.len() < TOGETHER as usize {
+            break;
+        }
+        context.step(started.elapsed()).await?;
+    }
+    note(context, hold, true).await
+}
+
+async fn note(context: &Context, hold: &Hold, lifted: bool) -> Result<(), Failure> {
+    let mut transaction = context.fence.begin().await?;
+    legal_holds::done(&mut transaction, hold.id, lifted).await?;
+    Ok(leader::commit(transaction).await?)
+}
