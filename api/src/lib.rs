@@ -222,6 +222,8 @@ fn router(app: Arc<App>) -> Router {
         .merge(routes::events::routes())
         .merge(routes::schemas::routes())
         .merge(routes::tasks::routes())
+        .merge(routes::jobs::routes())
+        .merge(routes::holds::routes())
         .merge(routes::health::routes())
         // A route that is merged below this line would be open to everybody.
         .route_layer(from_fn_with_state(Arc::clone(&app), gate::gate))

@@ -5,6 +5,7 @@
 
 mod calls;
 mod shapes;
+mod upkeep;
 
 use std::sync::LazyLock;
 
@@ -21,7 +22,7 @@ pub(crate) fn text() -> &'static str {
 
 fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for call in CALLS {
+    for call in CALLS.iter().chain(upkeep::CALLS) {
         let path = paths.entry(call.path).or_insert_with(|| json!({}));
         path[call.method] = operation(call);
     }

@@ -77,6 +77,12 @@ enum Command {
     /// Print the schemas of the command types; tell a compatible change of them from a breaking one
     #[command(subcommand)]
     Schema(commands::schema::Command),
+    /// Look at scheduled jobs and their runs; run, pause, resume or cancel them
+    #[command(subcommand)]
+    Jobs(commands::jobs::Command),
+    /// Put, release and list legal holds: what must not be removed while a matter lasts
+    #[command(subcommand)]
+    Holds(commands::holds::Command),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -138,6 +144,8 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::DeadLetters(command) => Box::pin(commands::dead_letters::run(command, &load()?, json)).await,
         Command::ApiKeys(command) => Box::pin(commands::api_keys::run(command, &load()?, json)).await,
         Command::Schema(command) => commands::schema::run(command, json),
+        Command::Jobs(command) => Box::pin(commands::jobs::run(command, &load()?, json)).await,
+        Command::Holds(command) => Box::pin(commands::holds::run(command, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

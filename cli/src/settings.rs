@@ -110,7 +110,10 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Settings, Exit> {
     for (key, value) in secrets_in_files()? {
         figment = figment.merge(Serialized::default(&key, value));
     }
-    figment.extract().map_err(|error| Exit::usage(explain(&error)))
+    let settings: Settings = figment.extract().map_err(|error| Exit::usage(explain(&error)))?;
+    settings.retention.check().map_err(Exit::usage)?;
+    taskflow_scheduler::Schedules::read(&settings.scheduler).map_err(Exit::usage)?;
+    Ok(settings)
 }
 
 /// `TASKFLOW_POSTGRES__URL_FILE=/run/secrets/url` is `TASKFLOW_POSTGRES__URL` with what is in the file.

@@ -47,13 +47,13 @@ pub(super) struct Call {
     pub errors: &'static [u16],
 }
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
-const fn at(name: &'static str, kind: &'static str, says: &'static str) -> Parameter {
+pub(super) const fn at(name: &'static str, kind: &'static str, says: &'static str) -> Parameter {
     Parameter { name, place: "path", kind, says }
 }
 
-const fn query(name: &'static str, kind: &'static str, says: &'static str) -> Parameter {
+pub(super) const fn query(name: &'static str, kind: &'static str, says: &'static str) -> Parameter {
     Parameter { name, place: "query", kind, says }
 }
 
@@ -61,11 +61,11 @@ const fn header(name: &'static str, says: &'static str) -> Parameter {
     Parameter { name, place: "header", kind: "text", says }
 }
 
-const fn json(status: u16, says: &'static str, shape: &'static str) -> Given {
+pub(super) const fn json(status: u16, says: &'static str, shape: &'static str) -> Given {
     Given { status, says, body: Some((JSON, shape)), cached: false }
 }
 
-const fn nothing(status: u16, says: &'static str) -> Given {
+pub(super) const fn nothing(status: u16, says: &'static str) -> Given {
     Given { status, says, body: None, cached: false }
 }
 
@@ -76,9 +76,9 @@ const fn cached(says: &'static str, shape: &'static str) -> Given {
 const SAME: Given = nothing(304, "The caller has it already (if-none-match)");
 const IF_NONE_MATCH: Parameter = header("if-none-match", "The etag of an answer that the caller has");
 const PAGE: Parameter = query("page", "page", "From 1; pages reach as far as item 10,000");
-const PAGE_SIZE: Parameter = query("pagesize", "pagesize", "Items of a page");
-const CURSOR: Parameter = query("cursor", "text", "next of the page before");
-const ID: Parameter = at("id", "uuid", "The id");
+pub(super) const PAGE_SIZE: Parameter = query("pagesize", "pagesize", "Items of a page");
+pub(super) const CURSOR: Parameter = query("cursor", "text", "next of the page before");
+pub(super) const ID: Parameter = at("id", "uuid", "The id");
 
 /// A read of somebody's own.
 const fn read(
@@ -93,7 +93,7 @@ const fn read(
 }
 
 /// What operators do.
-const fn admin(
+pub(super) const fn admin(
     method: &'static str,
     path: &'static str,
     name: &'static str,
@@ -105,7 +105,11 @@ const fn admin(
     Call { method, path, name, tag: "admin", says, who: Who::Admin, takes, body: None, gives, errors }
 }
 
-const fn with_body(call: Call, shape: &'static [(&'static str, &'static str)], required: bool) -> Call {
+pub(super) const fn with_body(
+    call: Call,
+    shape: &'static [(&'static str, &'static str)],
+    required: bool,
+) -> Call {
     Call { body: Some(Body { required, forms: shape }), ..call }
 }
 

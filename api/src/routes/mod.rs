@@ -7,6 +7,8 @@ pub(crate) mod dead_letters;
 pub(crate) mod docs;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod holds;
+pub(crate) mod jobs;
 mod ndjson;
 pub(crate) mod pauses;
 pub(crate) mod schemas;

@@ -221,6 +221,6 @@ fn event(bare: &Bare, now: DateTime<Utc>) -> Event {
         command: bare.id,
         traceparent: None,
         created_at: now,
-        expires_at: Retention::default().expires_at(taskflow_core::event::Class::TaskEvents, now),
+        expires_at: Retention::default().expires_at("task.created", now),
     }
 }

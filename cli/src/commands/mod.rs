@@ -7,6 +7,8 @@ pub(crate) mod dead_letters;
 pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod doctor;
+pub(crate) mod holds;
+pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod partitions;
 pub(crate) mod pause;

@@ -107,11 +107,7 @@ pub(crate) async fn start(
     }
     if roles.contains(&Role::Scheduler) {
         parts.spawn(canary(settings, &stores, stop.clone()));
-        let (settings, stop) = (settings.scheduler.clone(), stop.clone());
-        parts.spawn(async move {
-            taskflow_scheduler::run(settings, stop).await;
-            "scheduler"
-        });
+        parts.spawn(scheduler(settings.clone(), &stores, stop.clone()));
     }
     Ok(Running { parts, links, postgres: stores.postgres, publish: stores.publish, rabbit: stores.rabbit })
 }
@@ -178,8 +174,7 @@ fn worker(
         publisher: stores.publisher.clone(),
         rabbit: stores.rabbit.clone(),
     };
-    let name = nix::unistd::gethostname()
-        .map_or_else(|_| "worker".into(), |name| name.to_string_lossy().into_owned());
+    let name = host();
     async move {
         match connect::declare(&stores.postgres, &stores.consume, &settings.amqp, &stop).await {
             Ok(Some(course)) => {
@@ -191,4 +186,28 @@ fn worker(
         }
         "worker"
     }
+}
+
+fn scheduler(
+    settings: Settings,
+    stores: &Stores,
+    stop: CancellationToken,
+) -> impl Future<Output = &'static str> + Send + use<> {
+    let stores = taskflow_scheduler::Stores {
+        postgres: stores.postgres.clone(),
+        mongo: stores.mongo.clone(),
+        redis: stores.redis.clone(),
+    };
+    async move {
+        let Settings { scheduler, retention, .. } = settings;
+        if let Err(error) = taskflow_scheduler::run(scheduler, retention, stores, host(), stop).await {
+            tracing::error!(%error, "The scheduler can't start.");
+        }
+        "scheduler"
+    }
+}
+
+/// The machine's name.
+fn host() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -1,0 +1,125 @@
+//! The calls about scheduled jobs and legal holds.
+
+use super::calls::{
+    CURSOR, Call, ID, JSON, PAGE_SIZE, Parameter, admin, at, json, nothing, query, with_body,
+};
+
+const SCHEDULE: Parameter = at("schedule", "text", "A schedule's name, such as retention.events");
+const RUN: Parameter = at("id", "text", "A run's number");
+
+pub(super) const CALLS: &[Call] = &[
+    admin(
+        "get",
+        "/v1/admin/jobs",
+        "listJobs",
+        "The schedules: what is due when, what is paused, how the last run ended; and who leads",
+        &[],
+        &[json(200, "The schedules and the leader", "List")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/jobs/runs",
+        "listRuns",
+        "Runs, and due times without one, the newest first",
+        &[
+            query("schedule", "text", "Only of this schedule"),
+            query("state", "text", "Only in this state, such as failed"),
+            query("met", "text", "Only those that were met so, such as missed"),
+            PAGE_SIZE,
+            CURSOR,
+        ],
+        &[json(200, "A page of runs", "List")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/jobs/runs/{id}",
+        "readRun",
+        "A run with its figures and its log",
+        &[RUN],
+        &[json(200, "The run", "Object")],
+    ),
+    admin(
+        "delete",
+        "/v1/admin/jobs/runs/{id}",
+        "cancelRun",
+        "Stops a run, or takes it out of the line",
+        &[RUN],
+        &[nothing(202, "It is told to stop")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/jobs/{schedule}",
+        "readJob",
+        "A schedule with its newest completed run",
+        &[SCHEDULE],
+        &[json(200, "Both", "Object")],
+    ),
+    with_body(
+        admin(
+            "post",
+            "/v1/admin/jobs/{schedule}/runs",
+            "runJob",
+            "Asks for a run beside the schedule; dryrun only says what it would do",
+            &[SCHEDULE],
+            &[json(202, "The run's number", "Object")],
+        ),
+        &[(JSON, "Object")],
+        false,
+    ),
+    with_body(
+        admin(
+            "post",
+            "/v1/admin/jobs/{schedule}/pause",
+            "pauseJob",
+            "Holds a schedule back, for a reason",
+            &[SCHEDULE],
+            &[json(200, "The schedule", "Object")],
+        ),
+        &[(JSON, "Object")],
+        true,
+    ),
+    admin(
+        "delete",
+        "/v1/admin/jobs/{schedule}/pause",
+        "resumeJob",
+        "Lets a schedule go on with its next due time",
+        &[SCHEDULE],
+        &[nothing(204, "It goes on")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/holds",
+        "listHolds",
+        "The legal holds that stand",
+        &[query("all", "text", "true: those that were released too")],
+        &[json(200, "The holds", "List")],
+    ),
+    with_body(
+        admin(
+            "post",
+            "/v1/admin/holds",
+            "putHold",
+            "Keeps everything about an entity, or everything that an actor did",
+            &[],
+            &[json(202, "The hold; carried out when its appliedat is set", "Object")],
+        ),
+        &[(JSON, "Object")],
+        true,
+    ),
+    admin(
+        "get",
+        "/v1/admin/holds/{id}",
+        "readHold",
+        "A legal hold",
+        &[ID],
+        &[json(200, "The hold", "Object")],
+    ),
+    admin(
+        "delete",
+        "/v1/admin/holds/{id}",
+        "releaseHold",
+        "Ends a legal hold",
+        &[ID],
+        &[json(202, "The hold; carried out when its liftedat is set", "Object")],
+    ),
+];
