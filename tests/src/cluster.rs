@@ -70,6 +70,11 @@ impl<'s> Cluster<'s> {
         Ok(Process { child, log })
     }
 
+    /// Writes the settings file that all processes find from now on.
+    pub fn write_settings(&self, toml: &str) -> Result<()> {
+        Ok(std::fs::write(self.logs.path().join("taskflow.toml"), toml)?)
+    }
+
     /// Lines that all processes of a role have logged by now, those that have ended too.
     pub fn log_lines(&self, role: &str) -> usize {
         self.logs(role).map(|(_, text)| text.lines().count()).sum()
@@ -142,6 +147,15 @@ impl Process {
     pub async fn ended(&mut self) -> Result<ExitStatus> {
         let ended = tokio::time::timeout(std::time::Duration::from_secs(60), self.child.wait()).await;
         Ok(ended.with_context(|| format!("it does not end:\n{}", self.log()))??)
+    }
+
+    /// Seconds of processor time that it has used.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
+        let fields = stat.rsplit_once(')').context("no statistics")?.1.split_whitespace();
+        // The 14th and the 15th field, in hundredths of a second (proc(5)).
+        let ticks: Vec<f64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(ticks.iter().sum::<f64>() / 100.0)
     }
 
     pub fn is_running(&mut self) -> bool {

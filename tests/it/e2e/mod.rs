@@ -9,10 +9,13 @@ mod commands;
 mod dead_letters;
 mod duplicates;
 mod events;
+mod jobs;
 mod live;
+mod maintenance;
 mod order;
 mod reads;
 mod redis_cluster;
+mod retention;
 mod sessions;
 mod stream;
 mod waiting;
@@ -25,10 +28,13 @@ pub(crate) fn tests() -> Vec<Trial> {
         commands::tests(),
         dead_letters::tests(),
         duplicates::tests(),
+        jobs::tests(),
+        maintenance::tests(),
         order::tests(),
         redis_cluster::tests(),
         events::tests(),
         reads::tests(),
+        retention::tests(),
         amqp::tests(),
         bad_input::tests(),
         stream::tests(),

@@ -12,6 +12,7 @@ mod lease;
 mod partitions;
 mod poison;
 mod reads;
+mod scheduler;
 mod shutdown;
 mod stores;
 mod verify;
@@ -33,6 +34,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         partitions::tests(),
         poison::tests(),
         reads::tests(),
+        scheduler::tests(),
         shutdown::tests(),
         stores::tests(),
         verify::tests(),

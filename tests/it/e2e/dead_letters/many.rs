@@ -220,10 +220,14 @@ async fn pruned(site: Arc<Site>) -> Result {
     worker.stop().await?;
     site.sql("UPDATE dead_letters SET last_died_at = now() - interval '40 days' WHERE id = (SELECT min(id::text)::uuid FROM dead_letters)")
         .await?;
-    let worker = cluster.spawn("worker", &[("TASKFLOW_RETENTION__DEAD_LETTERS_DAYS", "30")])?;
-    wait::until("the old one is gone", async || {
-        Ok(site.count("SELECT count(*) FROM dead_letters").await? == 1)
-    })
-    .await?;
-    worker.stop().await
+    let scheduler = cluster.spawn("scheduler", &[("TASKFLOW_RETENTION__DEAD_LETTERS_DAYS", "30")])?;
+    let known = "SELECT count(*) FROM job_schedules WHERE name = 'retention.dead_letters'";
+    wait::until("the scheduler leads", async || Ok(site.count(known).await? == 1)).await?;
+    let run = cluster.run(&["jobs", "run", "retention.dead_letters"], &[]).await?;
+    ensure!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+    ensure!(
+        site.count("SELECT count(*) FROM dead_letters").await? == 1,
+        "other letters than the old one are gone"
+    );
+    scheduler.stop().await
 }
