@@ -3,6 +3,7 @@
 //! `tests/it/contract/openapi.rs` holds the table against the routes in the code, and the document against OpenAPI's own
 //! schema.
 
+mod access;
 mod calls;
 mod shapes;
 mod upkeep;
@@ -22,7 +23,7 @@ pub(crate) fn text() -> &'static str {
 
 fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for call in CALLS.iter().chain(upkeep::CALLS) {
+    for call in CALLS.iter().chain(access::CALLS).chain(upkeep::CALLS) {
         let path = paths.entry(call.path).or_insert_with(|| json!({}));
         path[call.method] = operation(call);
     }

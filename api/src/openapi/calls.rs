@@ -57,7 +57,7 @@ pub(super) const fn query(name: &'static str, kind: &'static str, says: &'static
     Parameter { name, place: "query", kind, says }
 }
 
-const fn header(name: &'static str, says: &'static str) -> Parameter {
+pub(super) const fn header(name: &'static str, says: &'static str) -> Parameter {
     Parameter { name, place: "header", kind: "text", says }
 }
 

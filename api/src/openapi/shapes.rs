@@ -1,6 +1,7 @@
 //! The schemas that calls refer to. Those of commands come from `taskflow_core::schema`.
 
 use serde_json::{Map, Value, json};
+use taskflow_core::api_key::Scope;
 use taskflow_core::command::TYPES;
 use taskflow_core::schema;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
@@ -256,6 +257,43 @@ pub(super) fn all() -> Map<String, Value> {
             &["scope", "reason"],
             json!({ "scope": { "type": "string" }, "reason": { "type": "string" } }),
             json!({ "scope": "type:task.create", "reason": "upstream sends nonsense" }),
+        ),
+    );
+    put("Words", json!({ "type": "array", "items": { "type": "string" } }));
+    put(
+        "NewUser",
+        object(
+            &["email", "password"],
+            json!({ "id": uuid, "email": email, "password": password, "profile": { "type": "object" } }),
+            json!({ "email": "ada@example.org", "password": "correct horse battery staple" }),
+        ),
+    );
+    put("NewRole", object(&["role"], json!({ "role": words(&Role::WORDS) }), json!({ "role": "admin" })));
+    put(
+        "NewPassword",
+        object(
+            &["password"],
+            json!({ "password": password }),
+            json!({ "password": "correct horse battery staple" }),
+        ),
+    );
+    put(
+        "OwnPassword",
+        object(
+            &["current", "password"],
+            json!({ "current": password, "password": password }),
+            json!({ "current": "the one before", "password": "correct horse battery staple" }),
+        ),
+    );
+    put(
+        "NewApiKey",
+        object(
+            &["name", "scopes"],
+            json!({
+                "name": { "type": "string" }, "scopes": { "type": "array", "items": words(&Scope::WORDS) },
+                "sourceprefix": { "type": "string" }, "expiresat": time,
+            }),
+            json!({ "name": "crm", "scopes": ["commands:write"], "sourceprefix": "/crm" }),
         ),
     );
     put(

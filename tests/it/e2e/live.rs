@@ -181,7 +181,7 @@ async fn read_all(
             }
             Ok(Ok(Next::Mark)) | Err(_) => continue,
             Ok(Ok(Next::Closed(code, reason))) => {
-                ensure!([1001, 1006, 1012].contains(&code), "{code} {reason}")
+                ensure!([1001, 1006, 1012].contains(&code), "{code} {reason}");
             }
             Ok(Err(error)) => return Err(error),
         }

@@ -1,5 +1,6 @@
 //! Registering users, their permissions, and what another role or password does.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -237,7 +238,10 @@ async fn nowhere(site: Arc<Site>) -> Result {
         ensure!(!events.contains(secret), "{secret} is in the audit trail");
         for table in &tables {
             // Bytes are shown as hexadecimal digits.
-            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let hex = secret.bytes().fold(String::new(), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            });
             let found = format!(
                 "SELECT count(*) FROM {table} t WHERE t::text LIKE '%{secret}%' OR t::text LIKE '%{hex}%'"
             );
