@@ -131,7 +131,7 @@ impl RateLimit {
         let mut reserves = self.reserves();
         let reserve = reserves.get_mut(key).filter(|reserve| reserve.left > 0 && now < reserve.until)?;
         reserve.left -= 1;
-        let count = Count { count: reserve.count - reserve.left, left: reserve.until - now };
+        let count = Count { count: reserve.count.saturating_sub(reserve.left), left: reserve.until - now };
         Some(Standing { policy, count })
     }
 
@@ -151,10 +151,13 @@ impl RateLimit {
             }
             let until = now + count.left;
             let reserve = reserves.entry(key.to_owned()).or_insert(Reserve { count: 0, left: 0, until });
-            if now >= reserve.until {
-                reserve.left = 0;
+            // What is left of another window is nothing any more.
+            if now >= reserve.until || until > reserve.until + policy.window / 2 {
+                *reserve = Reserve { count: 0, left: 0, until };
             }
-            *reserve = Reserve { count: before + granted, left: reserve.left + granted - 1, until };
+            // Answers overtake each other: the highest count is the newest.
+            let newest = reserve.count.max(before + granted);
+            *reserve = Reserve { count: newest, left: reserve.left + granted - 1, until };
         }
         Standing { policy, count: Count { count: before + 1, ..count } }
     }
@@ -231,6 +234,25 @@ mod tests {
         assert_eq!(headers["ratelimit"], "\"user\";r=0;t=42, \"address\";r=997;t=42");
         assert!(refusal(&[address]).is_none());
         assert_eq!(refusal(&[user, address]).unwrap().status, 429);
+    }
+
+    /// Two parts are asked for at once, and the second answer comes first.
+    #[test]
+    fn answers_that_overtake_each_other_are_counted() {
+        let limit = RateLimit::new(&Limits { user_requests_per_minute: 60_000, ..Limits::default() });
+        let (policy, now) = (limit.user, Instant::now());
+        let part = policy.part();
+        limit.take(policy, "a user", Count { count: 2 * part, left: MINUTE }, now);
+        limit.take(policy, "a user", Count { count: part, left: MINUTE }, now);
+        let standings: Vec<_> = std::iter::from_fn(|| limit.take_reserve(policy, "a user", now)).collect();
+        assert_eq!(standings.len() as u64, 2 * part - 2);
+        assert!(standings.iter().all(|standing| standing.count.count <= 2 * part));
+        // A new window begins anew, whatever was left.
+        let later = now + MINUTE - Duration::from_secs(1);
+        limit.take(policy, "another", Count { count: 50 * part, left: Duration::from_secs(2) }, later);
+        limit.take(policy, "another", Count { count: part, left: MINUTE }, later);
+        let standing = limit.take_reserve(policy, "another", later);
+        assert!(standing.is_some_and(|standing| standing.count.count == 2));
     }
 
     /// Two processes, one counter: whatever is taken in parts, the quota is given out exactly once.
