@@ -16,11 +16,11 @@ use taskflow_tests::trial::Worlds;
 use taskflow_tests::{Cluster, Result, Site, World};
 
 /// Tests at a time: they wait more than they work.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 3;
 /// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.
 const SLOWEST: usize = 15;
 /// A test that takes longer hangs.
-const LONGEST: Duration = Duration::from_secs(240);
+const LONGEST: Duration = Duration::from_secs(360);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_taskflow-under-test");
 
 /// The shared servers, started by the first test that needs them.

@@ -183,6 +183,9 @@ async fn bench(site: Arc<Site>) -> Result {
         "1",
         "--lone",
         "20",
+        // Two thousand sockets and millions of events are for a machine that has nothing else to do.
+        "--phases",
+        "drain,mixed,intake,latency,low",
         "--data",
         &data,
         "--json",
