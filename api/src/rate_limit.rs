@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(standings.len() as u64, 2 * part - 2);
         assert!(standings.iter().all(|standing| standing.count.count <= 2 * part));
         // A new window begins anew, whatever was left.
-        let later = now + MINUTE - Duration::from_secs(1);
+        let later = now + Duration::from_secs(59);
         limit.take(policy, "another", Count { count: 50 * part, left: Duration::from_secs(2) }, later);
         limit.take(policy, "another", Count { count: part, left: MINUTE }, later);
         let standing = limit.take_reserve(policy, "another", later);
