@@ -184,6 +184,17 @@ impl Server {
         rabbitmq::control(&self.options, args).await
     }
 
+    /// Makes virtual hosts of the broker.
+    ///
+    /// # Errors
+    /// What its control program says; or this is no RabbitMQ.
+    pub async fn add_vhosts(&self, names: &[String]) -> Result<()> {
+        if self.kind != Kind::RabbitMq {
+            bail!("{} has no virtual hosts", self.kind.as_str());
+        }
+        rabbitmq::add_vhosts(&self.options, names).await
+    }
+
     /// Stops the server's clock (SIGSTOP), and that of everything it has started: its connections stay open and
     /// nothing answers.
     pub fn pause(&self) {

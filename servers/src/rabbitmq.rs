@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
@@ -133,10 +133,8 @@ fn configure(options: &Options) -> Result<String> {
             "hashing_algorithm": "rabbit_password_hashing_sha256",
             "tags": "administrator",
         }],
-        "vhosts": vhosts(options).map(|name| json!({ "name": name })).collect::<Vec<_>>(),
-        "permissions": vhosts(options).map(|vhost| json!({
-            "user": "taskflow", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*",
-        })).collect::<Vec<_>>(),
+        "vhosts": hosts(vhosts(options)),
+        "permissions": permissions(vhosts(options)),
     });
     let definitions_file = dir.join("definitions.json");
     let config_file = dir.join("rabbitmq.conf");
@@ -153,6 +151,26 @@ fn configure(options: &Options) -> Result<String> {
     user::own_file(&config_file, USER, &config)?;
     user::own_file(&dir.join("enabled_plugins"), USER, "[].")?;
     Ok(config_file.display().to_string())
+}
+
+fn hosts<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Value> {
+    names.map(|name| json!({ "name": name })).collect()
+}
+
+/// All of our user's.
+fn permissions<'a>(vhosts: impl Iterator<Item = &'a str>) -> Vec<Value> {
+    vhosts
+        .map(|vhost| json!({ "user": "taskflow", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*" }))
+        .collect()
+}
+
+/// Makes virtual hosts on a node that runs, all with one call: each call costs a start of Erlang.
+pub(crate) async fn add_vhosts(options: &Options, names: &[String]) -> Result<()> {
+    let names = || names.iter().map(String::as_str);
+    let definitions = json!({ "vhosts": hosts(names()), "permissions": permissions(names()) });
+    let file = options.dir(NAME).join("more_vhosts.json");
+    user::own_file(&file, USER, &definitions.to_string())?;
+    control(options, &["import_definitions", &file.display().to_string()]).await.map(drop)
 }
 
 /// Runs RabbitMQ's own control program against this node.

@@ -39,7 +39,7 @@ fn shared() -> &'static Shared {
 }
 
 async fn shared_world() -> Result<&'static World> {
-    shared().world.get_or_try_init(|| World::start(120)).await
+    shared().world.get_or_try_init(World::start).await
 }
 
 /// A test with a corner of the shared servers.
@@ -49,7 +49,7 @@ fn with_site(name: &str, test: impl AsyncFnOnce(Arc<Site>) -> Result + Send + 's
 
 /// A test with nothing but a virtual host of the shared broker.
 fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'static) -> Trial {
-    trial(name, async move || test(shared_world().await?.vhost()?).await)
+    trial(name, async move || test(shared_world().await?.vhost().await?).await)
 }
 
 /// A test with servers that it may break: nobody else has them meanwhile.

@@ -38,7 +38,7 @@ impl Site {
 
     /// The same with another Redis than the world's.
     pub async fn with_redis(world: &World, redis_url: &str) -> Result<Self> {
-        let number = world.next_corner()?;
+        let number = world.next_corner().await?;
         let urls = world.urls();
         let name = format!("t{number}");
         world.copy_template(&name).await?;

@@ -167,7 +167,7 @@ async fn run(options: &Options) -> Result<bool> {
 
 /// Loses connections again and again, and looks at what that leaves behind.
 async fn grow(program: &str, options: &Options) -> Result<bool> {
-    let world = World::start(2).await?;
+    let world = World::start().await?;
     let most = Duration::from_secs(options.minutes * 60);
     let report = tokio::select! {
         report = growth::run(&world, program, options.rounds.min(1_000_000), most) => report,

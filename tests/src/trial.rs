@@ -228,7 +228,7 @@ async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
     }
 }
 
-/// Servers, one set after another: a corner is for one trial, and a set has so many.
+/// Servers, one set after another, each for so many trials.
 pub struct Worlds {
     world: Option<World>,
     used: usize,
@@ -238,7 +238,7 @@ pub struct Worlds {
 
 /// Those that some fault fills.
 const SMALL_DISKS: &[Kind] = &[Kind::Postgres, Kind::MongoDb, Kind::Redis];
-/// Trials with one set of servers.
+/// Trials with one set of servers: what they leave there slows those that follow.
 const CORNERS: usize = 40;
 
 impl Worlds {
@@ -268,7 +268,7 @@ impl Worlds {
         if self.world.is_none() {
             self.used = 1;
             self.small = small;
-            self.world = Some(World::start_on(CORNERS, if small { SMALL_DISKS } else { &[] }).await?);
+            self.world = Some(World::start_on(if small { SMALL_DISKS } else { &[] }).await?);
         }
         self.world.as_ref().context("there are no servers")
     }

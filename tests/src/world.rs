@@ -1,26 +1,31 @@
 //! The servers that the tests share, and the corners that each test gets of them.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use sqlx::Connection;
 use taskflow_servers::{Kind, Options, Ports, Servers};
 use taskflow_stores::postgres;
 use tokio::sync::Mutex;
 
-/// Tests that can have a corner.
-const CORNERS: usize = 128;
+/// Virtual hosts made at a time: one at a time would cost each test a start of Erlang, all at once the first test.
+const LOT: usize = 24;
 const TEMPLATE: &str = "taskflow_template";
 
 /// One set of servers.
 pub struct World {
     pub servers: Mutex<Servers>,
     urls: Urls,
-    next: AtomicUsize,
+    corners: Mutex<Corners>,
     copying: Mutex<()>,
     /// Removed at the end.
     folder: PathBuf,
+}
+
+/// How many corners were given away, and for how many there is a virtual host.
+struct Corners {
+    given: usize,
+    made: usize,
 }
 
 #[derive(Clone)]
@@ -33,12 +38,12 @@ pub(crate) struct Urls {
 
 impl World {
     /// Starts a set of servers of its own.
-    pub async fn start(corners: usize) -> Result<Self> {
-        Self::start_on(corners, &[]).await
+    pub async fn start() -> Result<Self> {
+        Self::start_on(&[]).await
     }
 
     /// Starts a set of servers of its own, some of them on small disks ([`crate::disk`]).
-    pub async fn start_on(corners: usize, small_disks: &[Kind]) -> Result<Self> {
+    pub async fn start_on(small_disks: &[Kind]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("taskflow-test-").tempdir_in("/tmp")?.keep();
         // The servers run as users of their own.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -49,7 +54,7 @@ impl World {
         let options = Options {
             data_dir: folder.clone(),
             ports: Ports::free()?,
-            vhosts: (0..corners.min(CORNERS)).map(|number| format!("t{number}")).collect(),
+            vhosts: vhosts(0, LOT),
         };
         let servers = Servers::start(&options).await.context("start the servers for the tests")?;
         let urls = Urls {
@@ -61,7 +66,7 @@ impl World {
         let world = Self {
             servers: Mutex::new(servers),
             urls,
-            next: AtomicUsize::new(0),
+            corners: Mutex::new(Corners { given: 0, made: LOT }),
             copying: Mutex::new(()),
             folder,
         };
@@ -70,15 +75,20 @@ impl World {
     }
 
     /// The number of a corner that nobody has had.
-    pub(crate) fn next_corner(&self) -> Result<usize> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        ensure!(number < CORNERS, "more tests than virtual hosts; raise CORNERS");
-        Ok(number)
+    pub(crate) async fn next_corner(&self) -> Result<usize> {
+        let mut corners = self.corners.lock().await;
+        if corners.given == corners.made {
+            let more = vhosts(corners.made, LOT);
+            self.servers.lock().await.rabbitmq.add_vhosts(&more).await.context("make more virtual hosts")?;
+            corners.made += LOT;
+        }
+        corners.given += 1;
+        Ok(corners.given - 1)
     }
 
     /// The address of a virtual host that nobody has had.
-    pub fn vhost(&self) -> Result<String> {
-        Ok(with_name(&self.urls.amqp, &format!("t{}", self.next_corner()?)))
+    pub async fn vhost(&self) -> Result<String> {
+        Ok(with_name(&self.urls.amqp, &format!("t{}", self.next_corner().await?)))
     }
 
     /// Where a server keeps its data.
@@ -128,6 +138,10 @@ impl World {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn vhosts(first: usize, count: usize) -> Vec<String> {
+    (first..first + count).map(|number| format!("t{number}")).collect()
 }
 
 pub(crate) fn with_name(url: &str, name: &str) -> String {

@@ -65,7 +65,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             lift(connection::a_broken_wire_loses_nothing(&url).await)
         }),
         with_world("broker: a restart loses nothing", async |world| {
-            let url = world.vhost()?;
+            let url = world.vhost().await?;
             let restart = async || {
                 let mut servers = world.servers.lock().await;
                 servers.rabbitmq.kill().await;
@@ -74,7 +74,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             lift(connection::a_restarted_broker_loses_nothing(&url, restart).await)
         }),
         with_world("broker: an alarm refuses publishers at once", async |world| {
-            let url = world.vhost()?;
+            let url = world.vhost().await?;
             let alarm = async |on| {
                 let mark = if on { "0.0000001" } else { "0.4" };
                 let servers = world.servers.lock().await;
