@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use sha2::{Digest, Sha256};
+use taskflow_core::etag;
 
 use crate::reads::Answer;
 
@@ -31,16 +31,7 @@ pub(crate) fn respond(asked: &HeaderMap, answer: Answer) -> Response {
 
 /// An answer that no cache has.
 pub(crate) fn fresh(body: Vec<u8>) -> Answer {
-    Answer { etag: digest(&body), body: body.into(), hit: false }
-}
-
-/// A short digest of a body.
-pub(crate) fn digest(body: &[u8]) -> String {
-    use std::fmt::Write;
-    Sha256::digest(body)[..8].iter().fold(String::with_capacity(16), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Answer { etag: etag::of(&body), body: body.into(), hit: false }
 }
 
 fn has_already(asked: &HeaderMap, etag: &str) -> bool {

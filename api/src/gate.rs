@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -76,8 +76,11 @@ async fn admit(
         }
     };
     refuse_if_exceeded(standings)?;
+    // A key reads for many, and what it reads is not its own.
+    let reads = (identity.key.is_none() && request.method() == Method::GET).then_some(identity.user);
     let caller = identity.into_caller(ip, user_agent(request.headers()));
     caller.may_call(need)?;
+    reads.inspect(|user| app.activity.note(*user));
     request.extensions_mut().insert(caller);
     Ok(paced(app, request))
 }

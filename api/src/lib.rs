@@ -4,6 +4,7 @@
 //! receipt, stamping, publishing with a confirm. [`routes`] has one file a resource. [`problem`] is the only place
 //! that knows status codes.
 
+mod activity;
 mod address;
 mod answer;
 mod asyncapi;
@@ -127,6 +128,7 @@ pub(crate) struct App {
     pub rate_limit: rate_limit::RateLimit,
     pub login_guard: login_guard::LoginGuard,
     pub reads: reads::Reads,
+    pub activity: activity::Activity,
     /// What other parts of this process know of their health.
     pub vitals: Vitals,
 }
@@ -179,6 +181,7 @@ pub async fn run(
         credentials: credentials::Credentials::default(),
         rate_limit: rate_limit::RateLimit::new(&settings.limits),
         login_guard: login_guard::LoginGuard::new(&settings.limits),
+        activity: activity::Activity::default(),
         vitals,
         settings,
         stores,
@@ -186,6 +189,7 @@ pub async fn run(
         intake,
     });
     credentials::start(&app, &stop);
+    activity::start(&app, &stop);
     // Open streams would never end by themselves.
     let farewell = async {
         stop.cancelled().await;

@@ -9,6 +9,7 @@ use taskflow_stores::{crash, observe};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::emptied;
 use crate::engine::Engine;
 
 /// Stands by or leads, until `stop`.
@@ -30,7 +31,10 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
                 tracing::info!(epoch, host = engine.host, "This scheduler leads.");
                 gauge.set(1.0);
                 crash::point("led");
-                engine.lead(epoch, asked + engine.lease(), stop).await;
+                tokio::select! {
+                    () = engine.lead(epoch, asked + engine.lease(), stop) => {}
+                    never = emptied::watch(engine) => match never {},
+                }
                 gauge.set(0.0);
                 if let Err(error) = leader::leave(&engine.stores.postgres, engine.holder, epoch).await {
                     tracing::debug!(%error, "The lead could not be given back; it runs out.");

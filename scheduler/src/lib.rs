@@ -8,6 +8,7 @@
 mod arm;
 pub mod canary;
 mod context;
+mod emptied;
 mod engine;
 mod fire;
 mod jobs;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub at_once: usize,
     /// The share of the time that a job of many steps keeps its store busy; it rests for the others.
     pub share: f64,
+    /// Users whose answers `cache.warm` makes in advance, those who read most first.
+    pub warm_users: usize,
     /// Such a job waits while the partition that is behind most is so for longer than this, in seconds …
     pub yield_behind_s: f64,
     /// … or while more sessions than this work in Postgres.
@@ -60,6 +63,7 @@ impl Default for Settings {
             time_zone: "UTC".to_owned(),
             at_once: 4,
             share: 0.25,
+            warm_users: 1_000,
             yield_behind_s: 5.0,
             yield_sessions: 32,
             maintenance_window: "01:00-05:00".to_owned(),

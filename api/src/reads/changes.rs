@@ -11,9 +11,9 @@ use taskflow_core::cache_key;
 use taskflow_core::change::{self, Change};
 use taskflow_stores::mongo::{self, event_query};
 use taskflow_stores::postgres::{PgPool, outbox};
+use taskflow_stores::redis::document::Document;
 use uuid::Uuid;
 
-use super::document::Document;
 use super::{Answer, Reads, count, version_of};
 use crate::problem::Problem;
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use taskflow_core::window::Position;
+use taskflow_stores::redis::document::Document;
 
-use super::document::Document;
 use crate::problem::Problem;
 
 type Made = Result<Arc<Document>, Problem>;

@@ -2,7 +2,6 @@
 //! it. ARCHITECTURE.md, "Reads", says how.
 
 mod changes;
-mod document;
 mod flights;
 mod gather;
 mod moment;
@@ -18,13 +17,13 @@ use taskflow_core::{cache_key, early};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::{self, Entry};
+use taskflow_stores::redis::document::{Document, KEPT_MAX};
 use taskflow_stores::{StoreError, clock};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::problem::Problem;
-use document::Document;
 use flights::Flights;
 pub(crate) use moment::Depends;
 use moment::Moment;
@@ -32,8 +31,6 @@ use shelf::{Held, Shelf, count};
 
 /// Lists, counts and searches that are made at a time; each occupies a connection.
 const MAKERS: usize = 4;
-/// Bytes of an answer that is kept: a page of very long tasks would push out thousands of others.
-const KEPT_MAX: usize = 512 * 1024;
 /// How long a reader waits for its turn to make one.
 const TURN: Duration = Duration::from_secs(5);
 

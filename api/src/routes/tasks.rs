@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
-use serde::Serialize;
+use taskflow_core::task_page::{Paging, REACH, SIZE, SIZE_MAX};
 use taskflow_core::{Task, cache_key};
 use taskflow_stores::postgres::task_lists::At;
 use taskflow_stores::postgres::task_search;
@@ -20,11 +20,6 @@ use crate::problem::Problem;
 use crate::reads::{Depends, Made, Wanted};
 use crate::{App, Shared, answer};
 
-/// Items of a page, if the caller names no number, and at most.
-const PAGE: u32 = 20;
-const PAGE_MAX: u32 = 100;
-/// Items that can be reached by pages. Who wants more asks more narrowly.
-const REACH: u32 = 10_000;
 /// Characters of what is looked for.
 const QUERY_MAX: usize = 200;
 
@@ -59,7 +54,7 @@ impl Asked {
     }
 
     pub(super) fn page_size(&mut self) -> Result<u32, Problem> {
-        self.number("pagesize", PAGE, PAGE_MAX)
+        self.number("pagesize", SIZE, SIZE_MAX)
     }
 
     /// `page` and `pagesize`.
@@ -85,45 +80,9 @@ impl Asked {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Paging {
-    pub page: u32,
-    pub size: u32,
-}
-
-/// A page of tasks, as it is answered.
-#[derive(Serialize)]
-struct Page<'t> {
-    items: &'t [Task],
-    page: u32,
-    pagesize: u32,
-    /// The number of the next page, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<u32>,
-}
-
-impl Paging {
-    pub(super) fn offset(self) -> i64 {
-        i64::from((self.page - 1) * self.size)
-    }
-
-    /// One more than a page has: it tells whether there is a next one.
-    pub(super) fn limit(self) -> i64 {
-        i64::from(self.size) + 1
-    }
-
-    /// The size, where it is not the usual one.
-    pub(super) fn unusual_size(self) -> Option<u32> {
-        (self.size != PAGE).then_some(self.size)
-    }
-
-    /// The answer that holds the page.
-    pub(super) fn made(self, At { position, found }: At<Vec<Task>>) -> Made {
-        let more = found.len() > self.size as usize && (self.page + 1) * self.size <= REACH;
-        let items = &found[..found.len().min(self.size as usize)];
-        let page = Page { items, page: self.page, pagesize: self.size, next: more.then_some(self.page + 1) };
-        Made { position, body: serde_json::to_vec(&page).unwrap_or_default(), holds_until: None }
-    }
+/// The answer that holds a page.
+pub(super) fn made(paging: Paging, At { position, found }: At<Vec<Task>>) -> Made {
+    Made { position, body: paging.body(&found), holds_until: None }
 }
 
 async fn show(
@@ -183,11 +142,11 @@ async fn search(
     };
     let query = task_search::Query { text, user, offset: paging.offset(), limit: paging.limit() };
     let postgres = app.reads.postgres.clone();
-    let made = app.reads.document(wanted, move || async move {
+    let page = app.reads.document(wanted, move || async move {
         match task_search::search(&postgres, &query).await? {
-            Some(found) => Ok(paging.made(found)),
+            Some(found) => Ok(made(paging, found)),
             None => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
         }
     });
-    Ok(answer::respond(&headers, made.await?))
+    Ok(answer::respond(&headers, page.await?))
 }

@@ -13,7 +13,7 @@ use taskflow_stores::clock;
 use taskflow_stores::postgres::task_lists::{self, Order, Page};
 use uuid::Uuid;
 
-use super::tasks::{Asked, Parameters};
+use super::tasks::{Asked, Parameters, made};
 use crate::auth::Caller;
 use crate::problem::Problem;
 use crate::reads::{Depends, Made, Wanted};
@@ -78,10 +78,10 @@ async fn tasks(
     };
     let page = Page { user, status, order, offset: paging.offset(), limit: paging.limit() };
     let postgres = app.reads.postgres.clone();
-    let made = app
+    let page = app
         .reads
-        .document(wanted, move || async move { Ok(paging.made(task_lists::page(&postgres, page).await?)) });
-    Ok(answer::respond(&headers, made.await?))
+        .document(wanted, move || async move { Ok(made(paging, task_lists::page(&postgres, page).await?)) });
+    Ok(answer::respond(&headers, page.await?))
 }
 
 fn bad_status() -> Problem {

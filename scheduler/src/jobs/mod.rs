@@ -1,5 +1,6 @@
 //! The jobs: one file each, and the table of all of them.
 
+mod cache_warm;
 mod maintenance_mongodb;
 mod maintenance_postgres;
 mod maintenance_redis;
@@ -82,6 +83,9 @@ impl Job {
     }
 }
 
+/// The job that is run whenever the caches were emptied.
+pub(crate) const CACHE_WARM: &str = cache_warm::JOB.name;
+
 /// Every job.
 pub fn all() -> impl Iterator<Item = &'static Job> {
     JOBS.iter()
@@ -98,6 +102,7 @@ static JOBS: &[Job] = &[
     maintenance_postgres::JOB,
     maintenance_mongodb::JOB,
     maintenance_redis::JOB,
+    cache_warm::JOB,
     report_stores::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,

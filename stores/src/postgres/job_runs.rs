@@ -228,6 +228,23 @@ pub async fn ask(
     .map_err(failed("ask for a run"))
 }
 
+/// Asks for a run of a schedule of its job's name, unless it is switched off or paused, or a run waits already.
+pub async fn ask_unless_paused(pool: &PgPool, job: &str, by: &str) -> Result<Option<i64>, StoreError> {
+    sqlx::query_scalar(
+        "/* ask_unless_paused */
+        INSERT INTO job_runs (schedule, job, due_at, met, state, begins_at, asked_by, epoch)
+        SELECT name, job, clock_timestamp(), 'by_hand', 'waiting', clock_timestamp(), $2, 0 FROM job_schedules s
+        WHERE name = $1 AND enabled AND paused_at IS NULL
+            AND NOT EXISTS (SELECT FROM job_runs r WHERE r.schedule = s.name AND r.state = 'waiting')
+        RETURNING id",
+    )
+    .bind(job)
+    .bind(by)
+    .fetch_optional(pool)
+    .await
+    .map_err(failed("ask for a run"))
+}
+
 /// Asks for the end of a run; `false` if it is over, or there is none with this number.
 pub async fn ask_cancel(pool: &PgPool, id: i64, by: &str) -> Result<bool, StoreError> {
     let asked = sqlx::query(

@@ -35,6 +35,7 @@ pub mod task_lists;
 pub mod task_search;
 pub mod tasks;
 pub mod upkeep;
+pub mod user_activity;
 pub mod user_deeds;
 pub mod users;
 pub mod waiting;

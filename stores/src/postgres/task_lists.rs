@@ -3,6 +3,8 @@
 //! Each statement tells the position that it has seen (`taskflow_core::window`): whoever keeps its answer knows how old
 //! it is.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
@@ -13,7 +15,7 @@ use taskflow_core::window::Position;
 use uuid::Uuid;
 
 use super::{failed, tasks};
-use crate::StoreError;
+use crate::{Kind, StoreError};
 
 /// The position of the statement that it stands in.
 pub(super) const POSITION: &str =
@@ -110,27 +112,79 @@ pub struct ByStatus {
     pub done: i64,
 }
 
+/// Counts the tasks of the user of a row of `wanted`; `$2` is now.
+const COUNTS: &str = "SELECT count(*), count(*) FILTER (WHERE status = 'todo'),
+        count(*) FILTER (WHERE status = 'in_progress'), count(*) FILTER (WHERE status = 'review'),
+        count(*) FILTER (WHERE status = 'done'),
+        count(*) FILTER (WHERE due_date <= $2 AND status <> 'done'),
+        min(due_date) FILTER (WHERE due_date > $2 AND status <> 'done')
+    FROM tasks WHERE (creator_id = wanted.owner OR assignee_id = wanted.owner) AND deleted_at IS NULL";
+
 /// Counts a user's tasks.
 pub async fn stats(pool: &PgPool, user: Uuid, now: DateTime<Utc>) -> Result<At<Stats>, StoreError> {
-    type Counts = (i64, i64, i64, i64, i64, i64, Option<DateTime<Utc>>, Position);
-    let (total, todo, in_progress, review, done, overdue, next_due, position): Counts =
-        sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "/* task_stats */
-            SELECT counted.*, head.position
-            FROM {POSITION}, (
-                SELECT count(*), count(*) FILTER (WHERE status = 'todo'),
-                    count(*) FILTER (WHERE status = 'in_progress'), count(*) FILTER (WHERE status = 'review'),
-                    count(*) FILTER (WHERE status = 'done'),
-                    count(*) FILTER (WHERE due_date <= $2 AND status <> 'done'),
-                    min(due_date) FILTER (WHERE due_date > $2 AND status <> 'done')
-                FROM tasks WHERE (creator_id = $1 OR assignee_id = $1) AND deleted_at IS NULL
-            ) counted"
-        )))
-        .bind(user)
-        .bind(now)
-        .fetch_one(pool)
-        .await
-        .map_err(failed("count a user's tasks"))?;
-    let by_status = ByStatus { todo, in_progress, review, done };
-    Ok(At { position, found: Stats { total, by_status, overdue, next_due } })
+    let At { position, found } = stats_of(pool, &[user], now).await?;
+    let found = found.into_iter().next().map(|(_, stats)| stats);
+    let missing = || StoreError::new("postgres", "count a user's tasks", Kind::Bug, "no row came");
+    Ok(At { position, found: found.ok_or_else(missing)? })
+}
+
+/// Counts the tasks of each of some users, in one statement.
+pub async fn stats_of(
+    pool: &PgPool,
+    users: &[Uuid],
+    now: DateTime<Utc>,
+) -> Result<At<Vec<(Uuid, Stats)>>, StoreError> {
+    type Counts = (Uuid, i64, i64, i64, i64, i64, i64, Option<DateTime<Utc>>, Position);
+    let rows: Vec<Counts> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        "/* task_stats */
+        SELECT wanted.owner, counted.*, head.position
+        FROM {POSITION}, UNNEST($1::uuid[]) AS wanted (owner), LATERAL ({COUNTS}) counted"
+    )))
+    .bind(users)
+    .bind(now)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("count users' tasks"))?;
+    let position = rows.first().map_or(0, |row| row.8);
+    let stats = |(user, total, todo, in_progress, review, done, overdue, next_due, _): Counts| {
+        let by_status = ByStatus { todo, in_progress, review, done };
+        (user, Stats { total, by_status, overdue, next_due })
+    };
+    Ok(At { position, found: rows.into_iter().map(stats).collect() })
+}
+
+/// The newest tasks of each of some users, in one statement.
+pub async fn newest_of(
+    pool: &PgPool,
+    users: &[Uuid],
+    limit: i64,
+) -> Result<At<HashMap<Uuid, Vec<Task>>>, StoreError> {
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "/* newest_tasks */
+        SELECT {}, wanted.owner, head.position
+        FROM {POSITION}, UNNEST($1::uuid[]) AS wanted (owner) LEFT JOIN LATERAL (
+            SELECT * FROM tasks t
+            WHERE (creator_id = wanted.owner OR assignee_id = wanted.owner) AND deleted_at IS NULL
+            ORDER BY t.created_at DESC, t.id DESC LIMIT $2
+        ) t ON true
+        ORDER BY wanted.owner, t.created_at DESC, t.id DESC",
+        tasks::COLUMNS
+    )))
+    .bind(users)
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("list users' tasks"))?;
+    let read = |row: &PgRow| Ok::<_, sqlx::Error>((row.try_get("owner")?, row.try_get("position")?));
+    let mut found: HashMap<Uuid, Vec<Task>> = HashMap::new();
+    let mut position = 0;
+    for row in rows {
+        let user: Uuid;
+        (user, position) = read(&row).map_err(failed("list users' tasks"))?;
+        let of_user = found.entry(user).or_default();
+        if row.try_get::<Option<Uuid>, _>(0).map_err(failed("list users' tasks"))?.is_some() {
+            of_user.push(tasks::read(row).map_err(failed("list users' tasks"))?);
+        }
+    }
+    Ok(At { position, found })
 }

@@ -84,6 +84,12 @@ pub async fn by_id(pool: &PgPool, id: Uuid) -> Result<Option<User>, StoreError> 
         .map_err(failed("look up a user"))
 }
 
+/// Reads users as they are, outside a transaction.
+pub async fn read_all(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<User>, StoreError> {
+    let mut connection = pool.acquire().await.map_err(failed("read users"))?;
+    read_many(&mut connection, ids).await
+}
+
 /// Reads users as they are.
 pub async fn read_many(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<User>, StoreError> {
     sqlx::query(sqlx::AssertSqlSafe(format!(

@@ -9,6 +9,7 @@
 pub mod answers;
 pub mod cache;
 pub(crate) mod connection;
+pub mod document;
 pub mod limits;
 pub mod logins;
 pub mod orphans;
@@ -17,6 +18,7 @@ pub mod receipts;
 pub mod sessions;
 pub mod sockets;
 pub mod upkeep;
+pub mod warmth;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -19,6 +19,7 @@ mod retention;
 mod sessions;
 mod stream;
 mod waiting;
+mod warming;
 
 use libtest_mimic::Trial;
 
@@ -39,6 +40,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         bad_input::tests(),
         stream::tests(),
         waiting::tests(),
+        warming::tests(),
         sessions::tests(),
         cli::tests(),
         live::tests(),

@@ -1,15 +1,18 @@
 //! An answer that is made of many rows, as it is kept: with the position that it has seen and the time that it has.
+//! Readers make most of them; the scheduler makes some in advance.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use taskflow_core::etag;
 use taskflow_core::window::Position;
 
-use crate::answer;
+/// Bytes of an answer that is kept: a page of very long tasks would push out thousands of others.
+pub const KEPT_MAX: usize = 512 * 1024;
 
 /// Times are in milliseconds since 1970.
 #[derive(Debug, Clone)]
-pub(crate) struct Document {
+pub struct Document {
     pub position: Position,
     pub ends_ms: i64,
     /// What making it has taken.
@@ -30,12 +33,12 @@ struct Stored<'a> {
 }
 
 impl Document {
-    pub(crate) fn new(position: Position, ends_ms: i64, took_ms: f64, body: Vec<u8>) -> Self {
-        let etag = answer::digest(&body);
+    pub fn new(position: Position, ends_ms: i64, took_ms: f64, body: Vec<u8>) -> Self {
+        let etag = etag::of(&body);
         Self { position, ends_ms, took_ms, etag, body: body.into() }
     }
 
-    pub(crate) fn to_stored(&self) -> Option<String> {
+    pub fn to_stored(&self) -> Option<String> {
         let body = serde_json::from_slice(&self.body).ok()?;
         let stored =
             Stored { version: self.position, ends: self.ends_ms, took: self.took_ms, etag: &self.etag, body };
@@ -43,7 +46,7 @@ impl Document {
     }
 
     /// `None`: what is there is none of ours.
-    pub(crate) fn of_stored(bytes: &[u8]) -> Option<Self> {
+    pub fn of_stored(bytes: &[u8]) -> Option<Self> {
         let stored: Stored<'_> = serde_json::from_slice(bytes).ok()?;
         Some(Self {
             position: stored.version,

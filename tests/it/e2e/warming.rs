@@ -1,0 +1,90 @@
+//! Caches that are filled in advance.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use taskflow_tests::commands::{ADMIN, USER, command, id};
+use taskflow_tests::{Client, Cluster, Result, Site, wait};
+
+use crate::{cluster, with_site};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![with_site("warming: emptied caches are filled for those who read, the most active first", emptied)]
+}
+
+/// What of a user's answers came from the caches.
+async fn hits(client: &Client, user: &str) -> Result<usize> {
+    let mut hits = 0;
+    for path in ["", "/tasks", "/task-stats"] {
+        let answer = client.get(&format!("/v1/users/{user}{path}")).await?;
+        ensure!(answer.status() == 200, "{path}: {}", answer.status());
+        hits += usize::from(answer.headers().get("x-cache").is_some_and(|from| from == "hit"));
+    }
+    Ok(hits)
+}
+
+async fn run(cluster: &Cluster<'_>, more: &[&str]) -> Result<Value> {
+    let output = cluster.run(&[&["jobs", "run", "cache.warm", "--json"], more].concat(), &[]).await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+async fn emptied(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let (admin, user) = (client.admin().await?, client.user().await?);
+    let task = id();
+    let made = admin.apply(&command("task.create", task, json!({ "title": "warm", "assigneeid": USER }))).await?;
+    ensure!(made["status"] == "applied", "{made}");
+    // One reads more than the other; a key that is gone, or a stranger, is nobody to be counted.
+    for _ in 0..3 {
+        hits(&user, USER).await?;
+    }
+    hits(&admin, ADMIN).await?;
+    let readers = "SELECT count(*) FROM user_activity";
+    wait::until("both readers are noted", async || Ok(site.count(readers).await? == 2)).await?;
+    let hottest = format!("SELECT count(*) FROM user_activity WHERE user_id = '{USER}' AND heat = (SELECT max(heat) FROM user_activity)");
+    ensure!(site.count(&hottest).await? == 1, "who reads most is not the first");
+
+    // Without: each answer has to be made.
+    site.redis_forget("task:*").await?;
+    site.redis_forget("user:profile:*").await?;
+    ensure!(hits(&user, USER).await? == 0, "something was there");
+    // With, by hand; a run that is only to say what it would do does nothing.
+    site.redis_forget("task:*").await?;
+    site.redis_forget("user:profile:*").await?;
+    let scheduler = cluster.spawn("scheduler", &[("TASKFLOW_SCHEDULER__WARM_USERS", "1")])?;
+    wait::until("the first fill is over", async || {
+        Ok(site.count("SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'").await? == 1)
+    })
+    .await?;
+    site.redis_forget("task:*").await?;
+    site.redis_forget("user:profile:*").await?;
+    let plan = run(&cluster, &["--dry-run"]).await?;
+    ensure!(plan["figures"]["answers_missing"] == 3, "{plan}");
+    let done = run(&cluster, &[]).await?;
+    ensure!(done["figures"]["users"] == 1 && done["figures"]["answers_made"] == 3, "{done}");
+    ensure!(hits(&user, USER).await? == 3, "what was made is not used");
+    ensure!(hits(&admin, ADMIN).await? == 0, "more were warmed than asked for");
+    let again = run(&cluster, &[]).await?;
+    ensure!(again["figures"]["answers_there"] == 3 && again["figures"]["answers_made"] == 0, "{again}");
+    scheduler.stop().await?;
+
+    // A flush is noticed; what is made then is as true as what readers make.
+    let scheduler = cluster.spawn("scheduler", &[])?;
+    site.redis_forget("*").await?;
+    let asked = "SELECT count(*) FROM job_runs WHERE asked_by LIKE '%emptied%' AND state = 'completed'";
+    wait::until("the flush was noticed", async || Ok(site.count(asked).await? == 2)).await?;
+    // Sessions went with it.
+    let (admin, user) = (client.admin().await?, client.user().await?);
+    ensure!(hits(&user, USER).await? == 3 && hits(&admin, ADMIN).await? == 3, "not all was filled");
+    let made = admin.apply(&command("task.update", task, json!({ "title": "changed" }))).await?;
+    ensure!(made["status"] == "applied", "{made}");
+    let page: Value = user.get(&format!("/v1/users/{USER}/tasks")).await?.json().await?;
+    ensure!(page["items"][0]["title"] == "changed", "a warmed page is shown though it is out of date: {page}");
+    scheduler.stop().await?;
+    worker.stop().await
+}
