@@ -1,0 +1,58 @@
+//! The examples in docs/clients, run as they stand.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use taskflow_tests::{Result, Site, wait};
+use tokio::process::Command;
+
+use crate::{cluster, with_site};
+
+/// What runs each, and the title of the task that it makes.
+const CLIENTS: [(&str, &str, &str); 4] = [
+    ("bash", "curl.sh", "From curl"),
+    // The system's own Python: it has Debian's packages.
+    ("/usr/bin/python3", "http_client.py", "From httpx"),
+    ("/usr/bin/python3", "amqp_client.py", "From pika"),
+    ("node", "http_client.mjs", "From fetch"),
+];
+const LONGEST: Duration = Duration::from_secs(60);
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![with_site("the examples in docs/clients work", clients)]
+}
+
+async fn clients(site: Arc<Site>) -> Result {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no root")?.join("docs/clients");
+    for entry in std::fs::read_dir(&folder)? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        let known = name == "README.md" || CLIENTS.iter().any(|(_, file, _)| *file == name);
+        ensure!(known, "docs/clients/{name} is not run by this test");
+    }
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    for (runner, file, title) in CLIENTS {
+        let run = Command::new(runner)
+            .arg(folder.join(file))
+            .env("TASKFLOW_API", client.base())
+            .env("TASKFLOW_AMQP__URL", &site.rabbit.url)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let run = tokio::time::timeout(LONGEST, run).await.with_context(|| format!("{file} hangs"))??;
+        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        ensure!(run.status.success(), "{file} ended with {}:\n{said}", run.status);
+        let both = format!(
+            "SELECT count(*) FROM tasks WHERE title = '{title}' AND status = 'in_progress' AND priority = 'high'"
+        );
+        wait::until("both commands are applied", async || Ok(site.count(&both).await? == 1))
+            .await
+            .with_context(|| format!("{file} said:\n{said}"))?;
+    }
+    worker.stop().await
+}
