@@ -13,6 +13,8 @@ pub(super) struct Connection {
 
 pub(super) struct Answer {
     pub status: u16,
+    /// It came from a cache.
+    pub hit: bool,
     pub body: Vec<u8>,
 }
 
@@ -85,6 +87,7 @@ impl Connection {
                 bail!("the server closed the connection");
             }
         }
-        Ok(Answer { status, body: self.buffer[head_end..head_end + length].to_vec() })
+        let hit = head.contains("\r\nx-cache: hit\r\n");
+        Ok(Answer { status, hit, body: self.buffer[head_end..head_end + length].to_vec() })
     }
 }

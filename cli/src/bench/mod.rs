@@ -13,6 +13,7 @@ mod sharing;
 mod sockets;
 mod throughput;
 mod trail;
+mod warming;
 
 use std::path::PathBuf;
 
@@ -64,6 +65,7 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
             Phase::Sockets => sockets::run(&mut place, &tell).await,
             Phase::Trail => trail::run(plan, &mut place, &tell).await,
             Phase::Reads => reads::run(plan, &mut place, &tell).await,
+            Phase::Warming => warming::run(&mut place, &tell).await,
         };
         match measured {
             Ok(measured) => figures.extend(measured),

@@ -57,6 +57,8 @@ pub(crate) enum Phase {
     Sockets,
     /// Cached reads and single commands at 64 connections: requests a second, p50, p99
     Reads,
+    /// Hits of the first minute after a flush of Redis, without and with cache.warm; only if named: it takes three minutes
+    Warming,
     /// Each shape of a query of the audit trail on many events (--events); only if named
     Trail,
 }
