@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use taskflow_core::api_key;
 use taskflow_core::envelope::is_traceparent;
-use taskflow_core::stream::{About, Place, Positions};
+use taskflow_core::stream::{About, Cursor, Place};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = About::read(bytes);
@@ -12,8 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(place) = text.parse::<Place>() {
         assert_eq!(place.to_string().parse::<Place>(), Ok(place));
     }
-    if let Ok(positions) = text.parse::<Positions>() {
-        assert_eq!(positions.to_string().parse::<Positions>().ok(), Some(positions));
+    if let Ok(cursor) = text.parse::<Cursor>() {
+        assert_eq!(cursor.to_string().parse::<Cursor>().ok(), Some(cursor));
     }
     let _ = is_traceparent(text);
     let _ = api_key::id_of(text);
