@@ -51,11 +51,7 @@ impl World {
         for kind in small_disks {
             crate::disk::mount(&folder.join(kind.as_str()))?;
         }
-        let options = Options {
-            data_dir: folder.clone(),
-            ports: Ports::free()?,
-            vhosts: vhosts(0, LOT),
-        };
+        let options = Options { data_dir: folder.clone(), ports: Ports::free()?, vhosts: vhosts(0, LOT) };
         let servers = Servers::start(&options).await.context("start the servers for the tests")?;
         let urls = Urls {
             postgres: servers.postgres.url().to_owned(),

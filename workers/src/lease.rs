@@ -175,6 +175,7 @@ impl Keeper {
             valid_until,
             Arc::clone(&pulse),
             stop.clone(),
+            self.stop.clone(),
         );
         let task = tokio::spawn(run);
         context.watched.add(partition, Arc::clone(&pulse), task.abort_handle());

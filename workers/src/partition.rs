@@ -45,6 +45,8 @@ const QUIET: Duration = Duration::from_millis(100);
 /// A quiet partition that has nothing to tidy looks up this seldom.
 const QUIET_LONG: Duration = Duration::from_secs(5);
 
+/// How long a partition's sinks may finish before another worker has it.
+const HANDED_OVER: Duration = Duration::from_secs(1);
 /// Between two looks for a store that is away: what comes back is used within a few seconds.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -80,7 +82,8 @@ struct Pipeline<'c> {
     held_by: Option<Scope>,
 }
 
-/// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for.
+/// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for. `leaving` says that
+/// the whole process stops: perhaps nobody takes over, so that its sinks get more time.
 pub(crate) async fn run(
     context: Arc<Context>,
     partition: Partition,
@@ -88,6 +91,7 @@ pub(crate) async fn run(
     lease_until: watch::Receiver<Instant>,
     pulse: Arc<Pulse>,
     stop: CancellationToken,
+    leaving: CancellationToken,
 ) {
     let name = partition.to_string();
     let relay = Relay::start(&context, &name, lease.batch);
@@ -140,8 +144,11 @@ pub(crate) async fn run(
             break;
         }
     }
-    let Pipeline { relay, name, .. } = pipeline;
-    let relayed = relay.drain(Duration::from_millis(context.settings.drain_ms)).await;
+    let Pipeline { relay, name, newest, .. } = pipeline;
+    let drain = Duration::from_millis(context.settings.drain_ms);
+    // Whoever takes the partition over goes on where the outbox says; its commands must not wait for a store that is away.
+    let patience = if leaving.is_cancelled() { drain } else { drain.min(HANDED_OVER) };
+    let relayed = relay.drain(newest, patience).await;
     if !relayed.is_empty()
         && let Err(error) = transaction::tidy(&context.stores.postgres, &name, &relayed).await
     {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use taskflow_stores::postgres::batch::Relayed;
 use taskflow_stores::postgres::outbox;
 use taskflow_stores::{StoreError, observe, seldom, supervise};
@@ -161,10 +162,13 @@ impl Relay {
         self.progress.put_back(relayed);
     }
 
-    /// Lets the sinks finish what they were handed, for at most `patience`. Returns what they finished.
-    pub(crate) async fn drain(mut self, patience: Duration) -> Vec<Relayed> {
-        self.queues.clear();
-        let finished = async { while self.tasks.join_next().await.is_some() {} };
+    /// Lets the sinks come to batch `newest`, for at most `patience`. Returns what they finished.
+    pub(crate) async fn drain(mut self, newest: i64, patience: Duration) -> Vec<Relayed> {
+        let finished = async {
+            // A sink whose queue was full has missed a batch, and learns only from this that it has to go further.
+            join_all(std::mem::take(&mut self.queues).into_iter().map(|queue| queue.close(newest))).await;
+            while self.tasks.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(patience, finished).await.is_err() {
             tracing::info!("A sink has not caught up; the outbox keeps what it lacks.");
             self.abandon.cancel();
@@ -175,6 +179,10 @@ impl Relay {
 }
 
 impl Queue {
+    async fn close(self, newest: i64) {
+        let _ = self.sender.send(Handover { number: newest, batch: None }).await;
+    }
+
     fn is_empty(&self) -> bool {
         self.sender.capacity() == self.sender.max_capacity()
     }

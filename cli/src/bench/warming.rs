@@ -29,7 +29,9 @@ pub(super) async fn run(place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<F
     let address = free_address()?;
     let api = site.spawn("api", Some(&address))?;
     let mut figures = Vec::new();
-    for (name, warmed) in [("first minute after a flush, caches not filled", false), ("… filled by cache.warm", true)] {
+    for (name, warmed) in
+        [("first minute after a flush, caches not filled", false), ("… filled by cache.warm", true)]
+    {
         let scheduler = if warmed { Some(site.spawn("scheduler", None)?) } else { None };
         // The first fill is not the one that is measured.
         if warmed {
@@ -84,10 +86,11 @@ async fn fill(site: &Site) -> Result<()> {
 async fn first_fill(site: &Site) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        let filled: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'")
-                .fetch_one(&site.stores.postgres)
-                .await?;
+        let filled: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'",
+        )
+        .fetch_one(&site.stores.postgres)
+        .await?;
         if filled > 0 {
             return Ok(());
         }

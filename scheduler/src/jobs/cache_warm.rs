@@ -65,7 +65,8 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
 /// Makes what is missing of some users' answers.
 async fn warm(context: &Context, users: &[Uuid]) -> Result<(), Failure> {
     let keys = |key: fn(Uuid) -> String| users.iter().map(move |user| key(*user));
-    let all: Vec<String> = keys(cache_key::profile).chain(keys(first_page)).chain(keys(cache_key::task_stats)).collect();
+    let all: Vec<String> =
+        keys(cache_key::profile).chain(keys(first_page)).chain(keys(cache_key::task_stats)).collect();
     let there = context.stores.redis.are_there(&all).await?;
     let mut missing = there.chunks(users.len()).map(|there| {
         let missing = users.iter().zip(there).filter(|(_, there)| !**there);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use taskflow_tests::commands::{USER_EMAIL, USER_PASSWORD};
 use taskflow_tests::{Result, Site, wait};
 use tokio::process::Command;
 
@@ -41,11 +42,14 @@ async fn clients(site: Arc<Site>) -> Result {
             .arg(folder.join(file))
             .env("TASKFLOW_API", client.base())
             .env("TASKFLOW_AMQP__URL", &site.rabbit.url)
+            .env("TASKFLOW_EMAIL", USER_EMAIL)
+            .env("TASKFLOW_PASSWORD", USER_PASSWORD)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
         let run = tokio::time::timeout(LONGEST, run).await.with_context(|| format!("{file} hangs"))??;
-        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
         ensure!(run.status.success(), "{file} ended with {}:\n{said}", run.status);
         let both = format!(
             "SELECT count(*) FROM tasks WHERE title = '{title}' AND status = 'in_progress' AND priority = 'high'"

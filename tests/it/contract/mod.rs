@@ -10,15 +10,7 @@ mod tidy;
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [
-        tidy::tests(),
-        readme::tests(),
-        clients::tests(),
-        schemas::tests(),
-        openapi::tests(),
-        asyncapi::tests(),
-    ]
-   
+    [tidy::tests(), readme::tests(), clients::tests(), schemas::tests(), openapi::tests(), asyncapi::tests()]
         .into_iter()
         .flatten()
         .collect()

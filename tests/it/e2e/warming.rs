@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use taskflow_tests::commands::{ADMIN, USER, command, id};
 use taskflow_tests::{Client, Cluster, Result, Site, wait};
 
+use uuid::Uuid;
+
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -15,7 +17,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 /// What of a user's answers came from the caches.
-async fn hits(client: &Client, user: &str) -> Result<usize> {
+async fn hits(client: &Client, user: Uuid) -> Result<usize> {
     let mut hits = 0;
     for path in ["", "/tasks", "/task-stats"] {
         let answer = client.get(&format!("/v1/users/{user}{path}")).await?;
@@ -37,7 +39,8 @@ async fn emptied(site: Arc<Site>) -> Result {
     let (_api, client) = cluster.api().await?;
     let (admin, user) = (client.admin().await?, client.user().await?);
     let task = id();
-    let made = admin.apply(&command("task.create", task, json!({ "title": "warm", "assigneeid": USER }))).await?;
+    let made =
+        admin.apply(&command("task.create", task, json!({ "title": "warm", "assigneeid": USER }))).await?;
     ensure!(made["status"] == "applied", "{made}");
     // One reads more than the other; a key that is gone, or a stranger, is nobody to be counted.
     for _ in 0..3 {
@@ -46,7 +49,9 @@ async fn emptied(site: Arc<Site>) -> Result {
     hits(&admin, ADMIN).await?;
     let readers = "SELECT count(*) FROM user_activity";
     wait::until("both readers are noted", async || Ok(site.count(readers).await? == 2)).await?;
-    let hottest = format!("SELECT count(*) FROM user_activity WHERE user_id = '{USER}' AND heat = (SELECT max(heat) FROM user_activity)");
+    let hottest = format!(
+        "SELECT count(*) FROM user_activity WHERE user_id = '{USER}' AND heat = (SELECT max(heat) FROM user_activity)"
+    );
     ensure!(site.count(&hottest).await? == 1, "who reads most is not the first");
 
     // Without: each answer has to be made.
@@ -58,7 +63,10 @@ async fn emptied(site: Arc<Site>) -> Result {
     site.redis_forget("user:profile:*").await?;
     let scheduler = cluster.spawn("scheduler", &[("TASKFLOW_SCHEDULER__WARM_USERS", "1")])?;
     wait::until("the first fill is over", async || {
-        Ok(site.count("SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'").await? == 1)
+        Ok(site
+            .count("SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'")
+            .await?
+            == 1)
     })
     .await?;
     site.redis_forget("task:*").await?;
@@ -84,7 +92,10 @@ async fn emptied(site: Arc<Site>) -> Result {
     let made = admin.apply(&command("task.update", task, json!({ "title": "changed" }))).await?;
     ensure!(made["status"] == "applied", "{made}");
     let page: Value = user.get(&format!("/v1/users/{USER}/tasks")).await?.json().await?;
-    ensure!(page["items"][0]["title"] == "changed", "a warmed page is shown though it is out of date: {page}");
+    ensure!(
+        page["items"][0]["title"] == "changed",
+        "a warmed page is shown though it is out of date: {page}"
+    );
     scheduler.stop().await?;
     worker.stop().await
 }

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use anyhow::ensure;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use taskflow_tests::harness::heads;
 use taskflow_tests::promise::{self, Stream};
-use taskflow_tests::{Result, Site, wait};
+use taskflow_tests::{Result, Site, World, wait};
 
-use crate::{cluster, with_site};
+use crate::{cluster, with_site, with_world};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![with_site("a worker that sleeps longer than its lease can commit nothing", sleeper)]
+    vec![
+        with_site("a worker that sleeps longer than its lease can commit nothing", sleeper),
+        with_world("partitions change hands though MongoDB is away", handed_over),
+    ]
 }
 
 async fn sleeper(site: Arc<Site>) -> Result {
@@ -35,6 +39,30 @@ async fn sleeper(site: Arc<Site>) -> Result {
     ensure!(!sleeper.log().contains("panicked"), "{}", sleeper.log());
     sleeper.stop().await?;
     successor.stop().await
+}
+
+/// The sinks of what is handed over can't finish; nobody waits for them.
+async fn handed_over(world: &World) -> Result {
+    let site = Site::new(world).await?;
+    let cluster = cluster(&site)?;
+    let patient = [("TASKFLOW_WORKER__DRAIN_MS", "600000")];
+    let first = cluster.spawn("worker", &patient)?;
+    let stream = Stream::start(&site, 12, 40);
+    applied(&site, 60).await?;
+    world.servers.lock().await.mongodb.pause();
+    let second = cluster.spawn("worker", &patient)?;
+    let held = "SELECT count(DISTINCT holder) FROM partition_leases WHERE expires_at > now()";
+    wait::until("both have partitions", async || Ok(site.count(held).await? == 2)).await?;
+    let before = heads(&site).await?;
+    wait::until("all partitions go on", async || {
+        Ok(heads(&site).await?.iter().all(|(name, batch)| before.iter().any(|(n, b)| n == name && b < batch)))
+    })
+    .await?;
+    world.servers.lock().await.mongodb.resume();
+    let accepted = stream.end().await?;
+    promise::check(&site, &accepted).await?;
+    first.stop().await?;
+    second.stop().await
 }
 
 async fn applied(site: &Site, count: i64) -> Result {
