@@ -97,7 +97,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let program = Program::parse();
     // Settings that can't be read are told of by the command that wants them.
-    let threads = settings::load(program.config.as_deref()).unwrap_or_default().threads();
+    let is_api = matches!(program.command, Command::Api);
+    let threads = settings::load(program.config.as_deref()).unwrap_or_default().threads(is_api);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = match builder.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,

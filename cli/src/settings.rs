@@ -37,8 +37,9 @@ pub(crate) struct Settings {
     pub retention: Retention,
     pub verify: crate::verify::Settings,
     pub environment: Environment,
-    /// Threads that the process's tasks share. 0: half of the cores, at least one. Each hand-over between threads costs a
-    /// lone command a wake-up, and a worker's part of a command is small: one thread does more than Postgres can.
+    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them. Each hand-over
+    /// between threads costs a lone command a wake-up, and a worker's part of a command is small: one thread does more
+    /// than Postgres can. An API's part of a request is the largest.
     pub threads: usize,
     /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
     pub log: LogFilter,
@@ -47,9 +48,13 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// How many threads the runtime has.
-    pub(crate) fn threads(&self) -> usize {
-        let half = || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        if self.threads == 0 { half() } else { self.threads }
+    pub(crate) fn threads(&self, is_api: bool) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match (self.threads, is_api) {
+            (0, true) => cores(),
+            (0, false) => cores().div_ceil(2),
+            (threads, _) => threads,
+        }
     }
 }
 

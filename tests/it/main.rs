@@ -17,6 +17,8 @@ use taskflow_tests::{Cluster, Result, Site, World};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 3;
+/// Marks tests that wait for each other: one at a time may break servers.
+const TAKES_TURNS: &str = "servers";
 /// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.
 const SLOWEST: usize = 15;
 /// A test that takes longer hangs.
@@ -54,7 +56,7 @@ fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'sta
 
 /// A test with servers that it may break: nobody else has them meanwhile.
 fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'static) -> Trial {
-    trial_after(
+    let trial = trial_after(
         name,
         async || Ok(faults::breakable().await),
         async move |mut worlds| {
@@ -66,7 +68,14 @@ fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'sta
             }
             result
         },
-    )
+    );
+    trial.with_kind(TAKES_TURNS)
+}
+
+/// A test that starts servers of its own: one such set beside the shared one is enough for the machine.
+fn with_own_servers(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
+    trial_after(name, async || Ok(faults::breakable().await), async move |_turn| test().await)
+        .with_kind(TAKES_TURNS)
 }
 
 /// A test without servers.
@@ -107,6 +116,19 @@ fn trial_after<T>(
 /// How long each test took.
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
+/// Puts tests that wait for each other evenly between the others: several of them side by side would only wait.
+fn spread(tests: Vec<Trial>) -> Vec<Trial> {
+    let (turns, others): (Vec<Trial>, Vec<Trial>) =
+        tests.into_iter().partition(|test| test.kind() == TAKES_TURNS);
+    let share = |all: usize, index: usize| (index as f64 + 0.5) / all as f64;
+    let (all_turns, all_others) = (turns.len(), others.len());
+    let mut placed: Vec<(f64, Trial)> =
+        turns.into_iter().enumerate().map(|(index, test)| (share(all_turns, index), test)).collect();
+    placed.extend(others.into_iter().enumerate().map(|(index, test)| (share(all_others, index), test)));
+    placed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    placed.into_iter().map(|(_, test)| test).collect()
+}
+
 fn tell_slowest() {
     let mut times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
     if times.len() > SLOWEST {
@@ -126,7 +148,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let tests = [e2e::tests(), faults::tests(), contract::tests()].into_iter().flatten().collect();
-    let conclusion = libtest_mimic::run(&arguments, tests);
+    let conclusion = libtest_mimic::run(&arguments, spread(tests));
     tell_slowest();
     if let Some(shared) = SHARED.get() {
         shared.runtime.block_on(faults::stop());

@@ -43,7 +43,8 @@ impl Default for GiveWay {
 }
 
 impl GiveWay {
-    fn is_busy(&self) -> bool {
+    /// Whether there were normal commands a moment ago.
+    pub(crate) fn is_busy(&self) -> bool {
         self.since_normal().is_some_and(|since| since < REMEMBERED)
     }
 

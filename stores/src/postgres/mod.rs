@@ -106,6 +106,9 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
             ("idle_in_transaction_session_timeout", settings.statement_timeout_ms.to_string()),
             // Rows are found by key: compiling plans costs more than running them.
             ("jit", "off".to_owned()),
+            // A statement's plan is kept. One that was made while a table was nearly empty would read the whole table
+            // for ever after: on a new deployment, until somebody analyzes it.
+            ("enable_seqscan", "off".to_owned()),
         ]);
     Ok(PgPoolOptions::new()
         .max_connections(settings.connections_max)

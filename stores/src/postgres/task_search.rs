@@ -12,7 +12,7 @@ use super::{failed, tasks};
 use crate::StoreError;
 
 /// Tasks that a search looks through without the index: some 40 µs each.
-const PENDING_MAX: i64 = 20_000;
+pub const PENDING_MAX: i64 = 20_000;
 /// Matches that are ranked.
 const RANKED_MAX: i64 = 1_000;
 /// After which the server gives a search up.
@@ -83,6 +83,15 @@ pub async fn search(pool: &PgPool, query: &Query) -> Result<Option<At<Vec<Task>>
         return Ok(None);
     }
     found(rows, CALL).map(Some)
+}
+
+/// Whether more than so many notes wait.
+pub async fn lacks_more_than(pool: &PgPool, notes: i64) -> Result<bool, StoreError> {
+    sqlx::query_scalar("/* search_pending */ SELECT EXISTS (SELECT FROM search_pending OFFSET $1)")
+        .bind(notes)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("look how much the search index lacks"))
 }
 
 /// Brings the index up to date with at most `limit` notes. Returns how many it took; 0 also if somebody else is at it.

@@ -10,10 +10,10 @@ use taskflow_servers::Ports;
 use taskflow_tests::{Result, wait};
 use tokio::process::Command;
 
-use crate::{PROGRAM, trial};
+use crate::{PROGRAM, with_own_servers};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![trial(
+    vec![with_own_servers(
         "the README's commands work on a fresh `taskflow dev`, and it starts again with its data",
         readme,
     )]

@@ -6,7 +6,7 @@ use taskflow_tests::trial::{self, Row, Size, Worlds};
 use taskflow_tests::{Result, World, disk};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::{PROGRAM, shared_world, trial_after};
+use crate::{PROGRAM, TAKES_TURNS, shared_world, trial_after};
 
 /// Servers that tests may break, one after the other.
 static WORLDS: Mutex<Option<Worlds>> = Mutex::const_new(None);
@@ -60,7 +60,8 @@ fn test(fault: &'static Fault) -> Trial {
                 }
                 ended
             },
-        ),
+        )
+        .with_kind(TAKES_TURNS),
     }
 }
 

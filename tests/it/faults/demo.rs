@@ -11,12 +11,12 @@ use serde_json::Value;
 use taskflow_tests::{Result, wait};
 use tokio::process::Command;
 
-use crate::{PROGRAM, trial};
+use crate::{PROGRAM, with_own_servers};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        trial("demo: a worker killed, broker and Postgres restarted, nothing lost", whole),
-        trial("demo: Ctrl-C half-way leaves nothing behind", interrupted),
+        with_own_servers("demo: a worker killed, broker and Postgres restarted, nothing lost", whole),
+        with_own_servers("demo: Ctrl-C half-way leaves nothing behind", interrupted),
     ]
 }
 
