@@ -13,13 +13,23 @@ use tokio::process::Command;
 
 use crate::{cluster, with_site};
 
-/// What runs each, and the title of the task that it makes.
-const CLIENTS: [(&str, &str, &str); 4] = [
-    ("bash", "curl.sh", "From curl"),
-    // The system's own Python: it has Debian's packages.
-    ("/usr/bin/python3", "http_client.py", "From httpx"),
-    ("/usr/bin/python3", "amqp_client.py", "From pika"),
-    ("node", "http_client.mjs", "From fetch"),
+/// An example.
+struct Example {
+    file: &'static str,
+    runner: &'static str,
+    /// Ends well where the example can run.
+    probe: &'static [&'static str],
+    /// Of the task that it makes.
+    title: &'static str,
+}
+
+// The system's own Python has Debian's packages.
+const PYTHON: &str = "/usr/bin/python3";
+const EXAMPLES: [Example; 4] = [
+    Example { file: "curl.sh", runner: "bash", probe: &[], title: "From curl" },
+    Example { file: "http_client.py", runner: PYTHON, probe: &["-c", "import httpx"], title: "From httpx" },
+    Example { file: "amqp_client.py", runner: PYTHON, probe: &["-c", "import pika"], title: "From pika" },
+    Example { file: "http_client.mjs", runner: "node", probe: &["--version"], title: "From fetch" },
 ];
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -31,13 +41,21 @@ async fn clients(site: Arc<Site>) -> Result {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no root")?.join("docs/clients");
     for entry in std::fs::read_dir(&folder)? {
         let name = entry?.file_name().into_string().unwrap_or_default();
-        let known = name == "README.md" || CLIENTS.iter().any(|(_, file, _)| *file == name);
+        let known = name == "README.md" || EXAMPLES.iter().any(|example| example.file == name);
         ensure!(known, "docs/clients/{name} is not run by this test");
     }
     let cluster = cluster(&site)?;
     let worker = cluster.worker()?;
     let (_api, client) = cluster.api().await?;
-    for (runner, file, title) in CLIENTS {
+    for Example { file, runner, probe, title } in EXAMPLES {
+        let probed = Command::new(runner).args(probe).stdin(Stdio::null()).output().await;
+        if !probe.is_empty() && !probed.is_ok_and(|probed| probed.status.success()) {
+            eprintln!(
+                "skipped: docs/clients/{file}, since {runner} {} fails; see ops/setup",
+                probe.join(" ")
+            );
+            continue;
+        }
         let run = Command::new(runner)
             .arg(folder.join(file))
             .env("TASKFLOW_API", client.base())

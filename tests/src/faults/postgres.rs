@@ -127,7 +127,7 @@ async fn take_connections(h: &mut Harness<'_>) -> Result<()> {
     let mut first = h.session().await?;
     let start = Instant::now();
     let mut full = false;
-    while start.elapsed() < Duration::from_secs(20) {
+    while start.elapsed() < Duration::from_secs(90) {
         match h.session().await {
             Ok(session) => h.kept.push(Box::new(session)),
             Err(_) => {

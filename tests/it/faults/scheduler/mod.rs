@@ -25,7 +25,8 @@ fn probes(cluster: &Cluster<'_>, schedules: &[(&str, &str)]) -> Result<()> {
 }
 
 /// What would only be in the way here.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
+    "cache.warm",
     "retention.events",
     "retention.holds",
     "retention.receipts",
