@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use taskflow_core::event::TYPES;
-use taskflow_core::retention::{Class, Holds, SYSTEM_TYPES, Verdict, stamp, verdict};
-use taskflow_stores::mongo::retention::{self as trail, COUNT_MAX};
+use taskflow_core::retention::{Class, SYSTEM_TYPES, Verdict, stamp, verdict};
+use taskflow_stores::mongo::retention::{self as trail, COUNT_MAX, Found};
 use taskflow_stores::postgres::{job_schedules, leader};
 use taskflow_stores::{clock, crash};
 
@@ -36,9 +36,9 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         if context.dry_run() {
             return plan(&context).await;
         }
-        let holds = retention_holds::look_after(&context).await?;
-        if restamp(&context, &holds).await? == Step::Go {
-            remove(&context, &holds).await?;
+        retention_holds::look_after(&context).await?;
+        if restamp(&context).await? == Step::Go {
+            remove(&context).await?;
         }
         Ok(())
     })
@@ -71,7 +71,7 @@ async fn plan(context: &Context) -> Result<(), Failure> {
 }
 
 /// Goes through all events if the policy is not the one that they were stamped by, from where the last run got to.
-async fn restamp(context: &Context, holds: &Holds) -> Result<Step, Failure> {
+async fn restamp(context: &Context) -> Result<Step, Failure> {
     let policy = context.retention.policy();
     let state = job_schedules::state(&context.stores.postgres, &context.schedule).await?.unwrap_or_default();
     let same = state["policy"] == policy.as_str();
@@ -83,11 +83,13 @@ async fn restamp(context: &Context, holds: &Holds) -> Result<Step, Failure> {
     loop {
         let started = Instant::now();
         let page = trail::behind(&context.stores.mongo, cursor, TOGETHER).await?;
+        // After the events: whatever was marked when they were read is known now.
+        let holds = retention_holds::standing(context).await?;
         let wrong = page.iter().filter_map(|event| {
-            let right = stamp(&context.retention, holds, &event.kept());
-            (right.timestamp_millis() != event.expires_at.timestamp_millis()).then_some((event.id, right))
+            let right = stamp(&context.retention, &holds, &event.kept());
+            (right.timestamp_millis() != event.expires_at.timestamp_millis()).then_some((event, right))
         });
-        let wrong: Vec<([u8; 12], DateTime<Utc>)> = wrong.collect();
+        let wrong: Vec<(&Found, DateTime<Utc>)> = wrong.collect();
         context.fence.holds().await?;
         trail::stamp(&context.stores.mongo, &wrong).await?;
         context.add("looked_at", page.len() as u64);
@@ -108,21 +110,22 @@ async fn restamp(context: &Context, holds: &Holds) -> Result<Step, Failure> {
     }
 }
 
-async fn remove(context: &Context, holds: &Holds) -> Result<(), Failure> {
+async fn remove(context: &Context) -> Result<(), Failure> {
     let mut removed = std::collections::BTreeMap::<&'static str, u64>::new();
     loop {
         let (started, now) = (Instant::now(), clock::now());
         let page = trail::expired(&context.stores.mongo, now, TOGETHER).await?;
+        let holds = retention_holds::standing(context).await?;
         let (mut gone, mut stamps) = (Vec::new(), Vec::new());
         let mut classes = std::collections::BTreeMap::<&'static str, u64>::new();
         for event in &page {
-            match verdict(&context.retention, holds, &event.kept(), now) {
+            match verdict(&context.retention, &holds, &event.kept(), now) {
                 Verdict::Remove => {
                     gone.push(event.id);
                     *classes.entry(context.retention.class_of(&event.kind).as_str()).or_default() += 1;
                 }
                 // Too young or on hold, whatever its stamp said.
-                Verdict::Stamp(right) => stamps.push((event.id, right)),
+                Verdict::Stamp(right) => stamps.push((event, right)),
                 Verdict::Keep => {}
             }
         }

@@ -9,6 +9,7 @@ use taskflow_core::retention::{Holds, held_until, stamp};
 use taskflow_stores::mongo::retention::{self as trail, Subject};
 use taskflow_stores::postgres::leader;
 use taskflow_stores::postgres::legal_holds::{self, Hold};
+use tokio::sync::Mutex;
 
 use super::Job;
 use crate::context::{Context, Failure};
@@ -34,7 +35,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             context.set("holds", holds.entities.len() + holds.actors.len());
             return Ok(());
         }
-        look_after(&context).await.map(|_| ())
+        look_after(&context).await
     })
 }
 
@@ -52,24 +53,31 @@ pub(super) async fn standing(context: &Context) -> Result<Holds, Failure> {
     Ok(gathered(&legal_holds::list(&context.stores.postgres, false).await?))
 }
 
-/// Brings all events in line with the holds. Returns those that stand; whoever removes something afterwards asks them.
-pub(super) async fn look_after(context: &Context) -> Result<Holds, Failure> {
-    let holds = legal_holds::list(&context.stores.postgres, false).await?;
-    let standing = gathered(&holds);
-    for hold in &holds {
+/// One at a time: who marks the events of a new hold must not meet somebody who still lifts those of an older one, and
+/// knows nothing of it. Only the leader's process does either.
+static LOOKING_AFTER: Mutex<()> = Mutex::const_new(());
+
+/// Brings all events in line with the holds. Whoever removes or stamps events asks for the holds that stand once more,
+/// after having read the events: a hold may be put, and marked, at any time.
+pub(super) async fn look_after(context: &Context) -> Result<(), Failure> {
+    let _turn = tokio::select! {
+        () = context.stop.told() => return Err(Failure::Stopped),
+        turn = LOOKING_AFTER.lock() => turn,
+    };
+    for hold in &legal_holds::list(&context.stores.postgres, false).await? {
         mark(context, hold).await?;
     }
     for hold in legal_holds::unlifted(&context.stores.postgres).await? {
-        lift(context, &hold, &standing).await?;
+        lift(context, &hold).await?;
     }
-    Ok(standing)
+    Ok(())
 }
 
 async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
     loop {
         let started = Instant::now();
         let found = trail::unheld(&context.stores.mongo, subject(hold), TOGETHER).await?;
-        let stamps: Vec<_> = found.iter().map(|event| (event.id, held_until())).collect();
+        let stamps: Vec<_> = found.iter().map(|event| (event, held_until())).collect();
         if !stamps.is_empty() {
             context.fence.holds().await?;
             trail::stamp(&context.stores.mongo, &stamps).await?;
@@ -83,15 +91,14 @@ async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
     note(context, hold, false).await
 }
 
-async fn lift(context: &Context, hold: &Hold, standing: &Holds) -> Result<(), Failure> {
+async fn lift(context: &Context, hold: &Hold) -> Result<(), Failure> {
     let mut cursor = None;
     loop {
         let started = Instant::now();
         let found = trail::held(&context.stores.mongo, subject(hold), cursor, TOGETHER).await?;
-        let stamps: Vec<_> = found
-            .iter()
-            .map(|event| (event.id, stamp(&context.retention, standing, &event.kept())))
-            .collect();
+        let holds = standing(context).await?;
+        let stamps: Vec<_> =
+            found.iter().map(|event| (event, stamp(&context.retention, &holds, &event.kept()))).collect();
         // What another hold keeps stays as it is, and is passed over.
         cursor = found.last().map(|event| event.id).or(cursor);
         if !stamps.is_empty() {

@@ -141,13 +141,15 @@ pub async fn remove(database: &Database, ids: &[[u8; 12]], now: DateTime<Utc>) -
     Ok(removed.map_err(failed("remove events"))?.deleted_count)
 }
 
-/// Stamps events anew.
-pub async fn stamp(database: &Database, stamps: &[([u8; 12], DateTime<Utc>)]) -> Result<(), StoreError> {
+/// Stamps events anew, each unless it was stamped by somebody else since it was read: a hold that was put meanwhile has
+/// the last word.
+pub async fn stamp(database: &Database, stamps: &[(&Found, DateTime<Utc>)]) -> Result<(), StoreError> {
     if stamps.is_empty() {
         return Ok(());
     }
-    let updates = stamps.iter().map(|(id, at)| {
-        doc! { "q": { "_id": ObjectId::from_bytes(*id) }, "u": { "$set": { "expiresAt": date(*at) } } }
+    let updates = stamps.iter().map(|(event, at)| {
+        let seen = doc! { "_id": ObjectId::from_bytes(event.id), "expiresAt": date(event.expires_at) };
+        doc! { "q": seen, "u": { "$set": { "expiresAt": date(*at) } } }
     });
     let command = doc! {
         "update": events::COLLECTION,
