@@ -48,7 +48,7 @@ impl Activity {
     }
 }
 
-/// Writes it down from time to time, and at the end.
+/// Writes it down from time to time, and at the end if Postgres answers at once.
 pub(crate) fn start(app: &Arc<App>, stop: &CancellationToken) {
     let (app, stop) = (Arc::clone(app), stop.clone());
     tokio::spawn(async move {

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use taskflow_core::api_key::{self, ApiKey};
 use taskflow_core::command::Metadata;
+use taskflow_core::hex;
 use taskflow_core::state::Role;
 use uuid::Uuid;
 
@@ -94,18 +95,10 @@ pub(crate) fn user_agent(headers: &HeaderMap) -> Option<String> {
 /// A new token: 256 random bits.
 pub(crate) fn new_token() -> String {
     let bytes: [u8; TOKEN_BYTES] = rand::random();
-    format!("tfs_{}", hex(&bytes))
+    format!("tfs_{}", hex::of(&bytes))
 }
 
 /// What is stored of a token.
 pub(crate) fn token_digest(token: &str) -> String {
-    hex(&Sha256::digest(token.as_bytes()))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::of(&Sha256::digest(token.as_bytes()))
 }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use taskflow_core::hex;
 use taskflow_core::metric;
 use taskflow_core::state::email_key;
 use taskflow_core::system_event::{self, Change, SYSTEM};
@@ -21,7 +22,6 @@ use uuid::Uuid;
 
 use crate::App;
 use crate::address;
-use crate::auth::hex;
 use crate::limits::Limits;
 use crate::problem::Problem;
 
@@ -76,7 +76,7 @@ impl App {
     pub(crate) async fn begin_login(&self, email: &str, ip: Option<IpAddr>) -> Result<Attempt<'_>, Problem> {
         let guard = &self.login_guard;
         // Not the address itself: what people type here may be anything.
-        let account = hex(&Sha256::digest(email_key(email).as_bytes())[..16]);
+        let account = hex::of(&Sha256::digest(email_key(email).as_bytes())[..16]);
         let address = ip.map_or_else(|| "unknown".to_owned(), address::limited);
         let of_account = format!("account:{account}");
         let of_both = format!("account:{account}:{address}");

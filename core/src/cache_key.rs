@@ -1,10 +1,10 @@
 //! The shape and time to live of every key in Redis, in one place: a key that is written under one name and read
 //! under another is never read.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::hex;
 
 /// Seconds that a task stays cached.
 pub const TASK_TTL_S: u64 = 180;
@@ -74,11 +74,13 @@ pub fn query_hash(parts: &[&str]) -> String {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize()[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::of(&hash.finalize()[..16])
 }
+
+/// There since the caches were filled last. It has no time to live: it goes only when everything goes, by a flush, a
+/// restart without data, or a failover to an empty replica. (With an `allkeys` policy of evictions it may go alone; then
+/// the caches are filled once too often.)
+pub const FILLED: &str = "cache:filled";
 
 /// A session, by the digest of its token: who reads Redis has no sessions.
 pub fn session(token_digest: &str) -> String {

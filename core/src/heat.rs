@@ -14,14 +14,9 @@ pub fn of(count: u32, at: DateTime<Utc>) -> f64 {
     at.timestamp_millis() as f64 / 1_000.0 / HALF_LIFE_S + f64::from(count.max(1)).log2()
 }
 
-/// The heat of both together.
+/// The heat of both together: what the statement that adds to a user's heat computes.
 pub fn together(one: f64, other: f64) -> f64 {
     one.max(other) + (-(one - other).abs()).exp2().ln_1p() / std::f64::consts::LN_2
-}
-
-/// How many reads of now it is worth.
-pub fn count_at(heat: f64, at: DateTime<Utc>) -> f64 {
-    (heat - of(1, at)).exp2()
 }
 
 #[cfg(test)]
@@ -30,6 +25,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// How many reads of now it is worth.
+    fn count_at(heat: f64, at: DateTime<Utc>) -> f64 {
+        (heat - of(1, at)).exp2()
+    }
 
     fn at(hours: i64) -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::hours(490_000 + hours)

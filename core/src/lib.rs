@@ -22,6 +22,7 @@ pub mod etag;
 pub mod event;
 pub mod fault;
 pub mod heat;
+pub mod hex;
 mod item;
 pub mod job;
 pub mod metric;

@@ -29,6 +29,7 @@ async fn look(engine: &Engine) -> Result<(), StoreError> {
     if let Some(run) = job_runs::ask_unless_paused(&engine.stores.postgres, CACHE_WARM, BY).await? {
         tracing::info!(run, "The caches were emptied; they are filled again.");
     }
+    // Asked as a person asks, outside the lead: a former leader that wakes up asks once too often, at the worst.
     // Afterwards: whoever dies in between asks once too often, not never.
     engine.stores.redis.set_filled().await
 }

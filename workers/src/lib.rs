@@ -64,7 +64,7 @@ pub struct Settings {
     /// Batches that each sink may be behind in memory before it reads them from the outbox instead.
     pub relay_queue: usize,
     /// How long a stopping worker waits for what it holds to reach the other stores, in milliseconds. The outbox
-    /// keeps the rest.
+    /// keeps the rest. A partition that only changes hands waits for a second at most.
     pub drain_ms: u64,
     /// How long commands wait for what may come.
     pub patience: Patience,

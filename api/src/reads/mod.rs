@@ -17,7 +17,7 @@ use taskflow_core::{cache_key, early};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::{self, Entry};
-use taskflow_stores::redis::document::{Document, KEPT_MAX};
+use taskflow_stores::redis::document::{Document, Life};
 use taskflow_stores::{StoreError, clock};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -177,16 +177,11 @@ impl Reads {
             let start = Instant::now();
             let Made { position, body, holds_until } = make().await?;
             drop(turn);
-            let now_ms = clock::now().timestamp_millis();
             let ttl_s = early::jittered_s(wanted.ttl_s, rand::random());
-            let ends_ms = now_ms + ttl_s as i64 * 1_000;
-            let ends_ms = holds_until.map_or(ends_ms, |until| ends_ms.min(until.timestamp_millis()));
-            let took_ms = start.elapsed().as_secs_f64() * 1_000.0;
-            let document = Document::new(position, ends_ms, took_ms, body);
-            if document.body.len() <= KEPT_MAX
-                && let Some(value) = document.to_stored()
-            {
-                shelf.put(Entry { key: wanted.key, value, ttl_s }).await;
+            let life = Life { ttl_s, holds_until };
+            let document = Document::made(position, body, start.elapsed(), clock::now(), life);
+            if let Some(entry) = document.entry(wanted.key, ttl_s) {
+                shelf.put(entry).await;
             }
             Ok(Arc::new(document))
         }

@@ -1,8 +1,8 @@
 //! What errors have in common: their text without what differs from case to case.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
+
+use crate::hex;
 
 /// Characters of a pattern.
 const PATTERN_MAX: usize = 300;
@@ -103,10 +103,7 @@ pub fn fingerprint(reason: &str, pattern: &str) -> String {
     hash.update(reason.as_bytes());
     hash.update([0]);
     hash.update(pattern.as_bytes());
-    hash.finalize()[..5].iter().fold(format!("{reason}-"), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("{reason}-{}", hex::of(&hash.finalize()[..5]))
 }
 
 #[cfg(test)]

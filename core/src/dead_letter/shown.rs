@@ -1,13 +1,12 @@
 //! Bytes as a person may see them, and as the audit trail keeps them: whole, but without passwords.
 
-use std::fmt::Write;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::key;
 use crate::fault::has_nul;
+use crate::hex;
 
 /// Bytes that are kept in the audit trail; of more only the digest is. Two versions must fit into one document.
 const BYTES_MAX: usize = 1024 * 1024;
@@ -30,10 +29,7 @@ pub fn decoded(body: &[u8]) -> Option<Value> {
 
 /// Bytes for the audit trail: their digest and size, and what they say.
 pub fn audited(body: &[u8]) -> Value {
-    let digest = key(body).iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
+    let digest = hex::of(&key(body));
     let mut shown =
         Map::from_iter([("sha256".to_owned(), json!(digest)), ("bytes".to_owned(), json!(body.len()))]);
     if body.len() <= BYTES_MAX {

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
 use taskflow_core::task_page::FIRST;
 use taskflow_core::{cache_key, early, heat};
-use taskflow_stores::postgres::{leader, task_lists, user_activity, users};
+use taskflow_stores::postgres::{task_lists, user_activity, users};
 use taskflow_stores::redis::cache::{Entry, user_entry};
-use taskflow_stores::redis::document::{Document, KEPT_MAX};
+use taskflow_stores::redis::document::{Document, Life};
 use taskflow_stores::{StoreError, clock};
 use uuid::Uuid;
 
@@ -32,14 +31,9 @@ pub(super) const JOB: Job = Job {
 const TOGETHER: usize = 20;
 /// Who has read less than this, as reads of now, is not waited for.
 const COUNT_MIN: f64 = 0.05;
-/// Who has not read for so long is forgotten.
-const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
-const FORGET_TOGETHER: i64 = 1_000;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        forget(&context).await?;
-        let begun = Instant::now();
         let mut left = context.settings.warm_users;
         let coldest = heat::of(1, clock::now()) + COUNT_MIN.log2();
         let mut last = None;
@@ -57,7 +51,6 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
                 break;
             }
         }
-        context.set("seconds", begun.elapsed().as_secs_f64());
         Ok(())
     })
 }
@@ -107,7 +100,8 @@ async fn pages(context: &Context, users: &[Uuid]) -> Result<Vec<Entry>, StoreErr
     let each = started.elapsed() / users.len() as u32;
     let entry = |(user, tasks): (&Uuid, &Vec<taskflow_core::Task>)| {
         let body = FIRST.body(tasks);
-        kept(first_page(*user), cache_key::LIST_TTL_S, pages.position, None, each, body)
+        let life = Life { ttl_s: cache_key::LIST_TTL_S, holds_until: None };
+        kept(first_page(*user), pages.position, each, life, body)
     };
     Ok(pages.found.iter().filter_map(entry).collect())
 }
@@ -121,41 +115,14 @@ async fn statistics(context: &Context, users: &[Uuid]) -> Result<Vec<Entry>, Sto
     let each = started.elapsed() / users.len() as u32;
     let entry = |(user, stats): &(Uuid, task_lists::Stats)| {
         let body = serde_json::to_vec(stats).ok()?;
-        let key = cache_key::task_stats(*user);
-        kept(key, cache_key::STATS_TTL_S, counted.position, stats.next_due, each, body)
+        let life = Life { ttl_s: cache_key::STATS_TTL_S, holds_until: stats.next_due };
+        kept(cache_key::task_stats(*user), counted.position, each, life, body)
     };
     Ok(counted.found.iter().filter_map(entry).collect())
 }
 
 /// An answer as readers keep it, if it is one that they keep.
-fn kept(
-    key: String,
-    ttl_s: u64,
-    position: i64,
-    holds_until: Option<DateTime<Utc>>,
-    took: Duration,
-    body: Vec<u8>,
-) -> Option<Entry> {
-    if body.len() > KEPT_MAX {
-        return None;
-    }
-    let ttl_s = early::jittered_s(ttl_s, rand::random());
-    let ends_ms = clock::now().timestamp_millis() + ttl_s as i64 * 1_000;
-    let ends_ms = holds_until.map_or(ends_ms, |until| ends_ms.min(until.timestamp_millis()));
-    let value = Document::new(position, ends_ms, took.as_secs_f64() * 1_000.0, body).to_stored()?;
-    Some(Entry { key, value, ttl_s })
-}
-
-async fn forget(context: &Context) -> Result<(), Failure> {
-    if context.dry_run() {
-        return Ok(());
-    }
-    let mut transaction = context.fence.begin().await?;
-    let before = heat::of(1, clock::now() - FORGET_AFTER);
-    let forgotten = user_activity::forget(&mut transaction, before, FORGET_TOGETHER).await?;
-    leader::commit(transaction).await?;
-    if forgotten > 0 {
-        context.set("forgotten", forgotten);
-    }
-    Ok(())
+fn kept(key: String, position: i64, took: Duration, life: Life, body: Vec<u8>) -> Option<Entry> {
+    let life = Life { ttl_s: early::jittered_s(life.ttl_s, rand::random()), ..life };
+    Document::made(position, body, took, clock::now(), life).entry(key, life.ttl_s)
 }

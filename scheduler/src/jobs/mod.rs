@@ -1,5 +1,6 @@
 //! The jobs: one file each, and the table of all of them.
 
+mod batches;
 mod cache_warm;
 mod maintenance_mongodb;
 mod maintenance_postgres;

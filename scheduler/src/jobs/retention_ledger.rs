@@ -1,19 +1,20 @@
-//! Removes old rows of the scheduler's own ledger, and what processes that are gone have left behind.
+//! Removes old rows of the scheduler's own ledger, what processes that are gone have left behind, and the notes of who
+//! has read long ago.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
+use taskflow_core::heat;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::{job_runs, leader, pruning};
+use taskflow_stores::postgres::{job_runs, leader, pruning, user_activity};
 
-use super::Job;
-use crate::context::{Context, Failure, Step};
+use super::{Job, batches};
+use crate::context::{Context, Failure};
 
 pub(super) const JOB: Job = Job {
     name: "retention.ledger",
-    about: "Removes old runs of jobs, stale leases, workers and suspects",
+    about: "Removes old runs of jobs, stale leases, workers and suspects, and the notes of who read long ago",
     cron: "0 47 3 * * *",
     jitter_s: 60,
     timeout_s: 3_000,
@@ -23,6 +24,8 @@ pub(super) const JOB: Job = Job {
     ..Job::DEFAULT
 };
 
+/// Who has not read for so long is forgotten.
+const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 /// Rows of one transaction.
 const TOGETHER: i64 = 500;
 
@@ -39,15 +42,15 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.set("leases_removed", left.leases);
         context.set("workers_removed", left.workers);
         context.set("suspects_removed", left.suspects);
-        loop {
-            let started = Instant::now();
-            let mut transaction = context.fence.begin().await?;
-            let gone = job_runs::prune(&mut transaction, before, TOGETHER).await?;
-            leader::commit(transaction).await?;
-            context.add("runs_removed", gone);
-            if gone < TOGETHER.unsigned_abs() || context.step(started.elapsed()).await? == Step::Enough {
-                return Ok(());
-            }
-        }
+        let cold = heat::of(1, clock::now() - FORGET_AFTER);
+        batches::remove(&context, "readers_forgotten", TOGETHER, |connection| {
+            Box::pin(user_activity::forget(connection, cold, TOGETHER))
+        })
+        .await?;
+        batches::remove(&context, "runs_removed", TOGETHER, |connection| {
+            Box::pin(job_runs::prune(connection, before, TOGETHER))
+        })
+        .await
+        .map(drop)
     })
 }

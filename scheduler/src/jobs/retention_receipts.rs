@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use taskflow_stores::postgres::{job_schedules, leader, pruning};
 use taskflow_stores::{Kind, clock};
 
-use super::Job;
+use super::{Job, batches};
 use crate::context::{Context, Failure, Step};
 
 pub(super) const JOB: Job = Job {
@@ -47,7 +47,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         // Also when it was stopped: what went has left its ranges.
         remember(&context, &ranges).await?;
         if step? == Step::Go {
-            batches(&context, before).await?;
+            times_of_batches(&context, before).await?;
         }
         Ok(())
     })
@@ -134,18 +134,14 @@ async fn remember(context: &Context, ranges: &Ranges) -> Result<(), Failure> {
     Ok(leader::commit(transaction).await?)
 }
 
-async fn batches(context: &Context, before: DateTime<Utc>) -> Result<(), Failure> {
+async fn times_of_batches(context: &Context, before: DateTime<Utc>) -> Result<(), Failure> {
     for partition in pruning::partitions(&context.stores.postgres).await? {
-        loop {
-            let started = Instant::now();
-            let mut transaction = context.fence.begin().await?;
-            let gone = pruning::batches(&mut transaction, &partition, before, TOGETHER).await?;
-            leader::commit(transaction).await?;
-            context.add("batches_removed", gone);
-            let step = context.step(started.elapsed()).await?;
-            if gone < TOGETHER.unsigned_abs() || step == Step::Enough {
-                break;
-            }
+        let step = batches::remove(context, "batches_removed", TOGETHER, |connection| {
+            let partition = partition.clone();
+            Box::pin(async move { pruning::batches(connection, &partition, before, TOGETHER).await })
+        });
+        if step.await? == Step::Enough {
+            break;
         }
     }
     Ok(())

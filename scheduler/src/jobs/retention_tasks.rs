@@ -1,15 +1,14 @@
 //! Removes tasks whose deletion is long enough ago.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::{leader, pruning};
+use taskflow_stores::postgres::pruning;
 
-use super::Job;
-use crate::context::{Context, Failure, Step};
+use super::{Job, batches};
+use crate::context::{Context, Failure};
 
 pub(super) const JOB: Job = Job {
     name: "retention.tasks",
@@ -35,15 +34,10 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             context.set("tasks_held", held);
             return Ok(());
         }
-        loop {
-            let started = Instant::now();
-            let mut transaction = context.fence.begin().await?;
-            let gone = pruning::deleted_tasks(&mut transaction, before, TOGETHER).await?;
-            leader::commit(transaction).await?;
-            context.add("tasks_removed", gone);
-            if gone < TOGETHER.unsigned_abs() || context.step(started.elapsed()).await? == Step::Enough {
-                return Ok(());
-            }
-        }
+        batches::remove(&context, "tasks_removed", TOGETHER, |connection| {
+            Box::pin(pruning::deleted_tasks(connection, before, TOGETHER))
+        })
+        .await
+        .map(drop)
     })
 }

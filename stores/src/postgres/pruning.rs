@@ -24,12 +24,8 @@ pub async fn receipts(
     before: DateTime<Utc>,
     limit: i64,
 ) -> Result<Gone, StoreError> {
-    // The planner would take the table's rows one by one, since it believes that old ones are everywhere. They lie
-    // together, and the block range index knows where.
-    sqlx::query("/* prune_by_index */ SET LOCAL enable_seqscan = off")
-        .execute(&mut *connection)
-        .await
-        .map_err(failed("remove old receipts"))?;
+    // They lie together, and the block range index knows where: the planner, which believes that old ones are everywhere,
+    // goes by it since our connections forbid it to read the table ([`super::connect`]).
     sqlx::query_as(
         "/* prune_receipts */
         WITH old AS (

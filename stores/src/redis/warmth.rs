@@ -1,13 +1,10 @@
 //! What the scheduler asks to make answers in advance: which are there, and whether the caches were emptied.
 
+use taskflow_core::cache_key::FILLED;
+
 use super::Redis;
 use super::cache::{Entry, Refresh};
 use crate::StoreError;
-
-/// There since the caches were filled last. It has no time to live: it goes only when everything goes, by a flush, a
-/// restart without data, or a failover to an empty replica. (With an `allkeys` policy of evictions it may go alone; then
-/// the caches are filled once too often.)
-const FILLED: &str = "cache:filled";
 
 impl Redis {
     /// Whether the caches have lost everything since [`Self::set_filled`], or were never filled.

@@ -6,7 +6,9 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use mongodb::bson::{DateTime, Document, doc};
 use serde_json::{Value, json};
+use taskflow_core::retention::held_until;
 use taskflow_stores::mongo::events::COLLECTION;
+use taskflow_stores::mongo::retention as trail;
 use taskflow_tests::commands::{ADMIN, USER, command, command_of, id, ndjson};
 use taskflow_tests::{Cluster, Result, Site, wait};
 use uuid::Uuid;
@@ -20,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "events are stamped anew after a change of the policy, never below the legal minimum",
             restamped,
         ),
+        with_site("a stamp is not put over the mark that a hold has left meanwhile", marked_meanwhile),
         with_site("receipts, batches, tasks, runs, leases and sockets go when their time is over", rows),
     ]
 }
@@ -38,6 +41,21 @@ async fn run(cluster: &Cluster<'_>, args: &[&str]) -> Result<Value> {
 async fn until_led(site: &Site) -> Result {
     let known = "SELECT count(*) FROM job_schedules";
     wait::until("a scheduler leads", async || Ok(site.count(known).await? > 5)).await
+}
+
+async fn marked_meanwhile(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    made(&site, &cluster, &[command("task.create", id(), json!({ "title": "held" }))]).await?;
+    let read = trail::behind(&site.mongo, None, 1).await?;
+    let event = read.first().context("no event")?;
+    // Whoever carries a hold out comes between the look and the stamp.
+    trail::stamp(&site.mongo, &[(event, held_until())]).await?;
+    trail::stamp(&site.mongo, &[(event, event.created_at)]).await?;
+    let now = trail::behind(&site.mongo, None, 1).await?;
+    ensure!(now[0].expires_at == held_until(), "the mark is gone: {now:?}");
+    let removed = trail::remove(&site.mongo, &[event.id], taskflow_stores::clock::now()).await?;
+    ensure!(removed == 0, "what is marked was removed");
+    Ok(())
 }
 
 /// Settings under which nothing is removed but by hand.
@@ -228,6 +246,7 @@ async fn rows(site: Arc<Site>) -> Result {
          UPDATE tasks SET deleted_at = now() - interval '29 days' WHERE id = '{young}';
          INSERT INTO legal_holds (id, scope, subject, why, author, since) VALUES (gen_random_uuid(), 'entity', '{held}', 'a case', 'ada', now());
          INSERT INTO partition_leases (partition, holder, expires_at) VALUES ('77', gen_random_uuid(), now() - interval '2 days');
+         INSERT INTO user_activity SELECT gen_random_uuid(), 0 FROM generate_series(1, 1201);
          INSERT INTO suspects VALUES ('\\x00', '77', 1, 1, now() - interval '60 days'), ('\\x01', '00', 1, 1, now());
          INSERT INTO job_runs (schedule, job, due_at, met, state, begins_at, epoch, ended_at)
          SELECT 'old', 'old', now() - n * interval '1 day', 'on_time', CASE n WHEN 150 THEN 'completed' ELSE 'failed' END, now(), 0, now() - n * interval '1 day'
@@ -281,7 +300,8 @@ async fn rows(site: Arc<Site>) -> Result {
     ensure!(
         ledger["figures"]["runs_removed"] == 11
             && ledger["figures"]["leases_removed"] == 1
-            && ledger["figures"]["suspects_removed"] == 1,
+            && ledger["figures"]["suspects_removed"] == 1
+            && ledger["figures"]["readers_forgotten"] == 1201,
         "{ledger}"
     );
     let sockets = run(&cluster, &["retention.sockets"]).await?;

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use chrono::TimeDelta;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use taskflow_core::heat;
+use taskflow_stores::postgres::user_activity;
 use taskflow_tests::commands::{ADMIN, USER, command, id};
 use taskflow_tests::{Client, Cluster, Result, Site, wait};
-
 use uuid::Uuid;
 
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![with_site("warming: emptied caches are filled for those who read, the most active first", emptied)]
+    vec![
+        with_site("warming: emptied caches are filled for those who read, the most active first", emptied),
+        with_site("warming: what is added to a user's heat is what the definition says", heats),
+    ]
 }
 
 /// What of a user's answers came from the caches.
@@ -31,6 +36,22 @@ async fn run(cluster: &Cluster<'_>, more: &[&str]) -> Result<Value> {
     let output = cluster.run(&[&["jobs", "run", "cache.warm", "--json"], more].concat(), &[]).await?;
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(&text).with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+async fn heats(site: Arc<Site>) -> Result {
+    let now = taskflow_stores::clock::now();
+    let (long_ago, lately) = (heat::of(5_000, now - TimeDelta::days(2)), heat::of(40, now));
+    for heat in [long_ago, lately] {
+        user_activity::add(&site.postgres, &[(USER, heat), (id(), heat)]).await?;
+    }
+    user_activity::add(&site.postgres, &[(ADMIN, f64::from(0))]).await?;
+    let found = user_activity::hottest(&site.postgres, None, f64::NEG_INFINITY, 10).await?;
+    ensure!(found.len() == 2 && found[0].1 == USER && found[1] == (0.0, ADMIN), "{found:?}");
+    let right = heat::together(long_ago, lately);
+    ensure!((found[0].0 - right).abs() < 1e-9, "{} and not {right}", found[0].0);
+    let next = user_activity::hottest(&site.postgres, Some(found[0]), f64::NEG_INFINITY, 10).await?;
+    ensure!(next == found[1..], "{next:?}");
+    Ok(())
 }
 
 async fn emptied(site: Arc<Site>) -> Result {
