@@ -119,6 +119,10 @@ fn is_stream(headers: &HeaderMap) -> bool {
 
 /// What is no request for us, whoever sends it.
 fn check_form(request: &Request) -> Result<(), Problem> {
+    // Postgres has no text that holds it. (A path with it leads nowhere.)
+    if request.uri().query().is_some_and(|query| query.contains("%00")) {
+        return Err(Problem::bad_request("bad_query", "a query must not hold the NUL character (%00)"));
+    }
     let headers = request.headers();
     let coded = |value: &axum::http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(header::CONTENT_ENCODING).iter().any(coded) {

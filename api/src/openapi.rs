@@ -5,6 +5,7 @@
 
 mod access;
 mod calls;
+mod orders;
 mod shapes;
 mod upkeep;
 
@@ -53,7 +54,13 @@ fn operation(call: &Call) -> Value {
     }
     for status in call.errors {
         let (name, ..) = error(*status);
-        responses.insert(status.to_string(), json!({ "$ref": format!("#/components/responses/{name}") }));
+        let given = responses.get_mut(&status.to_string()).map(|given| &mut given["content"]);
+        if let Some(content) = given {
+            // The same status has two bodies: what came of each of many, or what is wrong with all.
+            content["application/problem+json"] = json!({ "schema": shapes::reference("Problem") });
+        } else {
+            responses.insert(status.to_string(), json!({ "$ref": format!("#/components/responses/{name}") }));
+        }
     }
     if call.who != Who::Anybody {
         responses.entry("401").or_insert_with(|| json!({ "$ref": "#/components/responses/Unauthorized" }));
@@ -96,7 +103,7 @@ fn parameter(parameter: &Parameter) -> Value {
     json!({
         "name": parameter.name,
         "in": place,
-        "required": place == "path",
+        "required": place == "path" || parameter.kind == "search",
         "description": parameter.says,
         "schema": shapes::simple(parameter.kind),
     })

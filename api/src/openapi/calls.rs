@@ -125,7 +125,7 @@ const FILTER: &[Parameter] = &[
     query("type", "text", "Only of this command type"),
     query("source", "text", "Only from this source"),
     query("fingerprint", "text", "Only with this fingerprint of their error"),
-    query("state", "text", "Only in this state"),
+    query("state", "letterstate", "Only in this state"),
     query("subject", "uuid", "Only of this subject"),
     query("command", "uuid", "Only of the command with this id"),
     query("from", "time", "Died last at this time or later"),
@@ -133,6 +133,8 @@ const FILTER: &[Parameter] = &[
     PAGE_SIZE,
     CURSOR,
 ];
+/// Groups have one page.
+const GROUPED: &[Parameter] = FILTER.split_at(FILTER.len() - 1).0;
 
 pub(super) const CALLS: &[Call] = &[
     Call {
@@ -158,6 +160,7 @@ pub(super) const CALLS: &[Call] = &[
         gives: &[
             json(200, "With prefer: wait, the receipt", "Receipt"),
             json(202, "The broker has confirmed each command that was accepted", "Accepted"),
+            json(400, "Of many: none was accepted; refused says why", "Accepted"),
         ],
         errors: &[400, 403, 409, 413, 415, 429, 503],
     },
@@ -260,7 +263,7 @@ pub(super) const CALLS: &[Call] = &[
             &[
                 query("entityid", "uuid", "Only of this task or user"),
                 query("actorid", "uuid", "Only by this user"),
-                query("type", "text", "Only of this type, such as task.created"),
+                query("type", "eventtype", "Only of this type"),
                 query("correlationid", "uuid", "Only of this correlation"),
                 query("from", "time", "At this time or later"),
                 query("to", "time", "Before this time"),
@@ -305,7 +308,7 @@ pub(super) const CALLS: &[Call] = &[
         "/v1/admin/dead-letters/groups",
         "groupDeadLetters",
         "Dead letters grouped by their errors",
-        FILTER,
+        GROUPED,
         &[json(200, "The groups", "List")],
     ),
     admin(
@@ -325,7 +328,7 @@ pub(super) const CALLS: &[Call] = &[
             &[],
             &[json(202, "The replay", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "NewReplay")],
         true,
     ),
     admin(
@@ -361,7 +364,7 @@ pub(super) const CALLS: &[Call] = &[
             &[ID],
             &[json(200, "What would happen", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "Rehearsal")],
         false,
     ),
     with_body(
@@ -373,7 +376,7 @@ pub(super) const CALLS: &[Call] = &[
             &[ID],
             &[json(202, "It is on its way", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "Why")],
         false,
     ),
     with_body(
@@ -385,7 +388,7 @@ pub(super) const CALLS: &[Call] = &[
             &[ID],
             &[json(202, "It is on its way", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "Edit")],
         true,
     ),
     with_body(
@@ -397,7 +400,7 @@ pub(super) const CALLS: &[Call] = &[
             &[ID],
             &[json(200, "The letter", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "WhyNot")],
         true,
     ),
     open("/healthz", "isAlive", "Whether the process lives", &[json(200, "It does", "Object")]),

@@ -1,10 +1,13 @@
 //! The schemas that calls refer to. Those of commands come from `taskflow_core::schema`.
 
 use serde_json::{Map, Value, json};
-use taskflow_core::api_key::Scope;
 use taskflow_core::command::TYPES;
-use taskflow_core::schema;
+use taskflow_core::event::TYPES as TYPES_OF_EVENTS;
+use taskflow_core::retention::SYSTEM_TYPES;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
+use taskflow_core::{dead_letter, job, schema};
+
+use super::orders;
 
 /// A reference to a schema by its name.
 pub(super) fn reference(name: &str) -> Value {
@@ -23,12 +26,20 @@ pub(super) fn simple(kind: &str) -> Value {
             let words = words(&TaskStatus::WORDS);
             json!({ "anyOf": [words, { "const": "all" }] })
         }
+        "letterstate" => json!({ "enum": dead_letter::State::ALL }),
+        "runstate" => json!({ "enum": job::State::ALL }),
+        "met" => json!({ "enum": job::Met::ALL }),
+        "eventtype" => json!({
+            "type": "string", "minLength": 1,
+            "examples": TYPES_OF_EVENTS.into_iter().chain(SYSTEM_TYPES).collect::<Vec<_>>(),
+        }),
+        "flag" => json!({ "enum": ["true", "false"] }),
         "order" => json!({ "enum": ["newest", "work"], "default": "newest" }),
         _ => json!({ "type": "string" }),
     }
 }
 
-fn words<T>(words: &[(&'static str, T)]) -> Value {
+pub(super) fn words<T>(words: &[(&'static str, T)]) -> Value {
     json!({ "enum": words.iter().map(|(word, _)| *word).collect::<Vec<_>>() })
 }
 
@@ -58,7 +69,7 @@ pub(super) fn problem(status: u16) -> Value {
     problem
 }
 
-const ID: &str = "0189f7a0-6d3c-7e4b-9a51-3f0c2f4f7a10";
+pub(super) const ID: &str = "0189f7a0-6d3c-7e4b-9a51-3f0c2f4f7a10";
 const AT: &str = "2030-01-31T08:00:00.123456Z";
 
 fn object(required: &[&str], properties: Value, example: Value) -> Value {
@@ -141,15 +152,6 @@ pub(super) fn all() -> Map<String, Value> {
                 "id": ID, "type": "task.create", "subject": ID, "status": "applied", "version": 1,
                 "events": ["652f1d20a1b2c3d4e5f60718"], "acceptedat": AT, "finishedat": AT, "attempts": 1,
             }),
-        ),
-    );
-    let (email, password) = (json!({ "type": "string" }), json!({ "type": "string", "format": "password" }));
-    put(
-        "Login",
-        object(
-            &["email", "password"],
-            json!({ "email": email, "password": password }),
-            json!({ "email": "ada@example.org", "password": "correct horse battery staple" }),
         ),
     );
     put(
@@ -251,51 +253,7 @@ pub(super) fn all() -> Map<String, Value> {
         ),
     );
     put("EventPage", list(reference("Event")));
-    put(
-        "NewPause",
-        object(
-            &["scope", "reason"],
-            json!({ "scope": { "type": "string" }, "reason": { "type": "string" } }),
-            json!({ "scope": "type:task.create", "reason": "upstream sends nonsense" }),
-        ),
-    );
     put("Words", json!({ "type": "array", "items": { "type": "string" } }));
-    put(
-        "NewUser",
-        object(
-            &["email", "password"],
-            json!({ "id": uuid, "email": email, "password": password, "profile": { "type": "object" } }),
-            json!({ "email": "ada@example.org", "password": "correct horse battery staple" }),
-        ),
-    );
-    put("NewRole", object(&["role"], json!({ "role": words(&Role::WORDS) }), json!({ "role": "admin" })));
-    put(
-        "NewPassword",
-        object(
-            &["password"],
-            json!({ "password": password }),
-            json!({ "password": "correct horse battery staple" }),
-        ),
-    );
-    put(
-        "OwnPassword",
-        object(
-            &["current", "password"],
-            json!({ "current": password, "password": password }),
-            json!({ "current": "the one before", "password": "correct horse battery staple" }),
-        ),
-    );
-    put(
-        "NewApiKey",
-        object(
-            &["name", "scopes"],
-            json!({
-                "name": { "type": "string" }, "scopes": { "type": "array", "items": words(&Scope::WORDS) },
-                "sourceprefix": { "type": "string" }, "expiresat": time,
-            }),
-            json!({ "name": "crm", "scopes": ["commands:write"], "sourceprefix": "/crm" }),
-        ),
-    );
     put(
         "Problem",
         object(
@@ -312,5 +270,6 @@ pub(super) fn all() -> Map<String, Value> {
             problem(400),
         ),
     );
+    shapes.extend(orders::all());
     shapes
 }

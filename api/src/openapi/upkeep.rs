@@ -23,8 +23,8 @@ pub(super) const CALLS: &[Call] = &[
         "Runs, and due times without one, the newest first",
         &[
             query("schedule", "text", "Only of this schedule"),
-            query("state", "text", "Only in this state, such as failed"),
-            query("met", "text", "Only those that were met so, such as missed"),
+            query("state", "runstate", "Only in this state"),
+            query("met", "met", "Only those that were met so"),
             PAGE_SIZE,
             CURSOR,
         ],
@@ -63,7 +63,7 @@ pub(super) const CALLS: &[Call] = &[
             &[SCHEDULE],
             &[json(202, "The run's number", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "NewRun")],
         false,
     ),
     with_body(
@@ -75,7 +75,7 @@ pub(super) const CALLS: &[Call] = &[
             &[SCHEDULE],
             &[json(200, "The schedule", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "PauseReason")],
         true,
     ),
     admin(
@@ -91,7 +91,7 @@ pub(super) const CALLS: &[Call] = &[
         "/v1/admin/holds",
         "listHolds",
         "The legal holds that stand",
-        &[query("all", "text", "true: those that were released too")],
+        &[query("all", "flag", "true: those that were released too")],
         &[json(200, "The holds", "List")],
     ),
     with_body(
@@ -103,7 +103,7 @@ pub(super) const CALLS: &[Call] = &[
             &[],
             &[json(202, "The hold; carried out when its appliedat is set", "Object")],
         ),
-        &[(JSON, "Object")],
+        &[(JSON, "NewHold")],
         true,
     ),
     admin(

@@ -59,6 +59,10 @@ pub(super) async fn create(
     if filter.state.is_some_and(|state| state != dead_letter::State::Kept) {
         faults.push(Fault::new("/filter/state", "only letters that are kept can be replayed"));
     }
+    let texts = [&filter.reason, &filter.kind, &filter.source, &filter.fingerprint];
+    if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        faults.push(Fault::new("/filter", "must not contain the NUL character (U+0000)"));
+    }
     if !(rate > 0.0 && rate <= RATE_MAX) {
         faults.push(Fault::new("/rate", format!("is letters a second, above 0 and at most {RATE_MAX}")));
     }

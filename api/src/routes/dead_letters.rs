@@ -29,7 +29,7 @@ use crate::{App, Shared};
 pub(super) const PAGE: u32 = 20;
 pub(super) const PAGE_MAX: u32 = 100;
 /// Characters of a reason that a person gives.
-const WHY_MAX: usize = 1_000;
+pub(crate) const WHY_MAX: usize = 1_000;
 
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()

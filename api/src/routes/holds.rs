@@ -35,7 +35,11 @@ async fn list(
     Query(parameters): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Value>, Problem> {
     caller.must_be_admin()?;
-    let all = parameters.get("all").is_some_and(|all| all == "true");
+    let all = match parameters.get("all").map_or("false", String::as_str) {
+        "true" => true,
+        "false" => false,
+        _ => return Err(Problem::bad_request("bad_filter", "all is true or false")),
+    };
     Ok(Json(json!({ "items": legal_holds::list(&app.stores.postgres, all).await? })))
 }
 

@@ -23,7 +23,7 @@ use crate::problem::Problem;
 use crate::{App, Shared};
 
 /// Characters of a reason.
-const WHY_MAX: usize = 500;
+pub(crate) const REASON_MAX: usize = 500;
 
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -169,8 +169,11 @@ async fn pause(
     caller.must_be_admin()?;
     let Reason { reason } = read(&body)?;
     let reason = reason.trim();
-    if !(1..=WHY_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
-        return Err(Problem::invalid(vec![Fault::new("/reason", format!("has 1 to {WHY_MAX} characters"))]));
+    if !(1..=REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
+        return Err(Problem::invalid(vec![Fault::new(
+            "/reason",
+            format!("has 1 to {REASON_MAX} characters"),
+        )]));
     }
     let by = format!("user {}", caller.user);
     if !job_schedules::pause(&app.stores.postgres, &name, &by, reason).await? {

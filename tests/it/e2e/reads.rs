@@ -287,6 +287,8 @@ async fn wrongly(site: Arc<Site>) -> Result {
         (format!("{tasks}?pagesize=101"), 400, "bad_page"),
         (format!("{tasks}?page=501"), 400, "bad_page"),
         (format!("{tasks}?colour=red"), 400, "unknown_parameter"),
+        ("/v1/admin/holds?all=maybe".to_owned(), 400, "bad_filter"),
+        ("/v1/admin/dead-letters/groups?source=%00".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=%20".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=a%00b".to_owned(), 400, "bad_query"),

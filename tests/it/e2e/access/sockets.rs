@@ -143,6 +143,7 @@ async fn forms(site: Arc<Site>) -> Result {
         (format!("/healthz?{}", "x".repeat(5_000)), 414),
         (format!("/v1/commands/{}", "%00".repeat(10)), 404),
         ("/v1/admin/dead-letters?pagesize=all".to_owned(), 403),
+        (format!("/v1/users/{USER}/tasks?status=%00"), 400),
     ] {
         let (got, answer) = told(user.get(&path).await?).await?;
         ensure!(got == status && answer["status"] == status, "{path:.60}: {got} {answer}");

@@ -100,6 +100,12 @@ async fn many(site: Arc<Site>) -> Result {
     let admin = client.admin().await?;
     let tasks = poisoned(&site, 40).await?;
     site.sql("ALTER TABLE tasks DROP CONSTRAINT no_poison").await?;
+    for (filter, pointer) in
+        [(json!({ "source": "\0" }), "/filter"), (json!({ "state": "replayed" }), "/filter/state")]
+    {
+        let (status, answer) = post(&admin, "/replays", &json!({ "filter": filter })).await?;
+        ensure!(status == 400 && answer["errors"][0]["pointer"] == pointer, "{filter}: {status} {answer}");
+    }
     let order = json!({ "filter": { "reason": "failing" }, "rate": 20, "why": "mended" });
     let started = std::time::Instant::now();
     let (status, replay) = post(&admin, "/replays", &order).await?;
