@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
+use taskflow_stores::postgres::pauses::{self, Pause};
 use taskflow_stores::postgres::{dead_letters, health as postgres_health, layout};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{StoreError, mongo, postgres};
@@ -175,16 +176,32 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
         );
         findings.add(STORE, Level::Warning, detail);
     }
+    let pauses = match pauses::list(&stores.postgres).await {
+        Ok(pauses) => pauses,
+        Err(error) => return findings.broken(STORE, &error),
+    };
+    for Pause { scope, reason, author, .. } in &pauses {
+        let detail = format!("paused: {scope}, by {author}: {reason}; `taskflow pauses`, `taskflow resume`");
+        findings.add(STORE, Level::Warning, detail);
+    }
     for partition in course.declared() {
         match stores.consume.depth(&partition.queue()).await {
             Ok(depth) => {
                 ready += depth.ready;
                 if depth.consumers == 0 && depth.ready > 0 && course.consumed().contains(&partition) {
-                    findings.add(
-                        STORE,
-                        Level::Warning,
-                        format!("{} has {} messages and no worker", partition.queue(), depth.ready),
-                    );
+                    // A paused type holds back whatever partition such a command is next in.
+                    let may_hold = |scope: &str| {
+                        scope == "all"
+                            || scope.starts_with("type:")
+                            || scope.strip_prefix("partition:") == Some(&partition.to_string())
+                    };
+                    let why = if pauses.iter().any(|pause| may_hold(&pause.scope)) {
+                        "a pause holds it back, or no worker is there"
+                    } else {
+                        "no worker consumes it"
+                    };
+                    let detail = format!("{} has {} messages: {why}", partition.queue(), depth.ready);
+                    findings.add(STORE, Level::Warning, detail);
                 }
             }
             Err(error) => findings.add(

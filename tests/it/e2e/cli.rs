@@ -7,7 +7,7 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_tests::commands::{command, id, ndjson};
-use taskflow_tests::{Result, Site};
+use taskflow_tests::{Result, Site, wait};
 
 use crate::{cluster, with_site};
 
@@ -55,6 +55,32 @@ async fn send_and_look(site: Arc<Site>) -> Result {
 
     let doctor = cluster.run(&["doctor"], &[]).await?;
     ensure!(doctor.status.success() && text(&doctor).contains("schema is current"), "{}", text(&doctor));
+    // What is paused is not blamed on the workers.
+    cluster.run(&["pause", "--all", "--reason", "a look at the disks"], &[]).await?;
+    wait::until("the partitions are let go", async || {
+        let queues = site.partitions().await?;
+        for queue in queues {
+            if site.link.depth(&queue.queue()).await?.consumers > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+    .await?;
+    let one = [command("task.create", id(), json!({ "title": "waits" }))];
+    std::fs::write(&file, ndjson(&one))?;
+    let sent = cluster.run(&["send", &path], &[]).await?;
+    ensure!(sent.status.success(), "{}", text(&sent));
+    let doctor = text(&cluster.run(&["doctor"], &[]).await?);
+    ensure!(
+        doctor.contains("paused: all, by") && doctor.contains("a look at the disks"),
+        "the pause is not told: {doctor}"
+    );
+    ensure!(
+        doctor.contains("a pause holds it back") && !doctor.contains("no worker consumes it"),
+        "{doctor}"
+    );
+    cluster.run(&["resume", "--all"], &[]).await?;
     for shell in ["bash", "zsh", "fish"] {
         let script = cluster.run(&["completions", shell], &[]).await?;
         ensure!(script.status.success() && text(&script).contains("taskflow"), "{shell}");
