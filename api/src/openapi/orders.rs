@@ -6,7 +6,7 @@ use taskflow_core::command::EMAIL_MAX;
 use taskflow_core::dead_letter;
 use taskflow_core::state::Role;
 use taskflow_stores::postgres::dead_letter_replays::RATE_MAX;
-use taskflow_stores::postgres::{legal_holds, pauses};
+use taskflow_stores::postgres::{job_schedules, legal_holds, pauses};
 
 use super::shapes::{ID, reference, simple, words};
 use crate::passwords::{PASSWORD_MAX, PASSWORD_MIN};
@@ -110,7 +110,7 @@ pub(super) fn all() -> Map<String, Value> {
             json!({ "dryrun": true }),
         ),
     );
-    let reason = text(1, routes::jobs::REASON_MAX);
+    let reason = text(1, job_schedules::REASON_MAX);
     put("PauseReason", order(&["reason"], json!({ "reason": reason }), json!({ "reason": "a load test" })));
     let why = text(1, legal_holds::WHY_MAX);
     let hold = |of: &str| {

@@ -22,9 +22,6 @@ use crate::auth::Caller;
 use crate::problem::Problem;
 use crate::{App, Shared};
 
-/// Characters of a reason.
-pub(crate) const REASON_MAX: usize = 500;
-
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/admin/jobs", get(list))
@@ -169,10 +166,10 @@ async fn pause(
     caller.must_be_admin()?;
     let Reason { reason } = read(&body)?;
     let reason = reason.trim();
-    if !(1..=REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
+    if !(1..=job_schedules::REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
         return Err(Problem::invalid(vec![Fault::new(
             "/reason",
-            format!("has 1 to {REASON_MAX} characters"),
+            format!("has 1 to {job_schedules::REASON_MAX} characters"),
         )]));
     }
     let by = format!("user {}", caller.user);

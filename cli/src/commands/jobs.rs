@@ -13,8 +13,6 @@ use taskflow_stores::postgres::{self, PgPool, job_runs, job_schedules, leader};
 use crate::exit::{Exit, FAILED};
 use crate::settings::Settings;
 
-/// Characters of a reason.
-const WHY_MAX: usize = 500;
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 #[derive(clap::Subcommand)]
@@ -114,8 +112,10 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
         }
         Command::Pause { schedule, reason, author } => {
             let reason = reason.trim();
-            if !(1..=WHY_MAX).contains(&reason.chars().count()) {
-                return Err(Exit::usage(format!("--reason: has 1 to {WHY_MAX} characters")));
+            if !(1..=job_schedules::REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
+                return Err(Exit::usage(format!(
+                    "--reason: has 1 to {job_schedules::REASON_MAX} characters"
+                )));
             }
             if !job_schedules::pause(
                 &pool,

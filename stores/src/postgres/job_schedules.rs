@@ -10,6 +10,8 @@ use uuid::Uuid;
 use super::failed;
 use crate::StoreError;
 
+/// Characters of the reason of a pause.
+pub const REASON_MAX: usize = 500;
 /// Schedules and runs that one look brings.
 const TOGETHER: i64 = 200;
 

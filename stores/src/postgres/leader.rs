@@ -93,11 +93,6 @@ impl Fence {
         self.epoch
     }
 
-    /// The connections without a fence: for reading, and for what can't be done in a transaction.
-    pub fn pool(&self) -> &PgPool {
-        &self.pool
-    }
-
     /// Begins a transaction that can only be committed while this epoch lasts. Its statements are short ones.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, Fenced> {
         let mut transaction = self.pool.begin().await.map_err(failed("begin under the leader's fence"))?;
