@@ -56,6 +56,7 @@ impl Place {
             data_dir: data.to_owned(),
             ports: Ports::free()?,
             vhosts: (0..corners).map(|number| format!("bench{number}")).collect(),
+            preload: None,
         };
         let servers = Servers::start_with(&options, progress).await?;
         Ok(Self { servers, next: 0, corners, data: data.to_owned(), base: base.clone() })

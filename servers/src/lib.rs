@@ -58,6 +58,8 @@ pub struct Options {
     pub ports: Ports,
     /// Virtual hosts of RabbitMQ beside `taskflow`.
     pub vhosts: Vec<String>,
+    /// A library that each server loads before its own (`LD_PRELOAD`); nothing but tests want one.
+    pub preload: Option<PathBuf>,
 }
 
 /// One server, running or not. Dropped while it runs, it is killed.
@@ -324,6 +326,12 @@ impl Options {
 
     fn pid_file(&self, name: &str) -> PathBuf {
         self.data_dir.join("run").join(format!("{name}.pid"))
+    }
+
+    /// What a server finds in its environment, beside what all get.
+    fn environment(&self, home: &Path) -> Vec<(&'static str, String)> {
+        let preload = self.preload.iter().map(|library| ("LD_PRELOAD", library.display().to_string()));
+        [("HOME", home.display().to_string())].into_iter().chain(preload).collect()
     }
 
     /// A password, made at the first use and kept.

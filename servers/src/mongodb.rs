@@ -33,7 +33,7 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let spec = Spec {
         program,
         args,
-        env: vec![("HOME", dir.display().to_string())],
+        env: options.environment(&dir),
         dir,
         names: &["mongod", "secantusd-rs"],
         log: options.log(NAME),

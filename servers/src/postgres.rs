@@ -61,7 +61,7 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let spec = Spec {
         program: program("postgres")?,
         args,
-        env: vec![("HOME", dir.display().to_string())],
+        env: options.environment(&dir),
         dir,
         names: &["postgres"],
         log: options.log(NAME),

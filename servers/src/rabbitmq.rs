@@ -95,9 +95,9 @@ fn node_name(options: &Options) -> String {
 fn environment(options: &Options, config: &str) -> Vec<(&'static str, String)> {
     let dir = options.dir(NAME);
     let at = |name: &str| dir.join(name).display().to_string();
-    vec![
-        // The cookie, by which Erlang's nodes know each other, lies there.
-        ("HOME", at("home")),
+    // The cookie, by which Erlang's nodes know each other, lies in its home.
+    let mut environment = options.environment(&dir.join("home"));
+    environment.extend([
         ("RABBITMQ_NODENAME", node_name(options)),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODE_PORT", options.ports.rabbitmq.to_string()),
@@ -117,7 +117,8 @@ fn environment(options: &Options, config: &str) -> Vec<(&'static str, String)> {
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
             "+B i +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}".into(),
         ),
-    ]
+    ]);
+    environment
 }
 
 fn vhosts(options: &Options) -> impl Iterator<Item = &str> {

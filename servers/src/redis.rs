@@ -40,7 +40,7 @@ pub(crate) async fn start(options: &Options) -> Result<Vec<Process>> {
     let spec = Spec {
         program: find_program(&candidates, "redis-server", "install the package redis-server")?,
         args: vec![config.display().to_string()],
-        env: vec![("HOME", dir.display().to_string())],
+        env: options.environment(&dir),
         dir,
         names: &["redis-server", "redis-aof-rewrite", "redis-rdb-bgsave"],
         log: options.log(NAME),

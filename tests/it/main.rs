@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use taskflow_tests::trial::Worlds;
+use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World};
 
 /// Tests at a time: they wait more than they work.
@@ -22,7 +23,7 @@ const TAKES_TURNS: &str = "servers";
 /// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.
 const SLOWEST: usize = 15;
 /// A test that takes longer hangs.
-const LONGEST: Duration = Duration::from_secs(360);
+const LONGEST: Duration = Duration::from_secs(600);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_taskflow-under-test");
 
 /// The shared servers, started by the first test that needs them.
@@ -41,7 +42,7 @@ fn shared() -> &'static Shared {
 }
 
 async fn shared_world() -> Result<&'static World> {
-    shared().world.get_or_try_init(World::start).await
+    shared().world.get_or_try_init(|| World::start(Sync::Skipped)).await
 }
 
 /// A test with a corner of the shared servers.
@@ -60,7 +61,7 @@ fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'sta
         name,
         async || Ok(faults::breakable().await),
         async move |mut worlds| {
-            let worlds = worlds.get_or_insert_with(Worlds::new);
+            let worlds = worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped));
             let result = test(worlds.any().await?).await;
             if result.is_err() {
                 // Nobody knows what it has left.

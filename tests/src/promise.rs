@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use taskflow_core::envelope;
 use taskflow_stores::clock;
+use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::publish::{Message, Publisher};
 use taskflow_stores::rabbit::topology::SLOTS;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::commands::{command, subject_in_slot};
@@ -41,10 +43,19 @@ impl Accepted {
 
 /// A stream of dependent updates: every command names the version that its predecessor leaves behind, so that one
 /// that is lost, doubled or out of order makes the rest fail.
+///
+/// It is never further ahead of the receipts than [`LEAD`]: on a slow machine what is sent would else be more than can
+/// be applied in the time that a test has.
 pub struct Stream {
     tasks: JoinSet<Result<(Uuid, Vec<Uuid>)>>,
     enough: Arc<AtomicBool>,
+    /// Counts receipts until the end.
+    _look: AbortOnDropHandle<()>,
 }
+
+/// Commands that a stream is ahead at most, as far as its own looks tell.
+const LEAD: usize = 1_000;
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Stream {
     /// Publishes to `subjects` subjects at once, until [`Stream::end`] and at least `least` commands each. A command
@@ -63,13 +74,15 @@ impl Stream {
         pause: Duration,
     ) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
+        let lead = Arc::new(Lead::default());
         let mut tasks = JoinSet::new();
         for number in 0..subjects {
             let subject = subject_in_slot((number * 37 % 256) as u8);
             let way = Way { publisher: site.publisher.clone(), exchange, pause };
-            tasks.spawn(publish(way, subject, least, Arc::clone(&enough)));
+            tasks.spawn(publish(way, subject, least, Arc::clone(&enough), Arc::clone(&lead)));
         }
-        Self { tasks, enough }
+        let look = tokio::spawn(look(site.postgres.clone(), lead));
+        Self { tasks, enough, _look: AbortOnDropHandle::new(look) }
     }
 
     /// Ends the stream; returns what was accepted.
@@ -81,6 +94,30 @@ impl Stream {
             accepted.subjects.insert(subject, ids);
         }
         Ok(accepted)
+    }
+}
+
+/// How far a stream is ahead.
+#[derive(Default)]
+struct Lead {
+    accepted: AtomicUsize,
+    receipts: AtomicUsize,
+}
+
+impl Lead {
+    fn is_long(&self) -> bool {
+        self.accepted.load(Ordering::SeqCst) >= self.receipts.load(Ordering::SeqCst) + LEAD
+    }
+}
+
+/// While Postgres does not answer, what it has said last counts.
+async fn look(postgres: PgPool, lead: Arc<Lead>) {
+    loop {
+        let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM receipts").fetch_one(&postgres).await;
+        if let Ok(count) = count {
+            lead.receipts.store(usize::try_from(count).unwrap_or_default(), Ordering::SeqCst);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -96,9 +133,14 @@ async fn publish(
     subject: Uuid,
     least: usize,
     enough: Arc<AtomicBool>,
+    lead: Arc<Lead>,
 ) -> Result<(Uuid, Vec<Uuid>)> {
     let mut ids = Vec::new();
     while ids.len() < least || !enough.load(Ordering::SeqCst) {
+        if ids.len() >= least && lead.is_long() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
         let version = ids.len();
         let value = match version {
             0 => command("task.create", subject, json!({ "title": "version 1" })),
@@ -120,6 +162,7 @@ async fn publish(
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         ids.push(command.id);
+        lead.accepted.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(way.pause).await;
     }
     Ok((subject, ids))

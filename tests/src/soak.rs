@@ -14,6 +14,7 @@ use crate::World;
 use crate::faults::{self, Fault};
 use crate::growth;
 use crate::trial::{self, Row, Size, Worlds};
+use crate::world::Sync;
 
 const HELP: &str = "soak [--minutes N] [--rounds N] [--seed S] [--rate N] [--only TEXT] [--short] [--output FILE]
 soak --growth [--minutes N] [--rounds N]
@@ -116,7 +117,7 @@ async fn run(options: &Options) -> Result<bool> {
         Some(file) if file.exists() => Table::read(&std::fs::read_to_string(file)?, &chosen),
         _ => Table::default(),
     };
-    let mut worlds = Worlds::new();
+    let mut worlds = Worlds::new(Sync::Real);
     'rounds: for round in 0..options.rounds {
         for fault in &chosen {
             if Instant::now() > deadline {
@@ -167,7 +168,7 @@ async fn run(options: &Options) -> Result<bool> {
 
 /// Loses connections again and again, and looks at what that leaves behind.
 async fn grow(program: &str, options: &Options) -> Result<bool> {
-    let world = World::start().await?;
+    let world = World::start(Sync::Real).await?;
     let most = Duration::from_secs(options.minutes * 60);
     let report = tokio::select! {
         report = growth::run(&world, program, options.rounds.min(1_000_000), most) => report,

@@ -13,6 +13,7 @@ use crate::harness::{Harness, heads};
 use crate::load::{Load, Plan};
 use crate::redis_cluster::RedisCluster;
 use crate::verdict::{Verdict, examine};
+use crate::world::Sync;
 use crate::{Cluster, Site, World, wait};
 
 /// The longest that a fault's own doing may take, the holding apart.
@@ -23,8 +24,13 @@ const RECOVERY: Duration = Duration::from_secs(120);
 const ANSWER: Duration = Duration::from_millis(500);
 /// Log lines a second and partition.
 const LINES_MAX: f64 = 1.0;
+/// The longest that a partition which goes on may need to show it, beside all the others that share the machine.
+const SLOW: Duration = Duration::from_secs(60);
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// The newest batch of each partition.
+type Heads = Vec<(String, i64)>;
 
 /// How large a trial is.
 #[derive(Debug, Clone, Copy)]
@@ -171,8 +177,20 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
         let now = outbox(harness).await?;
         ensure!(now >= behind.max(1), "all sinks follow meanwhile: the fault shows no effect");
     }
+    let mut now = progress(harness).await;
+    if fault.meanwhile == Meanwhile::Applies || fault.intake == Intake::Takes {
+        // What goes on does so sooner or later on a busy machine; what stands does not go on at all.
+        let patience = Instant::now() + SLOW;
+        while !(goes_on(fault, then.as_ref(), now.as_ref())
+            && is_taken(fault, harness.load()?.accepted() - taken))
+            && Instant::now() < patience
+        {
+            sleep(LOOK_EVERY).await;
+            now = progress(harness).await;
+        }
+    }
     let taken = harness.load()?.accepted() - taken;
-    match (fault.meanwhile, then, progress(harness).await) {
+    match (fault.meanwhile, then, now) {
         (Meanwhile::Applies, Some(then), Some(now)) => {
             ensure!(all_went_on(&then, &now), "commands are not applied meanwhile: {then:?} to {now:?}");
         }
@@ -193,13 +211,22 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
+fn goes_on(fault: &Fault, then: Option<&Heads>, now: Option<&Heads>) -> bool {
+    fault.meanwhile != Meanwhile::Applies
+        || matches!((then, now), (Some(then), Some(now)) if all_went_on(then, now))
+}
+
+fn is_taken(fault: &Fault, commands: u64) -> bool {
+    !matches!(fault.intake, Intake::Takes) || commands > 0
+}
+
 /// Batches that some sink has not yet.
 async fn outbox(harness: &Harness<'_>) -> Result<i64> {
     harness.site.count("SELECT count(*) FROM outbox").await
 }
 
 /// How far the partitions are, if Postgres tells.
-async fn progress(harness: &Harness<'_>) -> Option<Vec<(String, i64)>> {
+async fn progress(harness: &Harness<'_>) -> Option<Heads> {
     timeout(ANSWER, harness.heads()).await.ok()?.ok()
 }
 
@@ -234,6 +261,7 @@ pub struct Worlds {
     used: usize,
     /// Whether they have small disks.
     small: bool,
+    sync: Sync,
 }
 
 /// Those that some fault fills.
@@ -242,8 +270,8 @@ const SMALL_DISKS: &[Kind] = &[Kind::Postgres, Kind::MongoDb, Kind::Redis];
 const CORNERS: usize = 40;
 
 impl Worlds {
-    pub fn new() -> Self {
-        Self { world: None, used: 0, small: false }
+    pub fn new(sync: Sync) -> Self {
+        Self { world: None, used: 0, small: false, sync }
     }
 
     /// A set of servers for a trial of this fault, the last one's if it has a corner left.
@@ -268,7 +296,7 @@ impl Worlds {
         if self.world.is_none() {
             self.used = 1;
             self.small = small;
-            self.world = Some(World::start_on(if small { SMALL_DISKS } else { &[] }).await?);
+            self.world = Some(World::start_on(if small { SMALL_DISKS } else { &[] }, self.sync).await?);
         }
         self.world.as_ref().context("there are no servers")
     }
@@ -278,11 +306,5 @@ impl Worlds {
         if let Some(world) = self.world.take() {
             world.stop().await;
         }
-    }
-}
-
-impl Default for Worlds {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 /// Longest wait, in seconds: generous, since a busy machine is slow and a right test never needs it.
-const PATIENCE_S: u64 = 90;
+const PATIENCE_S: u64 = 240;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Waits until the condition holds; an error names it.

@@ -12,6 +12,27 @@ use tokio::sync::Mutex;
 const LOT: usize = 24;
 const TEMPLATE: &str = "taskflow_template";
 
+/// Whether the servers wait until the disk has what they write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// As in production.
+    Real,
+    /// They go on at once, where the machine has libeatmydata: tests kill processes, never the machine, and what a
+    /// process has written outlives it. Several sets of servers on one slow disk hold each other up for seconds.
+    Skipped,
+}
+
+impl Sync {
+    fn library(self) -> Option<PathBuf> {
+        if self == Self::Real {
+            return None;
+        }
+        let mut folders = vec![PathBuf::from("/usr/lib")];
+        folders.extend(std::fs::read_dir("/usr/lib").ok()?.filter_map(|entry| Some(entry.ok()?.path())));
+        folders.into_iter().map(|folder| folder.join("libeatmydata.so")).find(|library| library.is_file())
+    }
+}
+
 /// One set of servers.
 pub struct World {
     pub servers: Mutex<Servers>,
@@ -38,12 +59,12 @@ pub(crate) struct Urls {
 
 impl World {
     /// Starts a set of servers of its own.
-    pub async fn start() -> Result<Self> {
-        Self::start_on(&[]).await
+    pub async fn start(sync: Sync) -> Result<Self> {
+        Self::start_on(&[], sync).await
     }
 
     /// Starts a set of servers of its own, some of them on small disks ([`crate::disk`]).
-    pub async fn start_on(small_disks: &[Kind]) -> Result<Self> {
+    pub async fn start_on(small_disks: &[Kind], sync: Sync) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("taskflow-test-").tempdir_in("/tmp")?.keep();
         // The servers run as users of their own.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -51,7 +72,12 @@ impl World {
         for kind in small_disks {
             crate::disk::mount(&folder.join(kind.as_str()))?;
         }
-        let options = Options { data_dir: folder.clone(), ports: Ports::free()?, vhosts: vhosts(0, LOT) };
+        let options = Options {
+            data_dir: folder.clone(),
+            ports: Ports::free()?,
+            vhosts: vhosts(0, LOT),
+            preload: sync.library(),
+        };
         let servers = Servers::start(&options).await.context("start the servers for the tests")?;
         let urls = Urls {
             postgres: servers.postgres.url().to_owned(),

@@ -44,6 +44,7 @@ pub(crate) async fn run(options: Options, mut settings: Settings) -> Result<Exit
         data_dir: options.data.clone(),
         ports: Ports::from(options.first_port),
         vhosts: Vec::new(),
+        preload: None,
     };
     // Dropped half-way, what has started is stopped.
     let mut servers = tokio::select! {

@@ -3,6 +3,7 @@
 use libtest_mimic::Trial;
 use taskflow_tests::faults::{self, Fault, Scope, process};
 use taskflow_tests::trial::{self, Row, Size, Worlds};
+use taskflow_tests::world::Sync;
 use taskflow_tests::{Result, World, disk};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -48,7 +49,7 @@ fn test(fault: &'static Fault) -> Trial {
             &name,
             async || Ok(breakable().await),
             async move |mut worlds| {
-                let worlds = worlds.get_or_insert_with(Worlds::new);
+                let worlds = worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped));
                 let mut row = run(worlds.get(fault).await?, fault).await;
                 if let Err(error) = &row {
                     worlds.stop().await;
