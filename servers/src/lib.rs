@@ -260,7 +260,8 @@ pub async fn discard(data_dir: &Path) -> Result<()> {
             );
         }
     }
-    let options = Options { data_dir: data_dir.clone(), ports: Ports::from(0), vhosts: Vec::new() };
+    let options =
+        Options { data_dir: data_dir.clone(), ports: Ports::from(0), vhosts: Vec::new(), preload: None };
     let _locks = Kind::ALL.into_iter().map(|kind| lock(kind, &options)).collect::<Result<Vec<_>>>()?;
     let left = proc::working_in(&data_dir, &NAMES);
     for process in &left {

@@ -25,6 +25,7 @@ fn options(folder: &Path) -> Options {
         data_dir: folder.to_owned(),
         ports: Ports::free().unwrap(),
         vhosts: vec!["one".into(), "two".into()],
+        preload: None,
     }
 }
 
@@ -329,6 +330,7 @@ async fn helper_that_leaves_servers_behind() {
         data_dir: folder.into(),
         ports: Ports { postgres, rabbitmq, erlang, epmd, mongodb, redis },
         vhosts: Vec::new(),
+        preload: None,
     };
     let mut servers = Servers::start(&options).await.unwrap();
     sql(servers.postgres.url(), "CREATE TABLE kept AS SELECT 7 AS n").unwrap();

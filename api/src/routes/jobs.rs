@@ -166,11 +166,9 @@ async fn pause(
     caller.must_be_admin()?;
     let Reason { reason } = read(&body)?;
     let reason = reason.trim();
-    if !(1..=job_schedules::REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
-        return Err(Problem::invalid(vec![Fault::new(
-            "/reason",
-            format!("has 1 to {job_schedules::REASON_MAX} characters"),
-        )]));
+    let most = job_schedules::REASON_MAX;
+    if !(1..=most).contains(&reason.chars().count()) || reason.contains('\0') {
+        return Err(Problem::invalid(vec![Fault::new("/reason", format!("has 1 to {most} characters"))]));
     }
     let by = format!("user {}", caller.user);
     if !job_schedules::pause(&app.stores.postgres, &name, &by, reason).await? {

@@ -112,10 +112,9 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
         }
         Command::Pause { schedule, reason, author } => {
             let reason = reason.trim();
-            if !(1..=job_schedules::REASON_MAX).contains(&reason.chars().count()) || reason.contains('\0') {
-                return Err(Exit::usage(format!(
-                    "--reason: has 1 to {job_schedules::REASON_MAX} characters"
-                )));
+            let most = job_schedules::REASON_MAX;
+            if !(1..=most).contains(&reason.chars().count()) || reason.contains('\0') {
+                return Err(Exit::usage(format!("--reason: has 1 to {most} characters")));
             }
             if !job_schedules::pause(
                 &pool,
