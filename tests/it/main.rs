@@ -47,7 +47,13 @@ async fn shared_world() -> Result<&'static World> {
 
 /// A test with a corner of the shared servers.
 fn with_site(name: &str, test: impl AsyncFnOnce(Arc<Site>) -> Result + Send + 'static) -> Trial {
-    trial(name, async move || test(Arc::new(Site::new(shared_world().await?).await?)).await)
+    trial(name, async move || {
+        let world = shared_world().await?;
+        let site = Arc::new(Site::new(world).await?);
+        let result = test(Arc::clone(&site)).await;
+        site.clear(world).await;
+        result
+    })
 }
 
 /// A test with nothing but a virtual host of the shared broker.

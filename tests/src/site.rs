@@ -1,14 +1,18 @@
 //! A test's own corner of the servers: database, virtual host, collection set, key prefix.
 
+use std::time::Duration;
+
 use ::redis::aio::MultiplexedConnection;
 use ::redis::cluster::ClusterClient;
 use ::redis::cluster_async::ClusterConnection;
 use anyhow::Result;
+use lapin::options::QueueDeleteOptions;
 use mongodb::bson::{Document, doc};
 use taskflow_core::partition::{Course, Partition};
 use taskflow_stores::postgres::{PgPool, layout};
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::{declare, mongo, postgres, rabbit, redis};
 use tokio_util::sync::CancellationToken;
@@ -27,8 +31,12 @@ pub struct Site {
     pub env: Vec<(String, String)>,
     pub redis_prefix: String,
     pub redis_url: String,
+    name: String,
     stop: CancellationToken,
 }
+
+/// The longest that it may take to remove what a test has left.
+const CLEAR: Duration = Duration::from_secs(20);
 
 impl Site {
     /// A fresh corner: migrated, seeded with two users, the broker's objects declared.
@@ -96,8 +104,27 @@ impl Site {
             rabbit: rabbit_settings,
             mongo,
             link,
+            name,
             stop,
         })
+    }
+
+    /// Removes what it has at the broker, in Postgres and in MongoDB: what lies idle there costs all tests that follow
+    /// time. What can't be removed stays.
+    pub async fn clear(&self, world: &World) {
+        let _ = tokio::time::timeout(CLEAR, async {
+            if let (Ok(partitions), Ok(channel)) = (self.partitions().await, self.link.channel().await) {
+                let queues = partitions.iter().map(|partition| partition.queue());
+                for queue in queues.chain([DEAD_LETTERS.to_owned()]) {
+                    let _ = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await;
+                }
+            }
+            self.stop.cancel();
+            let _ = self.mongo.drop().await;
+            self.postgres.close().await;
+            let _ = world.drop_database(&self.name).await;
+        })
+        .await;
     }
 
     /// All events, in the order of their partitions' runs.

@@ -96,6 +96,7 @@ pub async fn run(world: &World, program: &str, fault: &Fault, size: Size) -> Res
     }
     harness.hold = Duration::from_secs_f64(if size.long { fault.hold.1 } else { fault.hold.0 });
     let ran = through(&mut harness, fault, size).await;
+    corner.clear(world).await;
     ran.map_err(|error| {
         let logs = cluster.log_tails(15);
         error.context(format!("{}, seed {}; the ends of the logs:\n{logs}", fault.name, size.seed))

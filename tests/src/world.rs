@@ -140,6 +140,10 @@ impl World {
         self.sql(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await
     }
 
+    pub(crate) async fn drop_database(&self, name: &str) -> Result<()> {
+        self.sql(&format!("DROP DATABASE {name} WITH (FORCE)")).await
+    }
+
     async fn sql(&self, statement: &str) -> Result<()> {
         let mut connection = sqlx::PgConnection::connect(&self.urls.postgres).await?;
         sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await?;

@@ -77,7 +77,7 @@ async fn waits_and_kills(site: Arc<Site>) -> Result {
         site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
         Ok(command.id)
     };
-    let soon = (clock::now() + TimeDelta::milliseconds(2_500)).to_rfc3339_opts(SecondsFormat::Millis, true);
+    let soon = (clock::now() + TimeDelta::seconds(12)).to_rfc3339_opts(SecondsFormat::Millis, true);
     let (line, mut neighbours) = (subject_in_slot(0), Vec::new());
     neighbours.push(send(command_of(ada, "task.create", line, json!({ "title": "one" }))).await?);
     let first_pill = send(command("task.update", line, json!({ "title": "the pill" }))).await?;
