@@ -81,10 +81,13 @@ impl<'de> Deserialize<'de> for EventId {
 pub struct Data(Box<RawValue>);
 
 impl Data {
-    /// The text of an object.
+    /// The text of an object. A whole number that has more than 63 bits is told as MongoDB keeps it, as a float: so
+    /// the text is the same when it is made from what is kept.
     pub fn new(object: &Value) -> Self {
+        let text = |value: &Value| serde_json::value::to_raw_value(value);
+        let text = if has_huge(object) { text(&without_huge(object.clone())) } else { text(object) };
         // Texts, numbers and times always have a JSON form; without one nothing is told.
-        Self(serde_json::value::to_raw_value(object).unwrap_or_else(|_| RawValue::NULL.to_owned()))
+        Self(text.unwrap_or_else(|_| RawValue::NULL.to_owned()))
     }
 
     /// The object's text.
@@ -95,6 +98,26 @@ impl Data {
     /// The object, parsed.
     pub fn object(&self) -> Map<String, Value> {
         serde_json::from_str(self.0.get()).unwrap_or_default()
+    }
+}
+
+fn has_huge(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_i64().is_none() && number.is_u64(),
+        Value::Array(items) => items.iter().any(has_huge),
+        Value::Object(fields) => fields.values().any(has_huge),
+        _ => false,
+    }
+}
+
+fn without_huge(value: Value) -> Value {
+    match value {
+        Value::Number(ref number) if has_huge(&value) => Value::from(number.as_f64()),
+        Value::Array(items) => items.into_iter().map(without_huge).collect(),
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(name, value)| (name, without_huge(value))).collect())
+        }
+        other => other,
     }
 }
 

@@ -119,6 +119,14 @@ metrics! {
         "How far the slowest member of the replica set is behind the newest.";
     REDIS_INFO = "taskflow_cache_server_figures" Kind::Gauge, ["figure"],
         "What Redis tells of itself: memory_bytes, memory_max_bytes, fragmentation, clients, evicted_keys, hits, misses.";
+    AUDIT_SEAL = "taskflow_audit_seal" Kind::Gauge, [],
+        "The number of the newest seal of the audit trail.";
+    AUDIT_SEALED = "taskflow_audit_sealed_timestamp_seconds" Kind::Gauge, [],
+        "When the audit trail was last sealed, in seconds since 1970.";
+    AUDIT_VERIFIED = "taskflow_audit_verified_events_total" Kind::Counter, [],
+        "Events that a verification found as they were sealed.";
+    AUDIT_FINDINGS = "taskflow_audit_findings" Kind::Gauge, ["kind"],
+        "What the last verification of the audit trail found wrong, by kind.";
     OUTBOX_PENDING = "taskflow_outbox_pending" Kind::Gauge, [],
         "Outbox rows (one a batch) that are not known to be relayed.";
     OUTBOX_OLDEST = "taskflow_outbox_oldest_seconds" Kind::Gauge, [],

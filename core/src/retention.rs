@@ -14,7 +14,7 @@ use crate::event::TYPES;
 use crate::system_event::{ABOUT_ACCESS, SENSITIVE};
 
 /// Event types that no command causes, as far as their class may be set.
-pub const SYSTEM_TYPES: [&str; 9] = [
+pub const SYSTEM_TYPES: [&str; 12] = [
     "system.dead_letter_replayed",
     "system.dead_letter_edited",
     "system.dead_letter_discarded",
@@ -24,6 +24,9 @@ pub const SYSTEM_TYPES: [&str; 9] = [
     "system.retention.started",
     "system.retention.completed",
     "system.retention.failed",
+    "system.audit.started",
+    "system.audit.completed",
+    "system.audit.failed",
 ];
 
 /// How long events are kept. Each event type is in one class.
@@ -44,6 +47,8 @@ impl Class {
         match kind {
             "user.login" | "user.logout" => Self::UserActivity,
             kind if kind.starts_with("task.") => Self::TaskEvents,
+            // What the trail tells of itself.
+            "system.audit_findings" | "system.data_erased" | "system.audit_restored" => Self::AuditLogs,
             // Who may do what, and who tried: kept as long as the law asks.
             kind if SENSITIVE[..ABOUT_ACCESS].iter().any(|(about, _)| *about == kind) => Self::AuditLogs,
             kind if kind.starts_with("system.") => Self::SystemEvents,
@@ -188,6 +193,14 @@ impl Retention {
     /// For how many days a class is kept: never fewer than the law asks.
     pub fn days(&self, class: Class) -> u16 {
         self.set_days(class).max(self.legal_days(class))
+    }
+
+    /// The fewest days for which an event that is of this class by itself is kept: the settings may have put its type
+    /// into another one.
+    pub fn least_days(&self, class: Class) -> u16 {
+        let moved =
+            known_types().filter(|kind| Class::of(kind) == class).map(|kind| self.days(self.class_of(kind)));
+        moved.chain([self.days(class)]).min().unwrap_or(0)
     }
 
     /// When an event of a type may be removed.

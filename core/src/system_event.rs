@@ -200,6 +200,50 @@ fn occurrence(kind: &str, deed: Deed<'_>, subject: Subject<'_>, more: &[(&str, V
     }
 }
 
+/// A verification of the audit trail has found something.
+pub fn audit_findings(id: Uuid, at: DateTime<Utc>, findings: &Value) -> Occurrence {
+    about_trail("system.audit_findings", id, SYSTEM, job_entity("audit.verify"), at, findings)
+}
+
+/// Somebody has ordered that what events tell of a subject is erased.
+pub fn data_erased(
+    id: Uuid,
+    author: &str,
+    scope: &str,
+    subject: Uuid,
+    why: &str,
+    at: DateTime<Utc>,
+) -> Occurrence {
+    let payload = json!({ "scope": scope, "author": author, "why": why });
+    about_trail("system.data_erased", id, SYSTEM, subject, at, &payload)
+}
+
+/// Somebody says that Postgres was set back on purpose.
+pub fn audit_restored(id: Uuid, author: &str, why: &str, at: DateTime<Utc>) -> Occurrence {
+    let payload = json!({ "author": author, "why": why });
+    about_trail("system.audit_restored", id, SYSTEM, job_entity("audit.seal"), at, &payload)
+}
+
+fn about_trail(
+    kind: &str,
+    id: Uuid,
+    actor: Uuid,
+    entity: Uuid,
+    at: DateTime<Utc>,
+    payload: &Value,
+) -> Occurrence {
+    Occurrence {
+        id,
+        kind: kind.to_owned(),
+        actor,
+        entity,
+        correlation: id,
+        traceparent: None,
+        payload: Data::new(payload),
+        at,
+    }
+}
+
 /// A run of a job of which the audit trail tells.
 #[derive(Debug, Clone, Copy)]
 pub struct JobDeed<'r> {
