@@ -2,9 +2,11 @@
 //! number of its commands; a batch of nothing but new tasks has two.
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
+use taskflow_core::audit::Hash;
 use taskflow_core::batch::Rules;
 use taskflow_core::metric;
 use taskflow_core::{Folded, Item, batch};
@@ -96,6 +98,8 @@ async fn work(
     let mut folded = batch::fold(items, &known, lines, state, rules);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
     let payload = payload(&mut folded);
+    // Here, where it is timed, and not under the partition's fence.
+    payload.leaves();
     observe_step("decide", start);
 
     let written = timed("write", async {
@@ -137,6 +141,8 @@ fn payload(folded: &mut Folded) -> Payload {
         tasks: tasks.map(|task| task.id).collect(),
         users: users.map(|user| user.id).collect(),
         lists: folded.lists.iter().copied().collect(),
+        seed: Some(Hash(rand::random())),
+        leaves: OnceLock::new(),
     }
 }
 

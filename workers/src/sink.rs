@@ -61,7 +61,8 @@ pub(crate) async fn deliver(
     let count = match sink {
         Sink::Audit => {
             let run = mongo::events::Run { partition, number: batch.number };
-            mongo::events::insert(&context.events, run, &batch.payload.events).await?;
+            mongo::events::insert(&context.events, run, &batch.payload.events, batch.payload.leaves())
+                .await?;
             crash::point("audited");
             batch.payload.events.len()
         }

@@ -1,9 +1,12 @@
 //! Carries system events to the audit trail and to the event exchange. Both take what they have already without harm.
+//! Before, each becomes a link of a chain of their own: so whether one is missing in the trail can be told.
 
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use taskflow_core::audit::leaves::Leaves;
 use taskflow_core::{metric, system_event};
+use taskflow_stores::postgres::audit_chain::SYSTEM;
 use taskflow_stores::postgres::system_events;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::{StoreError, mongo, observe, seldom};
@@ -16,8 +19,6 @@ use crate::{Context, crash};
 const TOGETHER: i64 = 50;
 /// Time between two looks when there was nothing.
 const IDLE: Duration = Duration::from_millis(500);
-/// Under which partition they stand in the audit trail; their number is their row's.
-const PARTITION: &str = "system";
 
 /// Works until `stop`.
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
@@ -51,28 +52,39 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
     if taken.events.is_empty() {
         return Ok(0);
     }
-    let events =
-        taken.events.iter().map(|(place, occurrence)| (*place, occurrence.to_event(&context.retention)));
-    let events: Vec<_> = events.collect();
+    let sealed = taken.events.iter().map(|waiting| {
+        let event = waiting.occurrence.to_event(&context.retention);
+        let leaves = Leaves::of_one(&event, waiting.salt);
+        (waiting.place, waiting.link, event, leaves)
+    });
+    let sealed: Vec<_> = sealed.collect();
+    let new = sealed.iter().filter(|(_, link, _, _)| link.is_none());
+    let new: Vec<(i64, String)> =
+        new.filter_map(|(place, _, _, leaves)| Some((*place, leaves.link()?))).collect();
+    if !new.is_empty() {
+        taken.join_chain(&new).await?;
+        crash::point("system_linked");
+        return Ok(new.len());
+    }
     // One by one: an event keeps its place in the trail, whatever is delivered beside it the next time.
-    let audited = events.iter().map(|(place, event)| {
-        let run = mongo::events::Run { partition: PARTITION, number: *place };
-        mongo::events::insert(&context.events, run, std::slice::from_ref(event))
+    let audited = sealed.iter().filter_map(|(_, link, event, leaves)| {
+        let run = mongo::events::Run { partition: SYSTEM, number: (*link)? };
+        Some(mongo::events::insert(&context.events, run, std::slice::from_ref(event), Some(leaves)))
     });
     try_join_all(audited).await?;
     crash::point("system_audited");
-    let mut confirms = Vec::with_capacity(events.len());
-    for (_, event) in &events {
+    let mut confirms = Vec::with_capacity(sealed.len());
+    for (_, _, event, _) in &sealed {
         confirms.push(context.stores.publisher.send(Message::event(event, None)).await?);
     }
     for confirm in confirms {
         confirm.confirmed().await.map_err(StoreError::from)?;
     }
     taken.delivered().await?;
-    for (_, event) in &events {
+    for (_, _, event, _) in &sealed {
         if let Some(operation) = system_event::operation(&event.kind) {
             observe::counter(&metric::SENSITIVE_OPERATIONS, &[("operation", operation)]).increment(1);
         }
     }
-    Ok(events.len())
+    Ok(sealed.len())
 }

@@ -123,7 +123,7 @@ async fn follow(stores: std::sync::Arc<Stores>, partition: String, number: i64, 
         }
         anyhow::Ok(())
     };
-    let audit = async { Ok(events::insert(&collection, run, &batch.payload.events).await?) };
+    let audit = async { Ok(events::insert(&collection, run, &batch.payload.events, None).await?) };
     let cached = async { Ok(stores.redis.refresh(&refresh).await?) };
     tokio::try_join!(audit, cached, publish)?;
     sqlx::query("DELETE FROM outbox WHERE partition = $1 AND number = $2")

@@ -200,9 +200,12 @@ fn cursor(event: &Document) -> Option<Cursor> {
     Some(Cursor { at_ms, id: EventId(id.bytes()) })
 }
 
-/// An event as JSON, under the names that it is stored by.
+/// An event as JSON, under the names that it is stored by, without what is only for its proof.
 fn shown(mut event: Document) -> Value {
     let id = event.remove("_id");
+    for name in ["salt", "digest"] {
+        event.remove(name);
+    }
     let mut fields = Map::new();
     fields.insert("id".to_owned(), id.map_or(Value::Null, value));
     fields.extend(event.into_iter().map(|(name, field)| (name, value(field))));

@@ -8,15 +8,17 @@ use std::collections::HashMap;
 use futures_util::TryStreamExt;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{DateTime, Document, RawArrayBuf, RawBson, RawDocumentBuf, cstr, doc};
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{Binary, DateTime, Document, RawArrayBuf, RawBson, RawDocumentBuf, cstr, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::{Acknowledgment, CollectionOptions, WriteConcern};
 use mongodb::{Collection, Database};
 use serde_json::{Map, Value};
 use taskflow_core::Event;
+use taskflow_core::audit::leaves::{Leaf, Leaves};
 use uuid::Uuid;
 
-use super::failed;
+use super::{audit_leaves, failed};
 use crate::{Kind, StoreError};
 
 /// The collection's name.
@@ -30,23 +32,54 @@ pub struct Run<'p> {
     pub number: i64,
 }
 
-/// A handle of the collection.
-pub type Events = Collection<RawDocumentBuf>;
-
-/// The collection, with writes that are on the disks of a majority before they count.
-pub fn collection(database: &Database) -> Events {
-    let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
-    let options = CollectionOptions::builder().write_concern(concern).build();
-    database.collection_with_options(COLLECTION, options)
+/// Handles of the collection and of the one with the leaves of its events.
+#[derive(Debug, Clone)]
+pub struct Events {
+    events: Collection<RawDocumentBuf>,
+    leaves: Collection<RawDocumentBuf>,
 }
 
-/// Inserts a batch's events; those that are there already count as inserted.
-pub async fn insert(collection: &Events, run: Run<'_>, events: &[Event]) -> Result<(), StoreError> {
+/// The collections, with writes that are on the disks of a majority before they count.
+pub fn collection(database: &Database) -> Events {
+    Events { events: durable(database, COLLECTION), leaves: durable(database, audit_leaves::COLLECTION) }
+}
+
+pub(super) fn durable(database: &Database, name: &str) -> Collection<RawDocumentBuf> {
+    let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
+    let options = CollectionOptions::builder().write_concern(concern).build();
+    database.collection_with_options(name, options)
+}
+
+/// Inserts a batch's events and the list of their leaves; what is there already counts as inserted.
+pub async fn insert(
+    collection: &Events,
+    run: Run<'_>,
+    events: &[Event],
+    leaves: Option<&Leaves>,
+) -> Result<(), StoreError> {
     if events.is_empty() {
         return Ok(());
     }
-    let documents = events.iter().enumerate().map(|(index, event)| document(run, index, event));
+    let leaf = |index: usize| leaves.and_then(|leaves| leaves.leaves.get(index));
+    let documents = events.iter().enumerate().map(|(index, event)| document(run, index, event, leaf(index)));
     let documents = documents.collect::<Result<Vec<_>, _>>()?;
+    let list = leaves.and_then(|leaves| audit_leaves::document(run, events, leaves));
+    let lists = async {
+        match list {
+            Some(list) => insert_new(&collection.leaves, vec![list], "insert leaves").await,
+            None => Ok(()),
+        }
+    };
+    futures_util::try_join!(insert_new(&collection.events, documents, "insert events"), lists).map(drop)
+}
+
+/// Inserts what is not there yet.
+pub(super) async fn insert_new(
+    collection: &Collection<RawDocumentBuf>,
+    documents: Vec<RawDocumentBuf>,
+    call: &'static str,
+) -> Result<(), StoreError> {
+    let count = documents.len();
     match collection.insert_many(documents).ordered(false).await {
         Ok(_) => Ok(()),
         Err(error) => match error.kind.as_ref() {
@@ -62,17 +95,13 @@ pub async fn insert(collection: &Events, run: Run<'_>, events: &[Event]) -> Resu
                     None => Ok(()),
                     Some(first) => Err(StoreError::new(
                         "mongodb",
-                        "insert events",
+                        call,
                         Kind::Data,
-                        format!(
-                            "{} of {} events were refused, the first: {first}",
-                            others.len(),
-                            events.len()
-                        ),
+                        format!("{} of {count} were refused, the first: {first}", others.len()),
                     )),
                 }
             }
-            _ => Err(failed("insert events")(error)),
+            _ => Err(failed(call)(error)),
         },
     }
 }
@@ -95,8 +124,14 @@ pub async fn count_by_command(
     Ok(counts)
 }
 
-fn document(run: Run<'_>, index: usize, event: &Event) -> Result<RawDocumentBuf, StoreError> {
-    build(run, index, event).map_err(|error| StoreError::new("mongodb", "encode an event", Kind::Data, error))
+fn document(
+    run: Run<'_>,
+    index: usize,
+    event: &Event,
+    leaf: Option<&Leaf>,
+) -> Result<RawDocumentBuf, StoreError> {
+    build(run, index, event, leaf)
+        .map_err(|error| StoreError::new("mongodb", "encode an event", Kind::Data, error))
 }
 
 /// Straight to BSON's bytes: a map in between would cost more than all the rest of the relay.
@@ -104,6 +139,7 @@ fn build(
     run: Run<'_>,
     index: usize,
     event: &Event,
+    leaf: Option<&Leaf>,
 ) -> Result<RawDocumentBuf, Box<dyn std::error::Error + Send + Sync>> {
     let mut metadata = RawDocumentBuf::new();
     for (name, value) in [
@@ -121,6 +157,9 @@ fn build(
     place.append(cstr!("n"), run.number);
     place.append(cstr!("i"), index as i32);
     place.append(cstr!("class"), event.class().as_str());
+    if let Some(leaf) = leaf {
+        place.append(cstr!("leaf"), leaf.place as i32);
+    }
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     let mut document = RawDocumentBuf::new();
     document.append(cstr!("_id"), ObjectId::from_bytes(event.id.0));
@@ -136,9 +175,16 @@ fn build(
     document.append(cstr!("correlationId"), &*event.correlation.hyphenated().encode_lower(&mut text));
     document.append(cstr!("commandId"), &*event.command.hyphenated().encode_lower(&mut text));
     document.append(cstr!("run"), place);
+    if let Some(leaf) = leaf {
+        document.append(cstr!("salt"), binary(&leaf.salt));
+    }
     document.append(cstr!("createdAt"), DateTime::from_millis(event.created_at.timestamp_millis()));
     document.append(cstr!("expiresAt"), DateTime::from_millis(event.expires_at.timestamp_millis()));
     Ok(document)
+}
+
+pub(super) fn binary(bytes: &[u8]) -> RawBson {
+    RawBson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
 }
 
 fn object(map: &Map<String, Value>) -> Result<RawDocumentBuf, Box<dyn std::error::Error + Send + Sync>> {

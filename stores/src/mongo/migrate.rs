@@ -11,11 +11,12 @@ use serde::Deserialize;
 use super::failed;
 use crate::{Kind, StoreError};
 
-const FILES: [(i64, &str); 4] = [
+const FILES: [(i64, &str); 5] = [
     (1, include_str!("../../../migrations/mongo/0001_event_logs.json")),
     (2, include_str!("../../../migrations/mongo/0002_redundant_indexes.json")),
     (3, include_str!("../../../migrations/mongo/0003_plain_type.json")),
     (4, include_str!("../../../migrations/mongo/0004_cursor_indexes.json")),
+    (5, include_str!("../../../migrations/mongo/0005_audit_seals.json")),
 ];
 const VERSIONS: &str = "schema_versions";
 /// `NamespaceExists`, `NamespaceNotFound`, `IndexNotFound`.

@@ -1,5 +1,9 @@
 //! MongoDB: the audit trail.
 
+pub mod audit_leaves;
+pub mod audit_seals;
+pub mod audit_trail;
+pub mod erasure;
 pub mod event_query;
 pub mod events;
 pub mod gap;

@@ -86,7 +86,7 @@ pub async fn held(
     find(database, filter, doc! { "_id": 1 }, limit).await
 }
 
-fn of(subject: Subject) -> Document {
+pub(super) fn of(subject: Subject) -> Document {
     match subject {
         Subject::Entity(id) => doc! { "entityId": id.to_string() },
         Subject::Actor(id) => doc! { "actorId": id.to_string() },
@@ -137,7 +137,7 @@ pub async fn remove(database: &Database, ids: &[[u8; 12]], now: DateTime<Utc>) -
     }
     let ids: Vec<ObjectId> = ids.iter().map(|id| ObjectId::from_bytes(*id)).collect();
     let filter = doc! { "_id": { "$in": ids }, "expiresAt": { "$lte": date(now) } };
-    let removed = events::collection(database).delete_many(filter).await;
+    let removed = events::durable(database, events::COLLECTION).delete_many(filter).await;
     Ok(removed.map_err(failed("remove events"))?.deleted_count)
 }
 

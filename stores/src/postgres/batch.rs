@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Postgres, Row, Transaction};
+use taskflow_core::audit::leaves::Leaves;
 use taskflow_core::batch::Needs;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::state::Role;
@@ -206,13 +207,22 @@ pub async fn write(
 static RECORD: LazyLock<String> = LazyLock::new(|| record_statement(""));
 
 static RECORD_AND_TIDY: LazyLock<String> =
-    LazyLock::new(|| record_statement(concat!(tidied!("$33", "$34", "$35", "$36"), ", ")));
+    LazyLock::new(|| record_statement(concat!(tidied!("$34", "$35", "$36", "$37"), ", ")));
+
+/// The digest of the batch's link, as [`taskflow_core::audit::link::hash`] makes it.
+const NEXT_LINK: &str = "sha256('\\x03'::bytea
+                || coalesce(chain, sha256('\\x04'::bytea || convert_to($1::text, 'UTF8')))
+                || int8send(batch + 1) || convert_to($20::text, 'UTF8'))";
 
 fn record_statement(tidy: &str) -> String {
     format!(
         "/* record_batch */
         WITH {tidy}head AS (
-            UPDATE partition_heads SET batch = batch + 1 WHERE partition = $1 AND epoch = $2 RETURNING batch
+            UPDATE partition_heads SET batch = batch + 1, chain = CASE WHEN $20::text IS NULL THEN chain ELSE {} END
+            WHERE partition = $1 AND epoch = $2 RETURNING batch, chain
+        ), linked AS (
+            INSERT INTO audit_links (partition, number, classes, hash)
+            SELECT $1, batch, $20, chain FROM head WHERE $20::text IS NOT NULL
         ), noted AS (
             INSERT INTO batches (partition, number, commands, applied_at, changed)
             SELECT $1, batch, $3::integer, $4::timestamptz, $19::bytea FROM head
@@ -230,12 +240,13 @@ fn record_statement(tidy: &str) -> String {
                               $16::timestamptz[], $17::bytea[], $18::smallint[]) AS r
         )
         SELECT batch FROM head",
-        tasks::insert_statement("head, ", 20)
+        NEXT_LINK,
+        tasks::insert_statement("head, ", 21)
     )
 }
 
-/// Writes the receipts of a batch, its entry in `batches`, its outbox row and its new tasks, in one statement, under the
-/// fence: the partition's head row, which gives the batch its number. Its lock is kept until the commit: batches of one
+/// Writes the receipts of a batch, its entry in `batches`, its outbox row, its link of the audit trail's chain and its
+/// new tasks, in one statement, under the fence: the partition's head row, which gives the batch its number. Its lock is kept until the commit: batches of one
 /// partition commit in the order of their numbers, and whoever takes the lease over waits for a batch that is being
 /// recorded.
 ///
@@ -269,7 +280,8 @@ pub async fn record(
         .bind(column(receipts, |r| r.finished_at))
         .bind(column(receipts, |r| r.fingerprint.as_slice()))
         .bind(column(receipts, |r| r.attempts as i16))
-        .bind(cache_tag::encode(&record.payload.lists));
+        .bind(cache_tag::encode(&record.payload.lists))
+        .bind(record.payload.leaves().and_then(Leaves::link));
     let mut query = tasks::bind_new(query, record.new_tasks);
     if !relayed.is_empty() {
         let columns = Columns::of(relayed);

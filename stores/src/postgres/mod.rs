@@ -3,6 +3,8 @@
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 
 pub mod api_keys;
+pub mod audit_chain;
+pub mod audit_seals;
 pub mod batch;
 pub mod canaries;
 pub mod dead_letter_deeds;

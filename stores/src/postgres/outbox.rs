@@ -1,10 +1,14 @@
 //! The outbox: what a batch has to tell MongoDB, Redis and the event exchange. One row a batch, written in the
 //! batch's own transaction, removed when all of them have it.
 
+use std::sync::OnceLock;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use taskflow_core::Event;
+use taskflow_core::audit::Hash;
+use taskflow_core::audit::leaves::Leaves;
 use uuid::Uuid;
 
 use super::failed;
@@ -21,9 +25,21 @@ pub struct Payload {
     /// Users on whose tasks something changed. Workers of the release before look for it.
     #[serde(default)]
     pub lists: Vec<Uuid>,
+    /// What the salts of the events' leaves follow from; `None` of a batch that joins no chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Hash>,
+    /// Made when they are first asked for.
+    #[serde(skip)]
+    pub leaves: OnceLock<Leaves>,
 }
 
 impl Payload {
+    /// The leaves of the events in the trees of the audit trail.
+    pub fn leaves(&self) -> Option<&Leaves> {
+        let seed = self.seed?;
+        Some(self.leaves.get_or_init(|| Leaves::of(&self.events, &seed.0)))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.events.is_empty() && self.tasks.is_empty() && self.users.is_empty()
     }

@@ -1,9 +1,12 @@
 //! The table `system_events`: what happened without a command, until the audit trail and the event exchange have it.
 
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use taskflow_core::audit::canonical::Salt;
+use taskflow_core::audit::{Hash, link};
 use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
+use super::audit_chain::SYSTEM;
 use super::failed;
 use crate::{Kind, StoreError};
 
@@ -35,37 +38,109 @@ pub async fn record(pool: &PgPool, occurrence: &Occurrence) -> Result<(), StoreE
     insert(&mut connection, std::slice::from_ref(occurrence)).await
 }
 
+/// Makes a change and writes the event that tells of it, in one transaction.
+pub async fn with_event<T>(
+    pool: &PgPool,
+    event: &Occurrence,
+    change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut transaction = pool.begin().await.map_err(failed("begin a change"))?;
+    let changed = change(&mut transaction).await?;
+    insert(&mut transaction, std::slice::from_ref(event)).await?;
+    transaction.commit().await.map_err(failed("commit a change"))?;
+    Ok(changed)
+}
+
+/// An event that waits to be delivered.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The number of its row.
+    pub place: i64,
+    pub occurrence: Occurrence,
+    /// Of its leaf in the audit trail.
+    pub salt: Salt,
+    /// Its number in the chain of the system's events, under which it stands in the trail; `None` before it has joined.
+    pub link: Option<i64>,
+}
+
 /// Events that one process delivers at the moment: nobody else takes them meanwhile.
 pub struct Taken {
     transaction: Transaction<'static, Postgres>,
-    /// Each with the number of its row.
-    pub events: Vec<(i64, Occurrence)>,
+    pub events: Vec<Waiting>,
 }
 
 /// Takes the oldest events that nobody else delivers, at most `limit`.
 pub async fn take(pool: &PgPool, limit: i64) -> Result<Taken, StoreError> {
+    type Row = (i64, Vec<u8>, Vec<u8>, Option<i64>);
     let mut transaction = pool.begin().await.map_err(failed("take system events"))?;
-    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+    let rows: Vec<Row> = sqlx::query_as(
         "/* take_system_events */
-        SELECT place, event FROM system_events ORDER BY place LIMIT $1 FOR UPDATE SKIP LOCKED",
+        SELECT place, event, salt, link FROM system_events ORDER BY place LIMIT $1 FOR UPDATE SKIP LOCKED",
     )
     .bind(limit)
     .fetch_all(&mut *transaction)
     .await
     .map_err(failed("take system events"))?;
-    let broken = |error| StoreError::new("postgres", "decode a system event", Kind::Bug, error);
-    let read = |(place, bytes): (i64, Vec<u8>)| {
-        let occurrence = serde_json::from_slice(&bytes).map_err(broken)?;
-        Ok((place, occurrence))
+    let broken = |detail: String| StoreError::new("postgres", "decode a system event", Kind::Bug, detail);
+    let read = |(place, bytes, salt, link): Row| {
+        let occurrence = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+        let salt = salt.try_into().map_err(|_| broken("its salt has not 16 bytes".to_owned()))?;
+        Ok(Waiting { place, occurrence, salt, link })
     };
     let events = rows.into_iter().map(read).collect::<Result<Vec<_>, StoreError>>()?;
     Ok(Taken { transaction, events })
 }
 
 impl Taken {
+    /// Lets events join the chain of the system's events, each as a link of its own, given as the number of its row and
+    /// the text of its link. They are delivered by whoever takes them next: an event is in the chain, for good, before
+    /// it is in the trail.
+    pub async fn join_chain(mut self, links: &[(i64, String)]) -> Result<(), StoreError> {
+        const CALL: &str = "link system events";
+        let head: (i64, Option<Vec<u8>>) =
+            sqlx::query_as("/* lock_system_head */ SELECT number, chain FROM audit_system_head FOR UPDATE")
+                .fetch_one(&mut *self.transaction)
+                .await
+                .map_err(failed(CALL))?;
+        let (mut number, chain) = head;
+        let mut hash =
+            chain.and_then(|chain| Hash::from_slice(&chain)).unwrap_or_else(|| link::genesis(SYSTEM));
+        let (mut numbers, mut hashes) = (Vec::with_capacity(links.len()), Vec::with_capacity(links.len()));
+        for (_, classes) in links {
+            number += 1;
+            hash = link::hash(&hash, number, classes);
+            numbers.push(number);
+            hashes.push(hash.0.to_vec());
+        }
+        sqlx::query(
+            "/* link_system_events */
+            WITH new AS (
+                SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::text[], $4::bytea[])
+                    AS n (place, number, classes, hash)
+            ), marked AS (
+                UPDATE system_events s SET link = n.number FROM new n WHERE s.place = n.place
+            ), linked AS (
+                INSERT INTO audit_links (partition, number, classes, hash)
+                SELECT $5, number, classes, hash FROM new
+            )
+            UPDATE audit_system_head SET number = $6, chain = $7",
+        )
+        .bind(links.iter().map(|(place, _)| *place).collect::<Vec<_>>())
+        .bind(numbers)
+        .bind(links.iter().map(|(_, classes)| classes.as_str()).collect::<Vec<_>>())
+        .bind(hashes)
+        .bind(SYSTEM)
+        .bind(number)
+        .bind(hash.0.as_slice())
+        .execute(&mut *self.transaction)
+        .await
+        .map_err(failed(CALL))?;
+        self.transaction.commit().await.map_err(failed(CALL))
+    }
+
     /// Removes them: the others have them.
     pub async fn delivered(mut self) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = self.events.iter().map(|(_, event)| event.id).collect();
+        let ids: Vec<Uuid> = self.events.iter().map(|event| event.occurrence.id).collect();
         sqlx::query("/* remove_system_events */ DELETE FROM system_events WHERE id = ANY($1)")
             .bind(ids)
             .execute(&mut *self.transaction)
@@ -73,6 +148,18 @@ impl Taken {
             .map_err(failed("remove system events"))?;
         self.transaction.commit().await.map_err(failed("remove system events"))
     }
+}
+
+/// Whether one that waits tells of somebody, other than that what is told of them is erased.
+pub async fn tells_of(pool: &PgPool, subject: Uuid) -> Result<bool, StoreError> {
+    sqlx::query_scalar(
+        "/* system_events_of */ SELECT EXISTS (SELECT FROM system_events
+            WHERE position($1 IN event) > 0 AND position('system.data_erased'::bytea IN event) = 0)",
+    )
+    .bind(subject.to_string().into_bytes())
+    .fetch_one(pool)
+    .await
+    .map_err(failed("look into the system events"))
 }
 
 /// How many wait.

@@ -1,0 +1,284 @@
+//! The events of the trail as a verification and a proof see them: made back into the bytes of their leaves.
+//!
+//! It is strict: a document that is not exactly as events are written has no leaf, whatever a reader would make of it.
+
+use std::borrow::Cow;
+
+use futures_util::TryStreamExt;
+use mongodb::Database;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::raw::{RawBsonRef, RawDocument};
+use mongodb::bson::{DateTime, RawDocumentBuf, doc};
+use mongodb::options::Hint;
+use serde_json::value::RawValue;
+use taskflow_core::audit::Hash;
+use taskflow_core::audit::canonical::{Fields, Personal, Salt, leaf};
+use taskflow_core::audit::trail::{Place, Seen};
+use taskflow_core::event::{Class, EventId};
+use uuid::Uuid;
+
+use super::events::COLLECTION;
+use super::failed;
+use crate::StoreError;
+
+/// The fields of an event; a document with another one was not written by us.
+const FIELDS: [&str; 16] = [
+    "_id",
+    "type",
+    "actorId",
+    "entityId",
+    "entityType",
+    "version",
+    "payload",
+    "metadata",
+    "correlationId",
+    "commandId",
+    "run",
+    "salt",
+    "digest",
+    "erasedAt",
+    "createdAt",
+    "expiresAt",
+];
+const METADATA: [&str; 4] = ["userAgent", "ipAddress", "sessionId", "timestamp"];
+const RUN: [&str; 5] = ["p", "n", "i", "class", "leaf"];
+/// Events that come in one answer of the server.
+const TOGETHER: u32 = 1_000;
+
+/// An event with what a proof of it shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    pub seen: Seen,
+    /// The text of its fields; `None` if it has not the form of an event.
+    pub fields: Option<String>,
+    /// The text of its data and its salt, unless they were erased.
+    pub data: Option<(String, Salt)>,
+    pub data_digest: Option<Hash>,
+}
+
+/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order.
+pub async fn window(
+    database: &Database,
+    from_ms: i64,
+    to_ms: i64,
+    mut each: impl FnMut(Seen),
+) -> Result<(), StoreError> {
+    const CALL: &str = "read the audit trail";
+    let between = doc! { "$gte": DateTime::from_millis(from_ms), "$lte": DateTime::from_millis(to_ms) };
+    let found = database
+        .collection::<RawDocumentBuf>(COLLECTION)
+        .find(doc! { "createdAt": between })
+        .hint(Hint::Name("createdAt_id".to_owned()))
+        .batch_size(TOGETHER)
+        .await;
+    let mut found = found.map_err(failed(CALL))?;
+    let mut buffer = Vec::new();
+    while let Some(document) = found.try_next().await.map_err(failed(CALL))? {
+        each(seen(&document, &mut buffer));
+    }
+    Ok(())
+}
+
+/// Reads one event.
+pub async fn one(database: &Database, id: EventId) -> Result<Option<Shown>, StoreError> {
+    let events = database.collection::<RawDocumentBuf>(COLLECTION);
+    let found = events.find_one(doc! { "_id": ObjectId::from_bytes(id.0) }).await;
+    let Some(document) = found.map_err(failed("read an event"))? else { return Ok(None) };
+    let seen = seen(&document, &mut Vec::new());
+    let parts = read(&document);
+    let data = parts.as_ref().and_then(|parts| match parts.data {
+        Data::Kept { ref personal, salt } => Some((personal.text(), salt)),
+        Data::Erased(_) => None,
+    });
+    let data_digest = parts.as_ref().map(|parts| parts.data.digest(&mut Vec::new()));
+    Ok(Some(Shown { seen, fields: parts.map(|parts| parts.fields.text()), data, data_digest }))
+}
+
+/// Events that are counted at most.
+const COUNT_MAX: u64 = 1_000_000;
+
+/// How many events were made before a time (milliseconds since 1970); counted up to a million.
+pub async fn count_before(database: &Database, before_ms: i64) -> Result<u64, StoreError> {
+    let events = database.collection::<RawDocumentBuf>(COLLECTION);
+    let filter = doc! { "createdAt": { "$lt": DateTime::from_millis(before_ms) } };
+    events.count_documents(filter).limit(COUNT_MAX).await.map_err(failed("count events"))
+}
+
+/// What an event's leaf is made of.
+struct Parts<'d> {
+    fields: Fields<'d>,
+    data: Data<'d>,
+}
+
+enum Data<'d> {
+    Kept { personal: Personal<'d>, salt: Salt },
+    Erased(Hash),
+}
+
+impl Data<'_> {
+    fn digest(&self, buffer: &mut Vec<u8>) -> Hash {
+        match self {
+            Self::Kept { personal, salt } => personal.digest(salt, buffer),
+            Self::Erased(digest) => *digest,
+        }
+    }
+}
+
+/// An event, however it looks: what can't be read is nothing.
+fn seen(document: &RawDocument, buffer: &mut Vec<u8>) -> Seen {
+    let id = document.get_object_id("_id").map_or(EventId([0; 12]), |id| EventId(id.bytes()));
+    let run = document.get_document("run").ok();
+    let place = run.and_then(|run| {
+        Some(Place {
+            partition: run.get_str("p").ok()?.to_owned(),
+            number: run.get_i64("n").ok()?,
+            class: class_of(run.get_str("class").ok()?)?,
+            leaf: run.get_i32("leaf").ok().and_then(|leaf| u32::try_from(leaf).ok()),
+        })
+    });
+    // Without a place it belongs to no batch there is.
+    let nowhere = || Place { partition: String::new(), number: 0, class: Class::AuditLogs, leaf: Some(0) };
+    let uuid = |name| document.get_str(name).ok().and_then(uuid_of).unwrap_or_default();
+    let parts = read(document);
+    Seen {
+        id,
+        place: place.unwrap_or_else(nowhere),
+        created_ms: document.get_datetime("createdAt").map_or(0, DateTime::timestamp_millis),
+        hash: parts.as_ref().map(|parts| {
+            let data = parts.data.digest(buffer);
+            leaf(&parts.fields, &data, buffer)
+        }),
+        erased: parts.is_some_and(|parts| matches!(parts.data, Data::Erased(_))),
+        entity: uuid("entityId"),
+        actor: uuid("actorId"),
+    }
+}
+
+fn class_of(word: &str) -> Option<Class> {
+    Class::ALL.into_iter().find(|class| class.as_str() == word)
+}
+
+/// A UUID in the one form in which we write it.
+fn uuid_of(text: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(text).ok()?;
+    let mut form = [0; uuid::fmt::Hyphenated::LENGTH];
+    (*id.hyphenated().encode_lower(&mut form) == *text).then_some(id)
+}
+
+/// Whether a document has no other fields than these, and none twice.
+fn has_only(document: &RawDocument, names: &[&str]) -> bool {
+    let mut seen = 0_u32;
+    document.iter().all(|field| {
+        let place = field.ok().and_then(|(name, _)| names.iter().position(|one| *one == name.as_str()));
+        place.is_some_and(|place| {
+            let new = seen & (1 << place) == 0;
+            seen |= 1 << place;
+            new
+        })
+    })
+}
+
+/// A field has not the type in which it is written.
+struct Odd;
+
+/// The value of a field that may be missing, but is of the right type where it is there.
+fn optional<T>(
+    document: &RawDocument,
+    name: &str,
+    get: impl FnOnce() -> Option<T>,
+) -> Result<Option<T>, Odd> {
+    match document.get(name) {
+        Ok(None) => Ok(None),
+        Ok(Some(_)) => get().map(Some).ok_or(Odd),
+        Err(_) => Err(Odd),
+    }
+}
+
+fn read(document: &RawDocument) -> Option<Parts<'_>> {
+    let (run, metadata) = (document.get_document("run").ok()?, document.get_document("metadata").ok()?);
+    if !(has_only(document, &FIELDS) && has_only(run, &RUN) && has_only(metadata, &METADATA)) {
+        return None;
+    }
+    let text = |name| document.get_str(name).ok();
+    let id = |name| uuid_of(text(name)?);
+    let told = |name| optional(metadata, name, || metadata.get_str(name).ok());
+    let class = run.get_str("class").ok()?;
+    let fields = Fields {
+        id: EventId(document.get_object_id("_id").ok()?.bytes()),
+        kind: text("type")?,
+        actor_id: id("actorId")?,
+        entity_id: id("entityId")?,
+        entity_type: text("entityType")?,
+        version: optional(document, "version", || document.get_i32("version").ok()).ok()?,
+        correlation_id: id("correlationId")?,
+        command_id: id("commandId")?,
+        issued_at: metadata.get_datetime("timestamp").ok()?.timestamp_millis(),
+        created_at: document.get_datetime("createdAt").ok()?.timestamp_millis(),
+        class,
+        index: u32::try_from(run.get_i32("i").ok()?).ok()?,
+    };
+    let (ip_address, session_id, user_agent) =
+        (told("ipAddress").ok()?, told("sessionId").ok()?, told("userAgent").ok()?);
+    let payload = document.get_document("payload").ok()?;
+    let binary = |name| document.get_binary(name).ok().map(|binary| binary.bytes);
+    let data = match binary("salt") {
+        Some(salt) => {
+            if document.get("erasedAt").ok()?.is_some() || document.get("digest").ok()?.is_some() {
+                return None;
+            }
+            let mut json = Vec::with_capacity(256);
+            write_object(payload, &mut json)?;
+            let payload = RawValue::from_string(String::from_utf8(json).ok()?).ok()?;
+            let personal = Personal { ip_address, session_id, user_agent, payload: Cow::Owned(payload) };
+            Data::Kept { personal, salt: salt.try_into().ok()? }
+        }
+        None => {
+            let empty = ip_address.is_none() && session_id.is_none() && user_agent.is_none();
+            if !empty || payload.iter().next().is_some() || document.get_datetime("erasedAt").is_err() {
+                return None;
+            }
+            Data::Erased(Hash::from_slice(binary("digest")?)?)
+        }
+    };
+    Some(Parts { fields, data })
+}
+
+/// Writes the JSON that a payload was made from, its fields in the order in which they stand; `None` if it holds what we
+/// never write.
+fn write_object(document: &RawDocument, json: &mut Vec<u8>) -> Option<()> {
+    json.push(b'{');
+    for (index, field) in document.iter().enumerate() {
+        let (name, value) = field.ok()?;
+        if index > 0 {
+            json.push(b',');
+        }
+        serde_json::to_writer(&mut *json, name.as_str()).ok()?;
+        json.push(b':');
+        write_value(value, json)?;
+    }
+    json.push(b'}');
+    Some(())
+}
+
+fn write_value(value: RawBsonRef<'_>, json: &mut Vec<u8>) -> Option<()> {
+    match value {
+        RawBsonRef::Null => json.extend_from_slice(b"null"),
+        RawBsonRef::Boolean(value) => serde_json::to_writer(json, &value).ok()?,
+        RawBsonRef::Int64(whole) => serde_json::to_writer(json, &whole).ok()?,
+        RawBsonRef::Double(float) if float.is_finite() => serde_json::to_writer(json, &float).ok()?,
+        RawBsonRef::String(text) => serde_json::to_writer(json, text).ok()?,
+        RawBsonRef::Array(items) => {
+            json.push(b'[');
+            for (index, item) in items.into_iter().enumerate() {
+                if index > 0 {
+                    json.push(b',');
+                }
+                write_value(item.ok()?, json)?;
+            }
+            json.push(b']');
+        }
+        RawBsonRef::Document(document) => write_object(document, json)?,
+        _ => return None,
+    }
+    Some(())
+}

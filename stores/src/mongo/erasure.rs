@@ -1,0 +1,78 @@
+//! Erasing what events tell of a person. What stays is the digest that their leaves were made of, without the salt: it
+//! tells nothing, and the trail can be verified as before.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use mongodb::Database;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{self, Document, doc};
+use taskflow_core::event::EventId;
+
+use super::audit_trail::{self, Shown};
+use super::events::COLLECTION;
+use super::failed;
+use super::retention::{Subject, of};
+use crate::{Kind, StoreError};
+
+/// Events of one step.
+const TOGETHER: i64 = 200;
+/// How long the server may look for them.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Erased {
+    pub erased: u64,
+    /// Events that are not what was sealed, or from before there were seals: emptied without a digest.
+    pub unsealed: u64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+/// Erases what the next events of a subject tell.
+pub async fn step(database: &Database, subject: Subject, now: DateTime<Utc>) -> Result<Erased, StoreError> {
+    const CALL: &str = "erase events' data";
+    let mut filter = of(subject);
+    filter.insert("erasedAt", doc! { "$exists": false });
+    let events = database.collection::<Document>(COLLECTION);
+    let found = events.find(filter).projection(doc! { "_id": 1 }).limit(TOGETHER).max_time(LOOK).await;
+    let found: Vec<Document> = found.map_err(failed(CALL))?.try_collect().await.map_err(failed(CALL))?;
+    let mut done = Erased { more: found.len() == TOGETHER as usize, ..Erased::default() };
+    let mut updates = Vec::with_capacity(found.len());
+    for id in found.iter().filter_map(|event| event.get_object_id("_id").ok()) {
+        let Some(shown) = audit_trail::one(database, EventId(id.bytes())).await? else { continue };
+        let digest = shown.data_digest.filter(|_| shown.seen.place.leaf.is_some());
+        match digest {
+            Some(_) => done.erased += 1,
+            None => done.unsealed += 1,
+        }
+        updates.push(update(id, &shown, digest.map(|digest| digest.0.to_vec()), now));
+    }
+    if updates.is_empty() {
+        return Ok(Erased { more: false, ..done });
+    }
+    let command = doc! {
+        "update": COLLECTION, "updates": updates, "ordered": false,
+        "writeConcern": { "w": "majority", "j": true },
+    };
+    let answer = database.run_command(command).await.map_err(failed(CALL))?;
+    match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
+        None => Ok(done),
+        Some(first) => Err(StoreError::new("mongodb", CALL, Kind::Data, first)),
+    }
+}
+
+fn update(id: ObjectId, shown: &Shown, digest: Option<Vec<u8>>, now: DateTime<Utc>) -> Document {
+    let mut set = doc! { "payload": {}, "erasedAt": bson::DateTime::from_millis(now.timestamp_millis()) };
+    let mut unset = doc! { "metadata.userAgent": "", "metadata.ipAddress": "", "metadata.sessionId": "" };
+    if let Some(bytes) = digest {
+        let subtype = bson::spec::BinarySubtype::Generic;
+        set.insert("digest", bson::Binary { subtype, bytes });
+    }
+    if shown.data.is_some() {
+        unset.insert("salt", "");
+    }
+    doc! { "q": { "_id": id }, "u": { "$set": set, "$unset": unset } }
+}
