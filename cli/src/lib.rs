@@ -83,6 +83,9 @@ enum Command {
     /// Put, release and list legal holds: what must not be removed while a matter lasts
     #[command(subcommand)]
     Holds(commands::holds::Command),
+    /// Make keys for the audit trail's seals; verify the trail, prove an event, erase a person's data
+    #[command(subcommand)]
+    Audit(commands::audit::Command),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -147,6 +150,7 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Schema(command) => commands::schema::run(command, json),
         Command::Jobs(command) => Box::pin(commands::jobs::run(command, &load()?, json)).await,
         Command::Holds(command) => Box::pin(commands::holds::run(command, &load()?, json)).await,
+        Command::Audit(command) => Box::pin(commands::audit::run(command, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub http: taskflow_api::Settings,
     pub worker: taskflow_workers::Settings,
     pub scheduler: taskflow_scheduler::Settings,
+    pub audit: taskflow_scheduler::audit::Settings,
     pub canary: taskflow_scheduler::canary::Settings,
     pub metrics: Metrics,
     pub retention: Retention,

@@ -14,7 +14,7 @@ use taskflow_stores::{Kind, StoreError, clock};
 use tokio_util::sync::CancellationToken;
 
 use crate::schedules::Schedules;
-use crate::{Settings, Stores};
+use crate::{Settings, Stores, audit};
 
 /// Lines of a run's log, and characters of each.
 const LINES_MAX: usize = 200;
@@ -101,6 +101,7 @@ pub(crate) enum Step {
 pub struct Context {
     pub(crate) stores: Stores,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) audit: Arc<audit::Settings>,
     pub(crate) schedules: Arc<Schedules>,
     pub(crate) retention: Retention,
     pub(crate) fence: Fence,

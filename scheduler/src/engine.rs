@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::context::{Context, Stop, Stopped};
 use crate::schedules::Schedules;
-use crate::{Settings, Stores, arm, fire, run};
+use crate::{Settings, Stores, arm, audit, fire, run};
 
 /// The longest time between two looks: what people ask for is seen within it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -33,6 +33,7 @@ const GOODBYE: Duration = Duration::from_secs(12);
 /// What a scheduler process works with.
 pub(crate) struct Engine {
     pub settings: Arc<Settings>,
+    pub audit: Arc<audit::Settings>,
     pub retention: Retention,
     pub stores: Stores,
     pub schedules: Arc<Schedules>,
@@ -47,13 +48,22 @@ type Runs = HashMap<i64, Stop>;
 impl Engine {
     pub(crate) fn new(
         settings: Settings,
+        audit: audit::Settings,
         retention: Retention,
         stores: Stores,
         schedules: Schedules,
         holder: Uuid,
         host: String,
     ) -> Self {
-        Self { settings: Arc::new(settings), retention, stores, schedules: Arc::new(schedules), holder, host }
+        Self {
+            settings: Arc::new(settings),
+            audit: Arc::new(audit),
+            retention,
+            stores,
+            schedules: Arc::new(schedules),
+            holder,
+            host,
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -252,6 +262,7 @@ impl Engine {
         let context = Arc::new(Context {
             stores: self.stores.clone(),
             settings: Arc::clone(&self.settings),
+            audit: Arc::clone(&self.audit),
             schedules: Arc::clone(&self.schedules),
             retention: self.retention,
             fence: fence.clone(),

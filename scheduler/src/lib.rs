@@ -3,9 +3,10 @@
 //! Several processes may run; one leads ([`leader`]). It writes each due time into the ledger before anything is run
 //! ([`fire`]), begins what is ready ([`engine`]), and says how it ended ([`run`]), all under its fence: whoever has lost
 //! the lead can write nothing more. [`arm`] repairs schedules that have lost their next due time. [`jobs`] has one file
-//! a job and the table of all of them. [`canary`] is apart: it runs in every scheduler process.
+//! a job and the table of all of them; [`audit`] is what the jobs of the audit trail and its command line share. [`canary`] is apart: it runs in every scheduler process.
 
 mod arm;
+pub mod audit;
 pub mod canary;
 mod context;
 mod emptied;
@@ -86,6 +87,7 @@ pub struct Stores {
 /// The settings' schedules can't be understood; the text says what is wrong.
 pub async fn run(
     settings: Settings,
+    audit: audit::Settings,
     retention: Retention,
     stores: Stores,
     host: String,
@@ -94,7 +96,7 @@ pub async fn run(
     let schedules = Schedules::read(&settings)?;
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
-    let engine = engine::Engine::new(settings, retention, stores, schedules, holder, host);
+    let engine = engine::Engine::new(settings, audit, retention, stores, schedules, holder, host);
     leader::run(&engine, &stop).await;
     tracing::info!(%holder, "The scheduler has left.");
     Ok(())

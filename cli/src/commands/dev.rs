@@ -71,6 +71,7 @@ async fn work(
     servers.mongodb.url().clone_into(&mut settings.mongodb.url);
     servers.redis.url().clone_into(&mut settings.redis.url);
     settings.environment = Environment::Development;
+    seal_under(&options.data, settings)?;
 
     let pool = postgres::connect(&settings.postgres, "taskflow dev")?;
     let database = mongo::connect(&settings.mongodb, "taskflow dev").await?;
@@ -99,15 +100,31 @@ async fn work(
     Ok(running.until_stopped(signals, stop).await)
 }
 
+/// The seals' keys and their third copy lie beside the stores' data. The first start makes the keys.
+fn seal_under(data: &Path, settings: &mut Settings) -> Result<(), Exit> {
+    let folder = std::path::absolute(data.join("audit")).context("find the folder of the seals")?;
+    settings.audit.key_path = folder.join("seal.key");
+    settings.audit.public_keys_path = folder.join("seal.pub");
+    settings.audit.seals_folder = folder.join("seals");
+    if !settings.audit.key_path.exists() {
+        super::audit::make_keys(settings)?;
+    }
+    Ok(())
+}
+
 /// Addresses with passwords: readable by their owner alone.
 fn write_env(file: &Path, settings: &Settings) -> anyhow::Result<()> {
     let mut text = String::new();
+    let path = |path: &Path| path.display().to_string();
     for (name, value) in [
         ("POSTGRES__URL", settings.postgres.url.as_str()),
         ("AMQP__URL", &settings.amqp.url),
         ("MONGODB__URL", &settings.mongodb.url),
         ("REDIS__URL", &settings.redis.url),
         ("HTTP__LISTEN", &settings.http.listen.to_string()),
+        ("AUDIT__KEY_PATH", &path(&settings.audit.key_path)),
+        ("AUDIT__PUBLIC_KEYS_PATH", &path(&settings.audit.public_keys_path)),
+        ("AUDIT__SEALS_FOLDER", &path(&settings.audit.seals_folder)),
         ("ENVIRONMENT", "development"),
     ] {
         let _ = writeln!(text, "TASKFLOW_{name}={value}");

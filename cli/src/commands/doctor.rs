@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use taskflow_stores::postgres::pauses::{self, Pause};
-use taskflow_stores::postgres::{dead_letters, health as postgres_health, layout};
+use taskflow_stores::postgres::{audit_seals, dead_letters, health as postgres_health, layout};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
-use taskflow_stores::{StoreError, mongo, postgres};
+use taskflow_stores::{StoreError, clock, mongo, postgres};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect;
@@ -50,6 +50,7 @@ pub(crate) async fn run(settings: &Settings, json: bool) -> Result<ExitCode, Exi
     look_at_rabbitmq(&stores, &mut findings).await;
     look_at_mongodb(&stores, &mut findings).await;
     look_at_redis(&stores, &mut findings).await;
+    look_at_seals(&stores, &mut findings).await;
     stop.cancel();
     let worst = findings.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if json {
@@ -66,6 +67,33 @@ pub(crate) async fn run(settings: &Settings, json: bool) -> Result<ExitCode, Exi
         }
     }
     Ok(if worst == Level::Error { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// A seal is made at least once an hour.
+const SEALED_WITHIN: chrono::TimeDelta = chrono::TimeDelta::minutes(90);
+
+/// Whether the audit trail is sealed. Only `taskflow audit verify` says whether the seals are true.
+async fn look_at_seals(stores: &connect::Stores, findings: &mut Findings) {
+    const STORE: &str = "seals";
+    match audit_seals::newest_at(&stores.postgres).await {
+        Ok(Some((number, at))) if at + SEALED_WITHIN >= clock::now() => {
+            findings.add(STORE, Level::Ok, format!("seal {number} of the audit trail is of {}", at.format("%F %T UTC")));
+        }
+        Ok(Some((number, at))) => findings.add(
+            STORE,
+            Level::Warning,
+            format!(
+                "the audit trail was last sealed at {} (seal {number}): `taskflow jobs show audit.seal`",
+                at.format("%F %T UTC")
+            ),
+        ),
+        Ok(None) => findings.add(
+            STORE,
+            Level::Warning,
+            "the audit trail was never sealed: `taskflow audit keygen` where the scheduler runs, see docs/audit.md",
+        ),
+        Err(error) => findings.broken(STORE, &error),
+    }
 }
 
 async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {

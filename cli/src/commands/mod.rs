@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 pub(crate) mod api_keys;
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;

@@ -199,8 +199,8 @@ fn scheduler(
         redis: stores.redis.clone(),
     };
     async move {
-        let Settings { scheduler, retention, .. } = settings;
-        if let Err(error) = taskflow_scheduler::run(scheduler, retention, stores, host(), stop).await {
+        let Settings { scheduler, audit, retention, .. } = settings;
+        if let Err(error) = taskflow_scheduler::run(scheduler, audit, retention, stores, host(), stop).await {
             tracing::error!(%error, "The scheduler can't start.");
         }
         "scheduler"

@@ -1,5 +1,7 @@
 //! The jobs: one file each, and the table of all of them.
 
+mod audit_seal;
+mod audit_verify;
 mod batches;
 mod cache_warm;
 mod maintenance_mongodb;
@@ -105,6 +107,8 @@ static JOBS: &[Job] = &[
     maintenance_redis::JOB,
     cache_warm::JOB,
     report_stores::JOB,
+    audit_seal::JOB,
+    audit_verify::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,
 ];

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use taskflow_core::event::TYPES;
 use taskflow_core::retention::{Class, SYSTEM_TYPES, Verdict, stamp, verdict};
+use taskflow_stores::mongo::audit_leaves;
 use taskflow_stores::mongo::retention::{self as trail, COUNT_MAX, Found};
 use taskflow_stores::postgres::{job_schedules, leader};
 use taskflow_stores::{clock, crash};
@@ -37,8 +38,8 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             return plan(&context).await;
         }
         retention_holds::look_after(&context).await?;
-        if restamp(&context).await? == Step::Go {
-            remove(&context).await?;
+        if restamp(&context).await? == Step::Go && remove(&context).await? == Step::Go {
+            prune_leaves(&context).await?;
         }
         Ok(())
     })
@@ -110,7 +111,7 @@ async fn restamp(context: &Context) -> Result<Step, Failure> {
     }
 }
 
-async fn remove(context: &Context) -> Result<(), Failure> {
+async fn remove(context: &Context) -> Result<Step, Failure> {
     let mut removed = std::collections::BTreeMap::<&'static str, u64>::new();
     loop {
         let (started, now) = (Instant::now(), clock::now());
@@ -146,9 +147,22 @@ async fn remove(context: &Context) -> Result<(), Failure> {
         );
         // Nothing that came back was dealt with: the next look would bring the same.
         if page.len() < TOGETHER as usize || (gone.is_empty() && stamps.is_empty()) {
-            return Ok(());
+            return Ok(Step::Go);
         }
         if context.step(started.elapsed().max(Duration::from_millis(1))).await? == Step::Enough {
+            return Ok(Step::Enough);
+        }
+    }
+}
+
+/// Lists of leaves go when all their events are gone.
+async fn prune_leaves(context: &Context) -> Result<(), Failure> {
+    loop {
+        let started = Instant::now();
+        context.fence.holds().await?;
+        let pruned = audit_leaves::prune(&context.stores.mongo, clock::now(), TOGETHER).await?;
+        context.add("leaves_removed", pruned.removed);
+        if pruned.looked_at < TOGETHER as u64 || context.step(started.elapsed()).await? == Step::Enough {
             return Ok(());
         }
     }

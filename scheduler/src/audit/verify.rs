@@ -1,0 +1,354 @@
+//! Verifies the trail, from one seal to the next.
+//!
+//! Between two seals nothing is taken on trust: the links of each chain must lead from the head that the first seal has
+//! to that of the second, and the events must have the roots that the links have. So a verification may begin at any
+//! seal. Memory is bounded: batches go through in slices, and findings end at a number.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use taskflow_core::audit::chain::{self, Batch};
+use taskflow_core::audit::copies::{self, Place, Trusted};
+use taskflow_core::audit::finding::Finding;
+use taskflow_core::audit::key::PublicKey;
+use taskflow_core::audit::link::ClassRoot;
+use taskflow_core::audit::seal::{Head, Seal};
+use taskflow_core::audit::trail::{self, Counts, Seen, Trail};
+use taskflow_stores::postgres::{audit_chain, audit_seals};
+use taskflow_stores::{StoreError, mongo};
+
+use super::blocking;
+use super::files::{FileError, Outside};
+use super::restores::{self, Restore};
+use crate::Stores;
+
+/// Seals that are read at once.
+pub const SEALS_TOGETHER: i64 = 200;
+/// Links that are read at once.
+const LINKS_TOGETHER: i64 = 2_000;
+/// Batches whose events are looked at together: of the largest batches, a quarter of a million events.
+const SLICE: usize = 1_000;
+/// Batches of which the times are sorted together.
+const SORTED: usize = 20_000;
+/// Stray events of a slice that are looked into, and findings that are told of.
+const STRAYS: usize = 5_000;
+const FINDINGS: usize = 1_000;
+
+/// What could not be done, though nothing is wrong with the trail.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What a verification has shown.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    pub seals: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Batches that were not looked at, since their events may be on their way.
+    pub pending: u64,
+    pub findings: Vec<Finding>,
+    /// How many there are of each kind, those too that are not told of one by one.
+    pub found: BTreeMap<&'static str, u64>,
+    /// What is not wrong, but should be known.
+    pub notes: BTreeSet<String>,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, finding: Finding) {
+        let same = |one: &Finding| one.kind == finding.kind && one.event == finding.event;
+        if finding.event.is_some() && self.findings.iter().any(same) {
+            return;
+        }
+        *self.found.entry(finding.kind.as_str()).or_default() += 1;
+        if self.findings.len() < FINDINGS {
+            self.findings.push(finding);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.findings.len() >= FINDINGS
+    }
+}
+
+/// One verification.
+pub struct Verifier {
+    pub(super) stores: Stores,
+    keys: Vec<PublicKey>,
+    outside: Option<Outside>,
+    now: DateTime<Utc>,
+    /// The newest seal that can be believed: it says what may be gone by now, and how far the chains are sealed.
+    pub(super) newest: Option<Seal>,
+    restores: Vec<Restore>,
+    present: HashMap<String, i64>,
+    pub(super) report: Report,
+}
+
+impl Verifier {
+    /// Prepares a verification. `outside` is `None` where that place can't be reached.
+    pub async fn new(
+        stores: Stores,
+        keys: Vec<PublicKey>,
+        outside: Option<Outside>,
+        now: DateTime<Utc>,
+    ) -> Result<Self, Error> {
+        let mut report = Report::default();
+        if outside.is_none() {
+            report.notes.insert(
+                "the copies of the seals outside both databases were not compared: their folder is not here"
+                    .into(),
+            );
+        }
+        let mut newest = None;
+        // The last few: a forged one behind the newest must not blind us.
+        let last = Self::last_number(&stores, outside.as_ref()).await?;
+        for (_, signed) in audit_seals::read(&stores.postgres, last - SEALS_TOGETHER, last).await? {
+            newest = signed.open(&keys).ok().or(newest);
+        }
+        let restores = restores::read(&stores.postgres, &keys).await?;
+        Ok(Self { stores, keys, outside, now, newest, restores, present: HashMap::new(), report })
+    }
+
+    async fn last_number(stores: &Stores, outside: Option<&Outside>) -> Result<i64, Error> {
+        let own = audit_seals::newest(&stores.postgres).await?.map_or(0, |(number, _)| number);
+        let mongo = mongo::audit_seals::newest(&stores.mongo).await?;
+        let beside = match outside.cloned() {
+            Some(outside) => blocking(move || outside.newest()).await?.map_or(0, |(number, _)| number),
+            None => 0,
+        };
+        Ok(own.max(mongo).max(beside))
+    }
+
+    /// The number of the newest seal in any place.
+    pub async fn last(&self) -> Result<i64, Error> {
+        Self::last_number(&self.stores, self.outside.as_ref()).await
+    }
+
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Ends the verification.
+    pub fn end(mut self) -> Report {
+        let before = count(&self.report.findings);
+        trail::conclude(&mut self.report.findings, &self.present);
+        for (kind, number) in count(&self.report.findings) {
+            let found = self.report.found.entry(kind).or_default();
+            *found = (*found + number).saturating_sub(before.get(kind).copied().unwrap_or(0));
+        }
+        let now = count(&self.report.findings);
+        for (kind, number) in before.into_iter().filter(|(kind, _)| !now.contains_key(kind)) {
+            let found = self.report.found.entry(kind).or_default();
+            *found = found.saturating_sub(number);
+        }
+        self.report.found.retain(|_, count| *count > 0);
+        self.report
+    }
+
+    /// Reads the seals from `first` to `last` in all places and holds them against each other. `before` is the seal
+    /// before them, if it was read already.
+    pub async fn seals(
+        &mut self,
+        first: i64,
+        last: i64,
+        before: Option<&Trusted>,
+    ) -> Result<Vec<Trusted>, Error> {
+        let mut places = vec![
+            Place {
+                name: "postgres",
+                seals: audit_seals::read(&self.stores.postgres, first, last).await?.into_iter().collect(),
+            },
+            Place {
+                name: "mongodb",
+                seals: mongo::audit_seals::read(&self.stores.mongo, first, last).await?.into_iter().collect(),
+            },
+        ];
+        if let Some(outside) = self.outside.clone() {
+            let seals = blocking(move || outside.read(first, last)).await?;
+            places.push(Place { name: "outside", seals });
+        }
+        let (seals, findings) = copies::compare(&places, &self.keys, first, before);
+        findings.into_iter().for_each(|finding| self.report.add(finding));
+        self.report.seals += seals.len() as u64;
+        for one in &seals {
+            if let Some(restored) = &one.seal.restored {
+                let (number, by, why) = (one.seal.number, &restored.by, &restored.why);
+                self.report
+                    .notes
+                    .insert(format!("seal {number} says that {by} has set Postgres back: {why}"));
+            }
+        }
+        Ok(seals)
+    }
+
+    /// Verifies what lies between two seals; everything up to `to` if there is no `from`. Returns whether all events of
+    /// it can be in the trail by now.
+    pub async fn stretch(&mut self, from: Option<&Seal>, to: &Seal) -> Result<bool, Error> {
+        let mut pending = 0;
+        let mut batches = Vec::new();
+        let mut window = (from.map(|seal| seal.at_ms), to.at_ms);
+        for head in &to.heads {
+            let Some(mut at) = self.begin(from, to, head) else { continue };
+            if at == *head {
+                continue;
+            }
+            let on_their_way =
+                audit_chain::pending(&self.stores.postgres, &head.partition, head.number).await?;
+            loop {
+                let postgres = &self.stores.postgres;
+                let links =
+                    audit_chain::links(postgres, &head.partition, at.number, head.number, LINKS_TOGETHER)
+                        .await?;
+                let more = links.len() == LINKS_TOGETHER as usize;
+                let end = match links.last() {
+                    Some(last) if more => Head { number: last.number, hash: last.hash, ..head.clone() },
+                    _ => head.clone(),
+                };
+                let (walked, findings) = chain::walk(&at, &end, &links);
+                findings.into_iter().for_each(|finding| self.report.add(finding));
+                let (waiting, there): (Vec<Batch>, Vec<Batch>) =
+                    walked.into_iter().partition(|batch| on_their_way.contains(&batch.number));
+                pending += waiting.len() as u64;
+                batches.extend(there);
+                at = end;
+                if batches.len() >= SORTED {
+                    self.events(std::mem::take(&mut batches), window).await?;
+                    // What lies before was looked at.
+                    window.0 = Some(window.1);
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        self.events(batches, window).await?;
+        self.report.pending += pending;
+        Ok(pending == 0)
+    }
+
+    /// Where the walk along a chain begins; `None` if what the seal has of it was undone by a restore later.
+    fn begin(&self, from: Option<&Seal>, to: &Seal, head: &Head) -> Option<Head> {
+        let of_partition =
+            || self.restores.iter().filter_map(|restore| Some((restore, restore.base(&head.partition)?)));
+        if of_partition().any(|(restore, (base, _))| *base < to.number && to.number < restore.seal) {
+            return None;
+        }
+        if let Some((_, (_, base))) = of_partition().find(|(restore, _)| restore.seal == to.number) {
+            return Some(base.clone());
+        }
+        Some(from.map_or_else(|| Seal::beginning(&head.partition), |from| from.head(&head.partition)))
+    }
+
+    /// Looks at the events of batches, and at what else was made in their time: since `window.0` and up to `window.1`.
+    async fn events(&mut self, mut batches: Vec<Batch>, window: (Option<i64>, i64)) -> Result<(), Error> {
+        let times = |batch: &Batch| {
+            let first = batch.classes.iter().map(|root| root.first_ms).min();
+            first.zip(batch.classes.iter().map(|root| root.last_ms).max())
+        };
+        batches.sort_by_cached_key(|batch| times(batch).map(|(first, _)| first));
+        let known: HashMap<(String, i64), Vec<ClassRoot>> = batches
+            .iter()
+            .map(|batch| ((batch.partition.clone(), batch.number), batch.classes.clone()))
+            .collect();
+        let (mut done_ms, mut slices) = (window.0, Vec::new());
+        let mut rest = batches;
+        loop {
+            let later = if rest.len() > SLICE { rest.split_off(SLICE) } else { Vec::new() };
+            slices.push(std::mem::replace(&mut rest, later));
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let last = slices.len() - 1;
+        for (index, slice) in slices.into_iter().enumerate() {
+            let first_ms = slice.iter().filter_map(&times).map(|(first, _)| first).min();
+            let last_ms = slice.iter().filter_map(&times).map(|(_, last)| last).max();
+            let until = if index == last { last_ms.max(Some(window.1)) } else { last_ms };
+            let since = match (first_ms, done_ms) {
+                (Some(first), Some(done)) => Some(first.min(done)),
+                (first, done) => first.or(done),
+            };
+            if let (Some(since), Some(until)) = (since, until) {
+                if done_ms.is_none() && self.newest.is_some() && index == 0 {
+                    self.report.counts.unsealed +=
+                        mongo::audit_trail::count_before(&self.stores.mongo, since).await?;
+                }
+                self.slice(slice, &known, since, until).await?;
+                done_ms = Some(until);
+            }
+        }
+        Ok(())
+    }
+
+    async fn slice(
+        &mut self,
+        batches: Vec<Batch>,
+        known: &HashMap<(String, i64), Vec<ClassRoot>>,
+        since: i64,
+        until: i64,
+    ) -> Result<(), Error> {
+        let mut trail = Trail::new(batches);
+        let (mut strays, mut erased, mut left_out) = (Vec::new(), Vec::new(), 0_u64);
+        mongo::audit_trail::window(&self.stores.mongo, since, until, |seen| {
+            if seen.erased {
+                erased.push((seen.id, seen.entity, seen.actor));
+            }
+            // Elsewhere in this stretch, and made when its batch was: it has its turn there.
+            let is_elsewhere = |stray: &Seen| {
+                let key = (stray.place.partition.clone(), stray.place.number);
+                let class = known
+                    .get(&key)
+                    .and_then(|classes| classes.iter().find(|root| root.class == stray.place.class));
+                class.is_some_and(|root| (root.first_ms..=root.last_ms).contains(&stray.created_ms))
+            };
+            if let Some(stray) = trail.see(seen)
+                && !is_elsewhere(&stray)
+            {
+                if strays.len() < STRAYS { strays.push(stray) } else { left_out += 1 }
+            }
+        })
+        .await?;
+        if left_out > 0 {
+            let note =
+                format!("{left_out} more events of {since} to {until} ms belong to no batch of their time");
+            self.report.notes.insert(note);
+        }
+        self.erased(&erased).await?;
+        self.strays(&strays).await?;
+        let (newest, now) = (self.newest.clone(), self.now);
+        let past = |class| newest.as_ref().map_or(i64::MIN, |seal| seal.past_ms(class, now));
+        let judged = trail.end(past);
+        self.report.counts.add(&judged.counts);
+        self.report.counts.erased += erased.len() as u64;
+        for (partition, number) in judged.present {
+            let newest = self.present.entry(partition).or_insert(number);
+            *newest = number.max(*newest);
+        }
+        for suspect in judged.suspects {
+            if self.report.is_full() {
+                *self.report.found.entry("more_batches").or_default() += 1;
+                continue;
+            }
+            let lists =
+                mongo::audit_leaves::read(&self.stores.mongo, &suspect.partition, suspect.number).await?;
+            let (counts, findings) = suspect.explain(&lists, past);
+            self.report.counts.add(&counts);
+            findings.into_iter().for_each(|finding| self.report.add(finding));
+        }
+        Ok(())
+    }
+}
+
+fn count(findings: &[Finding]) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for finding in findings {
+        *counts.entry(finding.kind.as_str()).or_default() += 1;
+    }
+    counts
+}
