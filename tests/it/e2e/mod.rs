@@ -2,6 +2,7 @@
 
 mod access;
 mod amqp;
+mod audit;
 mod bad_input;
 mod canary;
 mod cli;
@@ -26,6 +27,7 @@ use libtest_mimic::Trial;
 pub(crate) fn tests() -> Vec<Trial> {
     [
         access::tests(),
+        audit::tests(),
         commands::tests(),
         dead_letters::tests(),
         duplicates::tests(),

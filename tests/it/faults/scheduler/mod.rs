@@ -25,7 +25,9 @@ fn probes(cluster: &Cluster<'_>, schedules: &[(&str, &str)]) -> Result<()> {
 }
 
 /// What would only be in the way here.
-const OTHERS: [&str; 12] = [
+const OTHERS: [&str; 14] = [
+    "audit.seal",
+    "audit.verify",
     "cache.warm",
     "retention.events",
     "retention.holds",

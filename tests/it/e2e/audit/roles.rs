@@ -1,0 +1,252 @@
+//! The roles of `ops/roles`, by trying.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use mongodb::Database;
+use mongodb::bson::{Document, doc};
+use sqlx::Connection;
+use taskflow_tests::{Result, Site, wait};
+
+use super::{Sealed, commands};
+use crate::{trial, with_site};
+
+pub(super) fn tests() -> Vec<Trial> {
+    vec![
+        with_site("audit: roles of Postgres can add to the trail's evidence and not change it", postgres),
+        trial(
+            "audit: roles of MongoDB can add events and not change them; removing is retention's alone",
+            mongodb,
+        ),
+    ]
+}
+
+fn script(name: &str) -> Result<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no root")?;
+    Ok(std::fs::read_to_string(root.join("ops/roles").join(name))?)
+}
+
+async fn postgres(site: Arc<Site>) -> Result {
+    let roles = script("postgres.sql")?;
+    // It may be run again.
+    site.sql(&roles).await?;
+    site.sql(&roles).await?;
+    let mut connection = sqlx::PgConnection::connect_with(&site.postgres.connect_options()).await?;
+    let mut may = async |role: &str, statement: &str| -> Result<bool> {
+        let mut transaction = connection.begin().await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("SET LOCAL ROLE {role}")))
+            .execute(&mut *transaction)
+            .await?;
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut *transaction).await;
+        transaction.rollback().await?;
+        match done {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => Ok(false),
+            Err(error) => Err(anyhow::Error::from(error).context(format!("{role}: {statement}"))),
+        }
+    };
+    let link = "INSERT INTO audit_links VALUES ('00', 1, '[]', sha256('x'))";
+    let seal = "INSERT INTO audit_seals VALUES (1, now(), '', '', '')";
+    let (app, scheduler, reader) = ("taskflow_app", "taskflow_scheduler", "taskflow_reader");
+    for (role, statement, expected) in [
+        (app, link, true),
+        (app, "SELECT count(*) FROM audit_seals", true),
+        (app, seal, false),
+        (app, "UPDATE audit_seals SET seal = ''", false),
+        (app, "DELETE FROM audit_seals", false),
+        (app, "TRUNCATE audit_seals", false),
+        (app, "UPDATE audit_links SET classes = ''", false),
+        (app, "DELETE FROM audit_links", false),
+        (
+            app,
+            "INSERT INTO audit_erasures VALUES (gen_random_uuid(), 'actor', gen_random_uuid(), '', '', now())",
+            false,
+        ),
+        (app, "UPDATE partition_heads SET batch = batch", true),
+        (
+            app,
+            "INSERT INTO system_events (id, created_at, event) VALUES (gen_random_uuid(), now(), '{}')",
+            true,
+        ),
+        (app, "DELETE FROM outbox", true),
+        (app, "DELETE FROM batches", false),
+        (app, "DELETE FROM tasks", false),
+        (app, "ALTER TABLE audit_seals ADD COLUMN more TEXT", false),
+        (scheduler, seal, true),
+        (scheduler, "UPDATE audit_seals SET seal = ''", false),
+        (scheduler, "DELETE FROM audit_seals", false),
+        (scheduler, "DELETE FROM audit_links", false),
+        (scheduler, "DELETE FROM batches", true),
+        (scheduler, "UPDATE audit_erasures SET events = 1", true),
+        (scheduler, "UPDATE audit_erasures SET subject = gen_random_uuid()", false),
+        (scheduler, "DELETE FROM audit_erasures", false),
+        (reader, "SELECT count(*) FROM audit_links", true),
+        (reader, link, false),
+        (reader, "SELECT * FROM users", false),
+        (reader, "SELECT * FROM api_keys", false),
+    ] {
+        ensure!(may(role, statement).await? == expected, "{role}: {statement}: expected {expected}");
+    }
+    connection.close().await?;
+
+    // The program itself gets on with them: worker and API as one, the scheduler as the other.
+    let options = site.postgres.connect_options();
+    let (host, port) = (options.get_host(), options.get_port());
+    let name = options.get_database().context("no database")?;
+    for role in [app, scheduler] {
+        site.sql(&format!("CREATE ROLE {name}_{role} LOGIN PASSWORD 'x' IN ROLE {role}")).await?;
+    }
+    let url = |role: &str| format!("postgres://{name}_{role}:x@{host}:{port}/{name}");
+    let mut sealed = Sealed::without_events(&site, Some(&url(scheduler))).await?;
+    sealed.app = Some(url(app));
+    sealed.apply(&commands()).await?;
+    sealed.seal().await?;
+    sealed.is_whole().await?;
+    sealed.stop().await
+}
+
+/// A MongoDB server of the test's own: the shared one knows no users.
+struct Server {
+    program: PathBuf,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn new() -> Result<Self> {
+        let of = |name: &str| std::env::var_os(name).unwrap_or_default();
+        let on_path =
+            std::env::split_paths(&of("PATH")).map(|folder| folder.join("mongod")).collect::<Vec<_>>();
+        let built = Path::new(&of("HOME")).join(".cache/taskflow/secantus/bin/secantusd-rs");
+        let mut programs = on_path.into_iter().chain([built]);
+        Ok(Self {
+            program: programs
+                .find(|program| program.is_file())
+                .context("no mongod and no secantusd-rs; ops/setup")?,
+            port: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port(),
+            folder: tempfile::tempdir()?,
+        })
+    }
+
+    /// Runs it until the child is dropped; with users it lets nobody in who is not one.
+    fn run(&self, with_users: bool) -> Result<tokio::process::Child> {
+        let data = self.folder.path().join("data");
+        std::fs::create_dir_all(&data)?;
+        let is_mongod = self.program.ends_with("mongod");
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args([
+            "--port",
+            &self.port.to_string(),
+            if is_mongod { "--dbpath" } else { "--storage-path" },
+        ]);
+        command.arg(data).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        if !is_mongod {
+            // What is acknowledged must be there after the kill.
+            command.args(["--standalone", "--sync-on-commit"]);
+        }
+        if with_users {
+            command.arg("--auth");
+        }
+        Ok(command.spawn()?)
+    }
+
+    async fn as_(&self, user: Option<&str>) -> Result<Database> {
+        let user = user.map_or_else(String::new, |user| format!("{user}:x@"));
+        let url = format!("mongodb://{user}127.0.0.1:{}/taskflow?authSource=taskflow", self.port);
+        let settings = taskflow_stores::mongo::Settings { url, ..Default::default() };
+        Ok(taskflow_stores::mongo::connect(&settings, "taskflow test").await?)
+    }
+}
+
+/// `Unauthorized`.
+const FORBIDDEN: i32 = 13;
+
+async fn may(database: &Database, command: Document) -> Result<bool> {
+    match database.run_command(command.clone()).await {
+        Ok(answer) => {
+            ensure!(answer.get_array("writeErrors").is_err(), "{command}: {answer}");
+            Ok(true)
+        }
+        Err(error) => match error.kind.as_ref() {
+            mongodb::error::ErrorKind::Command(error) if error.code == FORBIDDEN => Ok(false),
+            _ => Err(anyhow::Error::from(error).context(command.to_string())),
+        },
+    }
+}
+
+async fn mongodb() -> Result {
+    let text = script("mongodb.js")?;
+    let begin = text.find("const roles = ").context("no roles")? + "const roles = ".len();
+    let end = text[begin..].find("\n};").context("they have no end")? + "\n}".len();
+    let roles: BTreeMap<String, BTreeMap<String, Vec<String>>> =
+        serde_json::from_str(&text[begin..begin + end])?;
+    let server = Server::new()?;
+    let mut child = server.run(false)?;
+    let database = server.as_(None).await?;
+    wait::until("the server answers", async || Ok(taskflow_stores::mongo::probe(&database).await.is_ok()))
+        .await?;
+    taskflow_stores::mongo::migrate::up(&database, None).await?;
+    let event = doc! {
+        "_id": mongodb::bson::oid::ObjectId::new(), "type": "task.created", "actorId": "", "entityId": "",
+        "entityType": "task", "payload": {}, "metadata": { "timestamp": mongodb::bson::DateTime::now() },
+        "createdAt": mongodb::bson::DateTime::now(), "expiresAt": mongodb::bson::DateTime::now(),
+    };
+    for (role, collections) in &roles {
+        let privileges: Vec<Document> = collections
+            .iter()
+            .map(|(name, actions)| doc! { "resource": { "db": "taskflow", "collection": name }, "actions": actions })
+            .collect();
+        database.run_command(doc! { "createRole": role, "privileges": privileges, "roles": [] }).await?;
+        database.run_command(doc! { "createUser": role, "pwd": "x", "roles": [role] }).await?;
+    }
+    child.kill().await?;
+    let _again = server.run(true)?;
+    let (app, scheduler, retention, reader) =
+        ("taskflow_app", "taskflow_scheduler", "taskflow_retention", "taskflow_reader");
+    let insert =
+        |collection: &str, document: &Document| doc! { "insert": collection, "documents": [document] };
+    let find = |collection: &str| doc! { "find": collection };
+    let update = |collection: &str| doc! { "update": collection, "updates": [{ "q": {}, "u": { "$set": { "expiresAt": mongodb::bson::DateTime::now() } } }] };
+    let remove = |collection: &str| doc! { "delete": collection, "deletes": [{ "q": { "_id": "nobody" }, "limit": 1 }] };
+    let drop_it = |collection: &str| doc! { "drop": collection };
+    let one = doc! { "_id": 1_i64, "seal": "" };
+    for (user, command, expected) in [
+        (app, insert("event_logs", &event), true),
+        (app, insert("audit_leaves", &one), true),
+        (app, insert("audit_seals", &one), false),
+        (app, find("event_logs"), true),
+        (app, find("audit_seals"), true),
+        (app, update("event_logs"), false),
+        (app, remove("event_logs"), false),
+        (app, update("audit_leaves"), false),
+        (app, remove("audit_leaves"), false),
+        (app, remove("audit_seals"), false),
+        (app, drop_it("event_logs"), false),
+        (app, drop_it("audit_seals"), false),
+        (scheduler, update("event_logs"), true),
+        (scheduler, insert("audit_seals", &one), true),
+        (scheduler, update("audit_seals"), false),
+        (scheduler, remove("audit_seals"), false),
+        (scheduler, remove("event_logs"), false),
+        (scheduler, insert("event_logs", &event), false),
+        (retention, remove("event_logs"), true),
+        (retention, remove("audit_seals"), false),
+        (retention, remove("audit_leaves"), true),
+        (reader, find("event_logs"), true),
+        (reader, find("audit_leaves"), true),
+        (reader, insert("event_logs", &event), false),
+        (reader, update("event_logs"), false),
+    ] {
+        let database = server.as_(Some(user)).await?;
+        wait::until("the server answers", async || {
+            Ok(taskflow_stores::mongo::probe(&database).await.is_ok())
+        })
+        .await?;
+        ensure!(may(&database, command.clone()).await? == expected, "{user}: {command}: expected {expected}");
+    }
+    Ok(())
+}
