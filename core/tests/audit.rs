@@ -140,7 +140,7 @@ impl World {
                 .collect();
             let known = trail::Known {
                 sealed: self.head.number,
-                first: self.links.first().map(|one| one.number),
+                begun: (0, 0),
                 classes: texts.get(&stray.place.number).map(Vec::as_slice),
             };
             findings.extend(trail::stray(&stray, known, &mut counts));

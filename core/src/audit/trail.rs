@@ -269,8 +269,9 @@ impl Suspect {
 pub struct Known<'k> {
     /// Up to which batch its partition is sealed.
     pub sealed: i64,
-    /// The first link of its partition, if it has any.
-    pub first: Option<i64>,
+    /// Up to which batch its partition was at the first seal, and when that was made, in milliseconds since 1970: only
+    /// what is older may be without a leaf.
+    pub begun: (i64, i64),
     /// The classes of the batch, if it has a link.
     pub classes: Option<&'k [ClassRoot]>,
 }
@@ -287,7 +288,7 @@ pub fn stray(seen: &Seen, known: Known<'_>, counts: &mut Counts) -> Option<Findi
         return None;
     }
     let Some(classes) = known.classes else {
-        if leaf.is_none() && known.first.is_none_or(|first| *number < first) {
+        if leaf.is_none() && *number <= known.begun.0 && seen.created_ms <= known.begun.1 {
             counts.unsealed += 1;
             return None;
         }

@@ -1,7 +1,7 @@
 //! What a verification asks about single events: who has ordered an erasure, and where an event belongs that is no part of
 //! the batches that were looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::link;
@@ -41,19 +41,16 @@ impl Verifier {
             strays.iter().map(|stray| (stray.place.partition.clone(), stray.place.number)).collect();
         let keys: Vec<(String, i64)> = keys.into_iter().collect();
         let texts = audit_chain::classes_of(&self.stores.postgres, &keys).await?;
-        let mut firsts: HashMap<&str, Option<i64>> = HashMap::new();
-        for (partition, _) in &keys {
-            if !firsts.contains_key(partition.as_str()) {
-                firsts.insert(partition, audit_chain::first(&self.stores.postgres, partition).await?);
-            }
-        }
         for stray in strays {
             let place = &stray.place;
             let classes =
                 texts.get(&(place.partition.clone(), place.number)).and_then(|text| link::read(text));
             let known = Known {
                 sealed: self.newest.as_ref().map_or(0, |seal| seal.head(&place.partition).number),
-                first: firsts.get(place.partition.as_str()).copied().flatten(),
+                begun: self
+                    .first
+                    .as_ref()
+                    .map_or((0, 0), |seal| (seal.head(&place.partition).number, seal.at_ms)),
                 classes: classes.as_deref(),
             };
             let mut counts = Counts::default();

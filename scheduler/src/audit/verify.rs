@@ -85,6 +85,8 @@ pub struct Verifier {
     now: DateTime<Utc>,
     /// The newest seal that can be believed: it says what may be gone by now, and how far the chains are sealed.
     pub(super) newest: Option<Seal>,
+    /// The first one: what is older need not have a leaf.
+    pub(super) first: Option<Seal>,
     restores: Vec<Restore>,
     present: HashMap<String, i64>,
     pub(super) report: Report,
@@ -111,8 +113,10 @@ impl Verifier {
         for (_, signed) in audit_seals::read(&stores.postgres, last - SEALS_TOGETHER, last).await? {
             newest = signed.open(&keys).ok().or(newest);
         }
+        let first = audit_seals::read(&stores.postgres, 1, 1).await?;
+        let first = first.into_iter().find_map(|(_, signed)| signed.open(&keys).ok());
         let restores = restores::read(&stores.postgres, &keys).await?;
-        Ok(Self { stores, keys, outside, now, newest, restores, present: HashMap::new(), report })
+        Ok(Self { stores, keys, outside, now, newest, first, restores, present: HashMap::new(), report })
     }
 
     async fn last_number(stores: &Stores, outside: Option<&Outside>) -> Result<i64, Error> {

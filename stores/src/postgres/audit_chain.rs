@@ -108,15 +108,6 @@ pub async fn classes_of(
     Ok(rows.into_iter().map(|(partition, number, classes)| ((partition, number), classes)).collect())
 }
 
-/// The number of a partition's first link.
-pub async fn first(pool: &PgPool, partition: &str) -> Result<Option<i64>, StoreError> {
-    sqlx::query_scalar("/* audit_first_link */ SELECT min(number) FROM audit_links WHERE partition = $1")
-        .bind(partition)
-        .fetch_one(pool)
-        .await
-        .map_err(failed("read a partition's first link"))
-}
-
 /// Batches of a partition up to a number whose events may not be in the trail yet.
 pub async fn pending(pool: &PgPool, partition: &str, to: i64) -> Result<HashSet<i64>, StoreError> {
     let numbers: Vec<i64> = sqlx::query_scalar(
