@@ -8,6 +8,7 @@
 //! [`state::State`] through [`decide`]; out come [`receipt::Receipt`]s, changed entities and [`event::Event`]s.
 
 pub mod api_key;
+pub mod backup;
 pub mod batch;
 pub mod cache_key;
 pub mod cache_tag;

@@ -40,6 +40,11 @@ pub fn collection(database: &Database) -> Events {
     database.collection_with_options(COLLECTION, options)
 }
 
+/// What finds the events that were applied from a time on.
+pub fn since(from: chrono::DateTime<chrono::Utc>) -> Document {
+    doc! { "createdAt": { "$gte": DateTime::from_millis(from.timestamp_millis()) } }
+}
+
 /// Inserts a batch's events; those that are there already count as inserted.
 pub async fn insert(collection: &Events, run: Run<'_>, events: &[Event]) -> Result<(), StoreError> {
     if events.is_empty() {

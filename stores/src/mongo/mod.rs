@@ -1,9 +1,11 @@
 //! MongoDB: the audit trail.
 
+pub mod dump;
 pub mod event_query;
 pub mod events;
 pub mod gap;
 pub mod migrate;
+pub mod refill;
 pub mod retention;
 pub mod upkeep;
 

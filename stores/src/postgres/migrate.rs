@@ -39,6 +39,11 @@ pub async fn status(pool: &PgPool) -> Result<Vec<Version>, StoreError> {
         .collect())
 }
 
+/// The newest version that this program knows.
+pub fn newest() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 /// Brings the schema up to `target` (`None`: the newest). Returns the versions that were applied.
 pub async fn up(pool: &PgPool, target: Option<i64>) -> Result<Vec<i64>, StoreError> {
     run(pool, async |connection| {

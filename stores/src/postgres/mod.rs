@@ -3,6 +3,7 @@
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 
 pub mod api_keys;
+pub mod backup;
 pub mod batch;
 pub mod canaries;
 pub mod dead_letter_deeds;

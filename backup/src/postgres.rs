@@ -1,0 +1,4 @@
+//! Postgres: dumps by the server's own programs.
+
+pub mod dump;
+pub mod programs;

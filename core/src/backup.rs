@@ -1,0 +1,4 @@
+//! Backups, as far as they can be decided without touching one: which are kept, and how the log of writes is counted.
+
+pub mod keeping;
+pub mod wal;
