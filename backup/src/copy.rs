@@ -12,7 +12,13 @@ use crate::settings::Compression;
 use crate::write::{FileWriter, Form};
 
 /// Copies `folder/file.path`; what arrives is held against the manifest before it counts.
-pub(crate) async fn file(from: &Place, to: &Place, folder: &str, file: &File, progress: &Progress) -> Result<()> {
+pub(crate) async fn file(
+    from: &Place,
+    to: &Place,
+    folder: &str,
+    file: &File,
+    progress: &Progress,
+) -> Result<()> {
     // Read as plain bytes: what lies there is its own content.
     let stored = File {
         compression: Compression::None,

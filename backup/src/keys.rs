@@ -55,8 +55,9 @@ impl Identities {
     }
 
     pub fn from_file(file: &Path) -> Result<Self> {
-        let wrong =
-            |error: String| Error::new(Trouble::Key, format!("backup.identity_file {}: {error}", file.display()));
+        let wrong = |error: String| {
+            Error::new(Trouble::Key, format!("backup.identity_file {}: {error}", file.display()))
+        };
         // Each on a line of its own, as age-keygen writes them.
         let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));

@@ -166,7 +166,10 @@ impl Manifest {
 
     pub fn file(&self, path: &str) -> Result<&File> {
         self.files.iter().find(|file| file.path == path).ok_or_else(|| {
-            Error::damaged(format!("{}/{NAME} names no file {path}; it is not a manifest of this kind", self.id))
+            Error::damaged(format!(
+                "{}/{NAME} names no file {path}; it is not a manifest of this kind",
+                self.id
+            ))
         })
     }
 

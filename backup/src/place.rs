@@ -52,9 +52,9 @@ impl Place {
     pub fn open(name: &str, options: &BTreeMap<String, String>) -> Result<Self> {
         match Url::parse(name) {
             Ok(url) if url.scheme() == "file" => {
-                let folder = url.to_file_path().map_err(|()| {
-                    Error::refused(format!("{name}: expected file:///an/absolute/path"))
-                })?;
+                let folder = url
+                    .to_file_path()
+                    .map_err(|()| Error::refused(format!("{name}: expected file:///an/absolute/path")))?;
                 Self::folder(&folder)
             }
             Ok(url) => Self::bucket(&url, options),
@@ -134,7 +134,10 @@ impl Place {
     pub async fn get(&self, path: &str) -> Result<Bytes> {
         let found = self.store.get(&self.path(path)?).await.map_err(self.failed(path))?;
         if found.meta.size > SMALL_MAX {
-            return Err(Error::damaged(format!("{}/{path} has {} bytes; that is no manifest", self.name, found.meta.size)));
+            return Err(Error::damaged(format!(
+                "{}/{path} has {} bytes; that is no manifest",
+                self.name, found.meta.size
+            )));
         }
         found.bytes().await.map_err(self.failed(path))
     }
@@ -155,13 +158,18 @@ impl Place {
 
     /// Names of the folders below a folder.
     pub async fn folders(&self, path: &str) -> Result<Vec<String>> {
-        let found = self.store.list_with_delimiter(Some(&self.path(path)?)).await.map_err(self.failed(path))?;
+        let found =
+            self.store.list_with_delimiter(Some(&self.path(path)?)).await.map_err(self.failed(path))?;
         let names = found.common_prefixes.iter().filter_map(|prefix| Some(prefix.filename()?.to_owned()));
         let mut names: Vec<String> = names.collect();
         // What was broken off leaves a folder without a file that shows.
         if let Some(folder) = &self.folder {
             let entries = std::fs::read_dir(folder.join(path)).into_iter().flatten().flatten();
-            names.extend(entries.filter(|entry| entry.path().is_dir()).filter_map(|entry| entry.file_name().into_string().ok()));
+            names.extend(
+                entries
+                    .filter(|entry| entry.path().is_dir())
+                    .filter_map(|entry| entry.file_name().into_string().ok()),
+            );
         }
         names.sort();
         names.dedup();
@@ -171,9 +179,11 @@ impl Place {
     /// Every file below a folder: its name below it, with its size.
     pub async fn files(&self, path: &str) -> Result<Vec<(String, u64)>> {
         let prefix = self.path(path)?;
-        let found: Vec<ObjectMeta> = self.store.list(Some(&prefix)).try_collect().await.map_err(self.failed(path))?;
+        let found: Vec<ObjectMeta> =
+            self.store.list(Some(&prefix)).try_collect().await.map_err(self.failed(path))?;
         let name = |meta: &ObjectMeta| {
-            let below: Vec<String> = meta.location.prefix_match(&prefix)?.map(|part| part.as_ref().to_owned()).collect();
+            let below: Vec<String> =
+                meta.location.prefix_match(&prefix)?.map(|part| part.as_ref().to_owned()).collect();
             Some((below.join("/"), meta.size))
         };
         Ok(found.iter().filter_map(name).collect())
@@ -191,7 +201,8 @@ impl Place {
     pub async fn remove_folder(&self, path: &str, first: &str) -> Result<()> {
         self.remove(&format!("{path}/{first}")).await?;
         let prefix = self.path(path)?;
-        let found: Vec<ObjectMeta> = self.store.list(Some(&prefix)).try_collect().await.map_err(self.failed(path))?;
+        let found: Vec<ObjectMeta> =
+            self.store.list(Some(&prefix)).try_collect().await.map_err(self.failed(path))?;
         let locations = futures_util::stream::iter(found.into_iter().map(|meta| Ok(meta.location))).boxed();
         let mut removed = self.store.delete_stream(locations);
         while let Some(one) = removed.next().await {
@@ -218,9 +229,10 @@ fn trouble(name: &str, path: &str, error: &object_store::Error) -> Error {
     let at = if path.is_empty() { name.to_owned() } else { format!("{name}/{path}") };
     match error {
         E::NotFound { .. } => Error::new(Trouble::Missing, format!("{at} is not there")),
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            Error::new(Trouble::Refused, format!("{at}: {}; check the rights and the keys in backup.options", told(error)))
-        }
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::new(
+            Trouble::Refused,
+            format!("{at}: {}; check the rights and the keys in backup.options", told(error)),
+        ),
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } | E::NotSupported { .. } => {
             Error::new(Trouble::Refused, format!("{at}: {}", told(error)))
         }

@@ -181,7 +181,12 @@ fn decode(
         match raw.read(&mut buffer) {
             Ok(0) => break,
             Ok(_) => {}
-            Err(_) => return Err(raw.failed.take().unwrap_or_else(|| Error::failed(format!("{at}: it can't be read")))),
+            Err(_) => {
+                return Err(raw
+                    .failed
+                    .take()
+                    .unwrap_or_else(|| Error::failed(format!("{at}: it can't be read"))));
+            }
         }
     }
     must_be(at, file, &raw.tally)?;
@@ -211,7 +216,9 @@ fn read_all(
     let broken = |error: age::DecryptError| match error {
         age::DecryptError::NoMatchingKeys => Error::new(
             Trouble::Key,
-            format!("{at}: none of the identities in backup.identity_file opens it; the manifest names its recipients"),
+            format!(
+                "{at}: none of the identities in backup.identity_file opens it; the manifest names its recipients"
+            ),
         ),
         other => Error::damaged(format!("{at}: it can't be decrypted: {other}")),
     };
@@ -226,7 +233,8 @@ fn unpack(
     compression: Compression,
     output: &mpsc::Sender<Result<Bytes>>,
 ) -> Result<Tally> {
-    let broken = |error: io::Error| Error::damaged(format!("{at}: it can't be decompressed or decrypted: {error}"));
+    let broken =
+        |error: io::Error| Error::damaged(format!("{at}: it can't be decompressed or decrypted: {error}"));
     let mut reader: Box<dyn Read + '_> = match compression {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(input)),

@@ -24,7 +24,9 @@ pub async fn create(vault: &Vault, redis: &Redis, progress: &Progress) -> Result
     let mut file = match tokio::fs::File::open(&path).await {
         Ok(file) => file,
         // The server is elsewhere, or its folder is closed to us.
-        Err(error) => return Ok(Err(format!("its snapshot {} can't be read from here: {error}", path.display()))),
+        Err(error) => {
+            return Ok(Err(format!("its snapshot {} can't be read from here: {error}", path.display())));
+        }
     };
     let written = file.metadata().await.and_then(|data| data.modified());
     let written = written.map_err(|error| Error::io(path.display(), &error))?;

@@ -108,20 +108,31 @@ impl Vault {
         read_manifest(&self.place, id).await?.ok_or_else(|| {
             Error::new(
                 Trouble::Missing,
-                format!("{}/{} has no {}: there is no such backup, or it is not whole", self.place.name(), Self::folder(id), manifest::NAME),
+                format!(
+                    "{}/{} has no {}: there is no such backup, or it is not whole",
+                    self.place.name(),
+                    Self::folder(id),
+                    manifest::NAME
+                ),
             )
         })
     }
 
     /// The newest whole backup of a kind.
     pub async fn newest(&self, kind: Kind) -> Result<Option<Manifest>> {
-        let mut found: Vec<Found> = self.list().await?.into_iter().filter(|found| found.kind == kind).collect();
+        let mut found: Vec<Found> =
+            self.list().await?.into_iter().filter(|found| found.kind == kind).collect();
         found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
         Ok(found.into_iter().rev().find_map(|found| found.manifest.ok().flatten()))
     }
 
     /// Holds every file of a backup against its manifest: sizes and digests; with identities, what is in them too.
-    pub async fn verify(&self, manifest: &Manifest, identities: Option<&Identities>, progress: &Progress) -> Result<()> {
+    pub async fn verify(
+        &self,
+        manifest: &Manifest,
+        identities: Option<&Identities>,
+        progress: &Progress,
+    ) -> Result<()> {
         let bytes = if identities.is_some() { manifest.content_bytes() } else { manifest.bytes() };
         progress.begin(format!("verify {}", manifest.id), bytes);
         let folder = Self::folder(&manifest.id);
@@ -166,13 +177,19 @@ impl Vault {
     /// Copies what is whole and still kept to the second place, where it lacks; returns the ids of what was copied.
     pub async fn copy(&self, progress: &Progress) -> Result<Vec<String>> {
         let Some(second) = &self.second else { return Ok(Vec::new()) };
-        let there: Vec<String> =
-            list(second).await?.into_iter().filter(|found| found.good().is_some()).map(|found| found.id).collect();
+        let there: Vec<String> = list(second)
+            .await?
+            .into_iter()
+            .filter(|found| found.good().is_some())
+            .map(|found| found.id)
+            .collect();
         let verdicts = self.plan(clock::now()).await?;
         let mut copied = Vec::new();
         for found in self.list().await? {
             let kept = verdicts.get(&found.id).is_some_and(Verdict::keeps);
-            let Some(manifest) = found.good().filter(|_| kept && !there.contains(&found.id)) else { continue };
+            let Some(manifest) = found.good().filter(|_| kept && !there.contains(&found.id)) else {
+                continue;
+            };
             let folder = Self::folder(&manifest.id);
             progress.begin(format!("copy {} to {}", manifest.id, second.name()), manifest.bytes());
             for file in &manifest.files {

@@ -66,7 +66,8 @@ impl FileWriter {
         let (parts, uploads) = mpsc::channel(1);
         let encryptor = form.recipients.encryptor()?;
         let (compression, level) = (form.compression, form.level);
-        let encoder = tokio::task::spawn_blocking(move || encode(pieces, parts, compression, level, encryptor));
+        let encoder =
+            tokio::task::spawn_blocking(move || encode(pieces, parts, compression, level, encryptor));
         let (place, at, path) = (place.clone(), format!("{folder}/{path}"), path.to_owned());
         let work = tokio::spawn(async move {
             let uploaded = upload(&place, &at, uploads).await;
@@ -158,7 +159,9 @@ impl Write for Parts {
         if self.buffer.len() >= self.size() {
             let part = Bytes::from(std::mem::take(&mut self.buffer));
             self.sent += 1;
-            self.output.blocking_send(Part::More(part)).map_err(|_| io::Error::other("the upload has ended"))?;
+            self.output
+                .blocking_send(Part::More(part))
+                .map_err(|_| io::Error::other("the upload has ended"))?;
         }
         Ok(taken)
     }
@@ -196,7 +199,9 @@ impl Packed {
     fn new(compression: Compression, level: i32, inner: Sealed) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain(inner),
-            Compression::Gzip => Self::Gzip(flate2::write::GzEncoder::new(inner, flate2::Compression::default())),
+            Compression::Gzip => {
+                Self::Gzip(flate2::write::GzEncoder::new(inner, flate2::Compression::default()))
+            }
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(inner, level.clamp(1, 19))?;
                 encoder.include_checksum(true)?;
@@ -288,7 +293,12 @@ async fn upload(place: &Place, at: &str, mut parts: mpsc::Receiver<Part>) -> Res
                     }
                     break;
                 }
-                None => return Err(Error::new(Trouble::Stopped, format!("{at}: its source has ended before its end"))),
+                None => {
+                    return Err(Error::new(
+                        Trouble::Stopped,
+                        format!("{at}: its source has ended before its end"),
+                    ));
+                }
             }
         }
         while let Some(one) = on_their_way.next().await {

@@ -33,6 +33,7 @@ pub(crate) struct Settings {
     pub worker: taskflow_workers::Settings,
     pub scheduler: taskflow_scheduler::Settings,
     pub canary: taskflow_scheduler::canary::Settings,
+    pub backup: taskflow_backup::Settings,
     pub metrics: Metrics,
     pub retention: Retention,
     pub verify: crate::verify::Settings,

@@ -17,23 +17,30 @@ fn count_of(kind: usize) -> Count {
 
 /// Backups of three kinds over three years; each may need some that are older.
 fn items() -> impl Strategy<Value = Vec<Item>> {
-    let one = (0..3_usize, 0..1_100_i64 * 24, prop::bool::weighted(0.9), prop::bool::weighted(0.2), any::<[u8; 2]>());
+    let one = (
+        0..3_usize,
+        0..1_100_i64 * 24,
+        prop::bool::weighted(0.9),
+        prop::bool::weighted(0.2),
+        any::<[u8; 2]>(),
+    );
     prop::collection::vec(one, 0..60).prop_map(|made| {
         let mut made = made;
         made.sort_by_key(|(_, hours, ..)| std::cmp::Reverse(*hours));
-        let item = |(index, (kind, hours, good, proven, needs)): (usize, &(usize, i64, bool, bool, [u8; 2]))| Item {
-            id: format!("b{index}"),
-            kind: format!("k{kind}"),
-            count: count_of(*kind),
-            taken_at: now() - TimeDelta::hours(*hours),
-            good: *good,
-            proven: *good && *proven,
-            needs: needs
-                .iter()
-                .filter(|need| **need % 2 == 0 && index > 0)
-                .map(|need| format!("b{}", usize::from(*need) % index))
-                .collect(),
-        };
+        let item =
+            |(index, (kind, hours, good, proven, needs)): (usize, &(usize, i64, bool, bool, [u8; 2]))| Item {
+                id: format!("b{index}"),
+                kind: format!("k{kind}"),
+                count: count_of(*kind),
+                taken_at: now() - TimeDelta::hours(*hours),
+                good: *good,
+                proven: *good && *proven,
+                needs: needs
+                    .iter()
+                    .filter(|need| **need % 2 == 0 && index > 0)
+                    .map(|need| format!("b{}", usize::from(*need) % index))
+                    .collect(),
+            };
         made.iter().enumerate().map(item).collect()
     })
 }
@@ -145,7 +152,13 @@ fn seven_days_five_weeks_twelve_months_and_three_years_are_kept() {
 
 #[test]
 fn what_is_no_name_of_the_log_is_none() {
-    for name in ["", "00000001.history", "00000001000000000000000", "0000000100000000000000zz", "000000010000000000000100"] {
+    for name in [
+        "",
+        "00000001.history",
+        "00000001000000000000000",
+        "0000000100000000000000zz",
+        "000000010000000000000100",
+    ] {
         assert_eq!(Segment::from_name(name, 16 << 20), None, "{name}");
     }
     for text in ["", "1", "1/", "/1", "1/123456789", "g/1", "+1/1"] {

@@ -13,6 +13,7 @@ mod engine;
 mod fire;
 mod jobs;
 mod leader;
+mod recovery;
 mod run;
 mod schedules;
 
@@ -78,6 +79,22 @@ pub struct Stores {
     pub postgres: PgPool,
     pub mongo: mongo::Database,
     pub redis: Redis,
+    pub backups: Backups,
+}
+
+/// What jobs that make backups need beside the stores.
+#[derive(Clone, Default)]
+pub struct Backups {
+    pub settings: taskflow_backup::Settings,
+    /// For Postgres's own programs, which log in by themselves.
+    pub postgres_url: String,
+    pub(crate) known: recovery::Known,
+}
+
+impl Backups {
+    pub fn new(settings: taskflow_backup::Settings, postgres_url: String) -> Self {
+        Self { settings, postgres_url, known: recovery::Known::default() }
+    }
 }
 
 /// Works until `stop`: then tells its jobs to stop, writes down how far they have got, and gives the lead back.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_stores::mongo::dump::{self, Collection, Reading, WITHOUT_SNAPSHOT};
 use taskflow_stores::mongo::{self, Database, events};
+use taskflow_stores::postgres::{PgPool, outbox};
 use taskflow_stores::{StoreError, clock};
 
 use super::documents::Summing;
@@ -22,6 +23,12 @@ use crate::vault::{Found, Vault};
 
 /// Clocks of workers may differ by so much: an incremental backup begins so long before the end of the one before.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(2);
+
+/// A time up to which all events have reached MongoDB: what the outbox still holds is later.
+pub async fn settled(pool: &PgPool) -> Result<DateTime<Utc>> {
+    let now = clock::now();
+    Ok(outbox::audited_before(pool).await?.map_or(now, |before| before.min(now)))
+}
 
 /// Makes a backup of all of it. `settled` is a time up to which all events have reached MongoDB: what the outbox still
 /// holds is later.
@@ -61,7 +68,8 @@ pub async fn create_incremental(
         )
     })?;
     // One that goes on from an older full backup stays with that; a new chain begins with the new one.
-    let before = good(Kind::MongoDbIncremental).filter(|later| begins_with(&found, later, &full.id)).unwrap_or(full);
+    let before =
+        good(Kind::MongoDbIncremental).filter(|later| begins_with(&found, later, &full.id)).unwrap_or(full);
     let through = before.position.through.unwrap_or(before.begun_at);
     let what = What {
         kind: Kind::MongoDbIncremental,
@@ -123,7 +131,10 @@ async fn run(
     let window = if exact {
         Vec::new()
     } else {
-        vec!["read over a window of time (position.from to position.through): the server gives no snapshot".to_owned()]
+        vec![
+            "read over a window of time (position.from to position.through): the server gives no snapshot"
+                .to_owned(),
+        ]
     };
     let restore = how(vault, database.name(), &draft.id);
     let facts = Facts {
@@ -186,7 +197,9 @@ pub(crate) fn base(database: &str, collection: &str) -> String {
     let escaped = |name: &str| {
         name.bytes().fold(String::new(), |mut text, byte| {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => text.push(char::from(byte)),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    text.push(char::from(byte))
+                }
                 other => {
                     use std::fmt::Write;
                     let _ = write!(text, "%{other:02X}");
@@ -202,9 +215,14 @@ fn how(vault: &Vault, database: &str, id: &str) -> Vec<String> {
     let mut how = vec![format!("taskflow restore {id}")];
     if vault.recipients.is_empty() && vault.settings.mongodb_compression != Compression::Zstd {
         let gzip = if vault.settings.mongodb_compression == Compression::Gzip { "--gzip " } else { "" };
-        how.push(format!("or without it: mongorestore {gzip}--stopOnError --nsInclude '{database}.*' FOLDER"));
+        how.push(format!(
+            "or without it: mongorestore {gzip}--stopOnError --nsInclude '{database}.*' FOLDER"
+        ));
     } else {
-        how.push("or without it: decrypt (age -d) and decompress (zstd -d) each file, then mongorestore".to_owned());
+        how.push(
+            "or without it: decrypt (age -d) and decompress (zstd -d) each file, then mongorestore"
+                .to_owned(),
+        );
     }
     how
 }

@@ -44,8 +44,10 @@ impl Programs {
     /// The programs' version, such as 15.
     pub async fn major(&self) -> Result<u32> {
         let said = self.start("pg_dump", &["--version".to_owned()])?.text().await?;
-        major(said.rsplit(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default())
-            .ok_or_else(|| Error::failed(format!("pg_dump tells no version: {said}")))
+        major(
+            said.rsplit(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default(),
+        )
+        .ok_or_else(|| Error::failed(format!("pg_dump tells no version: {said}")))
     }
 
     /// Checks that the programs know this server.
@@ -192,11 +194,11 @@ fn folder(set: &Path) -> Result<PathBuf> {
 
 /// The URL as the programs take it: in their environment, since arguments are seen by everybody.
 fn login(url: &str) -> Result<Vec<(&'static str, String)>> {
-    let wrong = |why: String| Error::refused(format!("postgres.url: {why}; expected postgres://user:password@host:port/database"));
-    let url = Url::parse(url).map_err(|error| wrong(error.to_string()))?;
-    let decoded = |text: &str| {
-        percent(text).ok_or_else(|| wrong("a part of it can't be decoded".to_owned()))
+    let wrong = |why: String| {
+        Error::refused(format!("postgres.url: {why}; expected postgres://user:password@host:port/database"))
     };
+    let url = Url::parse(url).map_err(|error| wrong(error.to_string()))?;
+    let decoded = |text: &str| percent(text).ok_or_else(|| wrong("a part of it can't be decoded".to_owned()));
     let mut env = Vec::new();
     if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
         env.push(("PGHOST", decoded(host.trim_matches(['[', ']']))?));
@@ -254,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_url_is_read_as_the_programs_take_it() {
-        let env = login("postgres://us%65r:p%40ss@db.example:6543/task%20flow?sslmode=require&application_name=x").unwrap();
+        let env =
+            login("postgres://us%65r:p%40ss@db.example:6543/task%20flow?sslmode=require&application_name=x")
+                .unwrap();
         let expected = [
             ("PGHOST", "db.example"),
             ("PGPORT", "6543"),

@@ -14,7 +14,8 @@ pub async fn read(vault: &Vault, id: &str) -> Result<Vec<Manifest>> {
         if chain.len() > LONGEST || chain.iter().any(|manifest| manifest.id == before) {
             return Err(Error::damaged(format!("{id}: its chain of backups does not end")));
         }
-        let manifest = vault.read(&before).await.map_err(|error| error.during(format!("{id} needs {before}")))?;
+        let manifest =
+            vault.read(&before).await.map_err(|error| error.during(format!("{id} needs {before}")))?;
         chain.push(manifest);
     }
     chain.reverse();

@@ -40,7 +40,10 @@ pub async fn restore(
     let backups = chain::read(vault, id).await?;
     for manifest in &backups {
         if !matches!(manifest.kind, Kind::MongoDb | Kind::MongoDbIncremental) {
-            return Err(Error::refused(format!("{} is a backup of {}, not of MongoDB", manifest.id, manifest.kind)));
+            return Err(Error::refused(format!(
+                "{} is a backup of {}, not of MongoDB",
+                manifest.id, manifest.kind
+            )));
         }
         must_know_schema("MongoDB", manifest, mongo::migrate::newest())?;
         vault.verify(manifest, Some(identities), progress).await?;
@@ -81,7 +84,11 @@ async fn begin(database: &Database, ids: &[String], only: Option<&str>) -> Resul
     let name: Vec<String> = ids.iter().cloned().chain(only.map(|only| format!("only {only}"))).collect();
     match refill::mark(database).await? {
         Some((theirs, done)) if theirs == name => {
-            tracing::info!(database = database.name(), files = done.len(), "A restore goes on where it was broken off.");
+            tracing::info!(
+                database = database.name(),
+                files = done.len(),
+                "A restore goes on where it was broken off."
+            );
             Ok(done)
         }
         Some((theirs, _)) => Err(Error::refused(format!(
@@ -121,11 +128,13 @@ impl Whole<'_> {
         described: &mut BTreeMap<String, Collection>,
     ) -> Result<()> {
         let folder = Vault::folder(&manifest.id);
-        let mark: Vec<String> = ids.iter().cloned().chain(self.only.map(|only| format!("only {only}"))).collect();
+        let mark: Vec<String> =
+            ids.iter().cloned().chain(self.only.map(|only| format!("only {only}"))).collect();
         for name in manifest.sums.keys().filter(|name| self.only.is_none_or(|only| only == *name)) {
             let base = base(&manifest.database, name);
             let metadata = find(manifest, &format!("{base}.metadata.json"))?;
-            let text = FileReader::begin(&self.vault.place, &folder, metadata, self.identities).whole().await?;
+            let text =
+                FileReader::begin(&self.vault.place, &folder, metadata, self.identities).whole().await?;
             let collection = Collection::from_metadata(&text)
                 .map_err(|error| Error::damaged(format!("{folder}/{}: {error}", metadata.path)))?;
             refill::create(self.database, &collection).await?;
@@ -175,11 +184,14 @@ impl Whole<'_> {
 }
 
 fn raw(document: &Bytes) -> Result<RawDocumentBuf> {
-    RawDocumentBuf::from_bytes(document.to_vec()).map_err(|error| Error::damaged(format!("a document can't be read: {error}")))
+    RawDocumentBuf::from_bytes(document.to_vec())
+        .map_err(|error| Error::damaged(format!("a document can't be read: {error}")))
 }
 
 fn find<'m>(manifest: &'m Manifest, name: &str) -> Result<&'m File> {
-    let of = |file: &&File| file.path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.']));
+    let of = |file: &&File| {
+        file.path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.']))
+    };
     manifest.files.iter().find(of).ok_or_else(|| Error::damaged(format!("{} has no {name}", manifest.id)))
 }
 
@@ -199,7 +211,10 @@ async fn examine(
         match backups {
             [one] if of(one).is_some_and(|told| told != sum.done()) => {
                 let told = of(one).map_or(0, |told| told.count);
-                faults.push(format!("collection {name} has {} documents, or others, and not the {told} of the backup", sum.count()));
+                faults.push(format!(
+                    "collection {name} has {} documents, or others, and not the {told} of the backup",
+                    sum.count()
+                ));
             }
             [_] => {}
             // Parts overlap, so only bounds are known: no fewer than the largest, no more than all together.
@@ -207,7 +222,10 @@ async fn examine(
                 let told: Vec<u64> = several.iter().filter_map(of).map(|sum| sum.count).collect();
                 let (least, most) = (told.iter().copied().max().unwrap_or(0), told.iter().sum());
                 if !(least..=most).contains(&sum.count()) {
-                    faults.push(format!("collection {name} has {} documents and not {least} to {most}", sum.count()));
+                    faults.push(format!(
+                        "collection {name} has {} documents and not {least} to {most}",
+                        sum.count()
+                    ));
                 }
             }
         }
@@ -221,9 +239,16 @@ async fn examine(
         )));
     }
     let documents: u64 = counts.values().sum();
-    let how = if backups.len() == 1 { "the same by count and checksum" } else { "as many as the backups together have" };
+    let how = if backups.len() == 1 {
+        "the same by count and checksum"
+    } else {
+        "as many as the backups together have"
+    };
     let checked = vec![
-        format!("{} files as their manifests say", backups.iter().map(|manifest| manifest.files.len()).sum::<usize>()),
+        format!(
+            "{} files as their manifests say",
+            backups.iter().map(|manifest| manifest.files.len()).sum::<usize>()
+        ),
         format!("{} collections with {documents} documents, {how}", counts.len()),
     ];
     Ok((counts, checked))

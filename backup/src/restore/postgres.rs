@@ -45,10 +45,15 @@ pub async fn restore(
     let programs = Programs::find(&vault.settings, url)?;
     check(vault, identities, &programs, manifest, pool, progress).await?;
     if into.is_empty() || into.len() + UNFINISHED.len() > NAME_MAX || into.contains('\0') {
-        return Err(Error::refused(format!("{into:?} is no name of a database; it has 1 to {} bytes", NAME_MAX - UNFINISHED.len())));
+        return Err(Error::refused(format!(
+            "{into:?} is no name of a database; it has 1 to {} bytes",
+            NAME_MAX - UNFINISHED.len()
+        )));
     }
     if admin::has_database(pool, into).await? {
-        return Err(Error::refused(format!("there is a database {into} already; choose another name with --into")));
+        return Err(Error::refused(format!(
+            "there is a database {into} already; choose another name with --into"
+        )));
     }
     let unfinished = format!("{into}{UNFINISHED}");
     // What a restore that died has left.
@@ -64,7 +69,9 @@ pub async fn restore(
         Ok(found) => found,
         Err(error) => {
             if let Err(left) = admin::drop_database(pool, &unfinished).await {
-                return Err(error.during(format!("{unfinished} can't be removed now ({left}); the next restore does it")));
+                return Err(error.during(format!(
+                    "{unfinished} can't be removed now ({left}); the next restore does it"
+                )));
             }
             return Err(error);
         }
@@ -89,7 +96,10 @@ async fn check(
     progress: &Progress,
 ) -> Result<()> {
     if manifest.kind != Kind::Postgres {
-        return Err(Error::refused(format!("{} is a backup of {}, not a dump of Postgres", manifest.id, manifest.kind)));
+        return Err(Error::refused(format!(
+            "{} is a backup of {}, not a dump of Postgres",
+            manifest.id, manifest.kind
+        )));
     }
     must_know_schema("Postgres", manifest, postgres::migrate::newest())?;
     let server = postgres::version(pool).await?;
@@ -97,7 +107,10 @@ async fn check(
     if major(&server) < major(&manifest.server) {
         return Err(Error::new(
             Trouble::Newer,
-            format!("{} was made by Postgres {}, this server is {server}: restore into that version or a later one", manifest.id, manifest.server),
+            format!(
+                "{} was made by Postgres {}, this server is {server}: restore into that version or a later one",
+                manifest.id, manifest.server
+            ),
         ));
     }
     // The server's disk can be looked at only where the server is here.
@@ -185,10 +198,17 @@ async fn examine(
         }
     }
     if facts.newest_receipt != manifest.position.newest_receipt {
-        faults.push(format!("the newest receipt is of {:?} and not of {:?}", facts.newest_receipt, manifest.position.newest_receipt));
+        faults.push(format!(
+            "the newest receipt is of {:?} and not of {:?}",
+            facts.newest_receipt, manifest.position.newest_receipt
+        ));
     }
     if !faults.is_empty() {
-        return Err(Error::damaged(format!("{}: what was restored is not what was saved: {}", manifest.id, faults.join("; "))));
+        return Err(Error::damaged(format!(
+            "{}: what was restored is not what was saved: {}",
+            manifest.id,
+            faults.join("; ")
+        )));
     }
     let rows: u64 = sums.values().map(|sum| sum.count).sum();
     let mut checked = vec![

@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 pub(crate) mod api_keys;
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
@@ -13,6 +14,7 @@ pub(crate) mod migrate;
 pub(crate) mod partitions;
 pub(crate) mod pause;
 pub(crate) mod receipt;
+pub(crate) mod restore;
 pub(crate) mod role;
 pub(crate) mod schema;
 pub(crate) mod seed;

@@ -197,6 +197,7 @@ fn scheduler(
         postgres: stores.postgres.clone(),
         mongo: stores.mongo.clone(),
         redis: stores.redis.clone(),
+        backups: taskflow_scheduler::Backups::new(settings.backup.clone(), settings.postgres.url.clone()),
     };
     async move {
         let Settings { scheduler, retention, .. } = settings;

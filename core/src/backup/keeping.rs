@@ -133,7 +133,8 @@ fn by_count<'i>(good: &[&'i Item], rules: &Keep, now: DateTime<Utc>) -> Vec<(&'i
     for item in counted(Count::Newest).take(rules.bases as usize) {
         kept.push((item.id.as_str(), format!("one of the newest {}", rules.bases)));
     }
-    let since = now.checked_sub_days(Days::new(rules.incremental_days.into())).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let since =
+        now.checked_sub_days(Days::new(rules.incremental_days.into())).unwrap_or(DateTime::<Utc>::MIN_UTC);
     for item in counted(Count::Age).filter(|item| item.taken_at >= since) {
         kept.push((item.id.as_str(), format!("younger than {} days", rules.incremental_days)));
     }

@@ -1,5 +1,11 @@
 //! The jobs: one file each, and the table of all of them.
 
+mod backup_mongodb;
+mod backup_mongodb_incremental;
+mod backup_postgres;
+mod backup_prune;
+mod backup_redis;
+mod backups;
 mod batches;
 mod cache_warm;
 mod maintenance_mongodb;
@@ -104,6 +110,11 @@ static JOBS: &[Job] = &[
     maintenance_mongodb::JOB,
     maintenance_redis::JOB,
     cache_warm::JOB,
+    backup_postgres::JOB,
+    backup_mongodb::JOB,
+    backup_mongodb_incremental::JOB,
+    backup_redis::JOB,
+    backup_prune::JOB,
     report_stores::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,

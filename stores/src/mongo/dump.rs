@@ -68,10 +68,16 @@ pub async fn collections(database: &Database) -> Result<Vec<Collection>, StoreEr
     let mut found = Vec::new();
     for one in described {
         let name = one.get_str("name").unwrap_or_default().to_owned();
-        if one.get_str("type").is_ok_and(|kind| kind != "collection") || name.starts_with("system.") || name.is_empty() {
+        if one.get_str("type").is_ok_and(|kind| kind != "collection")
+            || name.starts_with("system.")
+            || name.is_empty()
+        {
             continue;
         }
-        let answer = database.run_cursor_command(doc! { "listIndexes": &name }).await.map_err(failed("list the indexes"))?;
+        let answer = database
+            .run_cursor_command(doc! { "listIndexes": &name })
+            .await
+            .map_err(failed("list the indexes"))?;
         let indexes: Vec<Document> = answer.try_collect().await.map_err(failed("list the indexes"))?;
         // `ns` was a part of it up to version 4.2; the server refuses it today.
         let indexes = indexes.into_iter().map(|mut index| {

@@ -89,7 +89,11 @@ pub async fn make_indexes(database: &Database, collection: &Collection) -> Resul
 
 /// Inserts documents; those that are there already count as done. Returns how many are new. Their validity was checked
 /// when they were made, perhaps by an older rule.
-pub async fn insert(database: &Database, collection: &str, documents: Vec<RawDocumentBuf>) -> Result<u64, StoreError> {
+pub async fn insert(
+    database: &Database,
+    collection: &str,
+    documents: Vec<RawDocumentBuf>,
+) -> Result<u64, StoreError> {
     let count = documents.len() as u64;
     if count == 0 {
         return Ok(0);
@@ -118,7 +122,11 @@ pub async fn insert(database: &Database, collection: &str, documents: Vec<RawDoc
 }
 
 /// Puts a document in the place of one with its `_id`, or beside the others.
-pub async fn replace(database: &Database, collection: &str, document: RawDocumentBuf) -> Result<(), StoreError> {
+pub async fn replace(
+    database: &Database,
+    collection: &str,
+    document: RawDocumentBuf,
+) -> Result<(), StoreError> {
     let call = "replace a restored document";
     let document = Document::try_from(document.as_ref())
         .map_err(|error| StoreError::new("mongodb", call, Kind::Data, error))?;

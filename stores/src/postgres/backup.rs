@@ -40,7 +40,8 @@ impl Moment {
     /// Begins a transaction that sees one moment, for as long as it takes. It holds vacuum up meanwhile.
     pub async fn begin(pool: &PgPool) -> Result<Self, StoreError> {
         let options = long(pool);
-        let mut connection = PgConnection::connect_with(&options).await.map_err(failed("connect for a backup"))?;
+        let mut connection =
+            PgConnection::connect_with(&options).await.map_err(failed("connect for a backup"))?;
         sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut connection)
             .await
@@ -158,11 +159,10 @@ fn long(pool: &PgPool) -> PgConnectOptions {
 /// The cluster's own number; `None` where the role may not read it.
 async fn system(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
     let call = "read the cluster's number";
-    let may: bool =
-        sqlx::query_scalar("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed(call))?;
+    let may: bool = sqlx::query_scalar("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed(call))?;
     if !may {
         return Ok(None);
     }
@@ -227,9 +227,10 @@ async fn alone(pool: &PgPool, call: &'static str, statement: String) -> Result<(
     let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed(call));
     let _ = connection.close().await;
     done.map(|_| ()).map_err(|error| match error.kind {
-        Kind::Bug => {
-            StoreError { detail: format!("{}; it takes a role with CREATEDB that owns the database", error.detail), ..error }
-        }
+        Kind::Bug => StoreError {
+            detail: format!("{}; it takes a role with CREATEDB that owns the database", error.detail),
+            ..error
+        },
         _ => error,
     })
 }
@@ -243,5 +244,9 @@ pub async fn data_directory(pool: &PgPool) -> Result<Option<String>, StoreError>
     if !may {
         return Ok(None);
     }
-    sqlx::query_scalar("SHOW data_directory").fetch_one(pool).await.map(Some).map_err(failed("read a setting"))
+    sqlx::query_scalar("SHOW data_directory")
+        .fetch_one(pool)
+        .await
+        .map(Some)
+        .map_err(failed("read a setting"))
 }

@@ -31,7 +31,9 @@ impl Redis {
         loop {
             let busy = self.info("persistence", "rdb_bgsave_in_progress").await?;
             // Within one second the time stays the same.
-            if busy.as_deref() == Some("0") && (self.last_save().await? > before || since.elapsed() > Duration::from_secs(2)) {
+            if busy.as_deref() == Some("0")
+                && (self.last_save().await? > before || since.elapsed() > Duration::from_secs(2))
+            {
                 break;
             }
             if since.elapsed() > PATIENCE {
@@ -41,7 +43,12 @@ impl Redis {
         }
         let status = self.info("persistence", "rdb_last_bgsave_status").await?;
         if status.as_deref() != Some("ok") {
-            return Err(StoreError::new("redis", call, Kind::Unavailable, "the server could not write it; its log says why"));
+            return Err(StoreError::new(
+                "redis",
+                call,
+                Kind::Unavailable,
+                "the server could not write it; its log says why",
+            ));
         }
         let mut parts = [String::new(), String::new()];
         for (part, name) in parts.iter_mut().zip(["dir", "dbfilename"]) {
@@ -49,7 +56,9 @@ impl Redis {
                 redis::cmd("CONFIG").arg("GET").arg(name).query_async(&mut connection).await;
             match answer {
                 Ok((_, value)) => *part = value,
-                Err(error) => return Ok(Err(format!("the server does not tell where its snapshot lies: {error}"))),
+                Err(error) => {
+                    return Ok(Err(format!("the server does not tell where its snapshot lies: {error}")));
+                }
             }
         }
         let [folder, file] = parts;
@@ -58,6 +67,9 @@ impl Redis {
 
     async fn last_save(&self) -> Result<i64, StoreError> {
         let mut connection = self.connection().await?;
-        redis::cmd("LASTSAVE").query_async(&mut connection).await.map_err(self.failed("ask for the last snapshot"))
+        redis::cmd("LASTSAVE")
+            .query_async(&mut connection)
+            .await
+            .map_err(self.failed("ask for the last snapshot"))
     }
 }

@@ -25,7 +25,12 @@ fn probes(cluster: &Cluster<'_>, schedules: &[(&str, &str)]) -> Result<()> {
 }
 
 /// What would only be in the way here.
-const OTHERS: [&str; 12] = [
+const OTHERS: [&str; 17] = [
+    "backup.mongodb",
+    "backup.mongodb.incremental",
+    "backup.postgres",
+    "backup.prune",
+    "backup.redis",
     "cache.warm",
     "retention.events",
     "retention.holds",
