@@ -3,10 +3,11 @@
 //! A backup is a folder in a [`place`] (a folder of this machine or a bucket) with a [`manifest`], which is written last:
 //! without one a backup is not whole. [`vault`] is all of them. Files are [written](write) and [read](read) as streams:
 //! compressed, encrypted where there are recipients, hashed before and after, in bounded memory whatever their size.
-//! [`postgres`], [`mongo`] and [`redis`] make backups, [`restore`] brings them back.
+//! [`postgres`], [`mongo`] and [`redis`] make backups, [`restore`] brings them back, [`drill`] tries that.
 
 mod copy;
 pub mod draft;
+pub mod drill;
 pub mod error;
 pub mod keys;
 pub mod manifest;

@@ -7,6 +7,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -18,6 +19,16 @@ use crate::settings::Settings;
 
 /// What is read as a whole is no larger: manifests and notes.
 const SMALL_MAX: u64 = 64 << 20;
+
+/// A file that lies in a place.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Below the folder that was looked at.
+    pub name: String,
+    pub bytes: u64,
+    /// When it was written, by the place's clock.
+    pub at: DateTime<Utc>,
+}
 
 /// Where backups lie.
 #[derive(Clone)]
@@ -176,17 +187,17 @@ impl Place {
         Ok(names)
     }
 
-    /// Every file below a folder: its name below it, with its size.
-    pub async fn files(&self, path: &str) -> Result<Vec<(String, u64)>> {
+    /// Every file below a folder.
+    pub async fn files(&self, path: &str) -> Result<Vec<Listed>> {
         let prefix = self.path(path)?;
         let found: Vec<ObjectMeta> =
             self.store.list(Some(&prefix)).try_collect().await.map_err(self.failed(path))?;
-        let name = |meta: &ObjectMeta| {
+        let listed = |meta: &ObjectMeta| {
             let below: Vec<String> =
                 meta.location.prefix_match(&prefix)?.map(|part| part.as_ref().to_owned()).collect();
-            Some((below.join("/"), meta.size))
+            Some(Listed { name: below.join("/"), bytes: meta.size, at: meta.last_modified })
         };
-        Ok(found.iter().filter_map(name).collect())
+        Ok(found.iter().filter_map(listed).collect())
     }
 
     /// Removes a file; one that is gone is no error.

@@ -1,9 +1,14 @@
 //! Restores: into a new place, checked before anything is written and again at the end. What is not whole has another
 //! name, or a mark, until it is.
 
+pub mod agree;
 pub mod chain;
+pub mod cluster;
+pub mod history;
+pub mod live;
 pub mod mongo;
 pub mod postgres;
+mod replay;
 pub mod space;
 
 use serde::Serialize;

@@ -38,6 +38,8 @@ pub struct Settings {
     /// The slot is given up when it keeps more than this of the log on the server, in bytes: a full disk would stop
     /// everything. The next base backup begins anew.
     pub wal_behind_max_bytes: u64,
+    /// Days between two base backups.
+    pub base_every_days: u32,
     pub keep: Keep,
 }
 
@@ -58,6 +60,7 @@ impl Default for Settings {
             wal_slot: "taskflow_wal".into(),
             wal_every_ms: 30_000,
             wal_behind_max_bytes: 16 << 30,
+            base_every_days: 7,
             keep: Keep::default(),
         }
     }

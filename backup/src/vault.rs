@@ -198,6 +198,8 @@ impl Vault {
             second.put(&format!("{folder}/{}", manifest::NAME), manifest.to_bytes()?).await?;
             copied.push(found.id);
         }
+        progress.begin(format!("copy the log of writes to {}", second.name()), 0);
+        crate::copy::log(&self.place, second, crate::postgres::archive::FOLDER, progress).await?;
         Ok(copied)
     }
 }

@@ -137,6 +137,10 @@ metrics! {
         "Size of the newest whole backup of a kind, as it lies there.";
     RECOVERY_POINT = "taskflow_recovery_point_seconds" Kind::Gauge, ["store"],
         "How much of a store's newest data would be lost if its server were gone now: the age of what the backups hold.";
+    DRILL_DURATION = "taskflow_recovery_drill_duration_seconds" Kind::Gauge, ["store"],
+        "How long the last drill took to restore a store's newest backups and to check them.";
+    WAL_KEPT = "taskflow_wal_kept_bytes" Kind::Gauge, [],
+        "Bytes of Postgres's log of writes that the server keeps until they are archived.";
     STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],
         "1 where the last probe of the store succeeded.";
     STORE_CALL = "taskflow_store_call_duration_seconds" Kind::Histogram(STEP_SECONDS), ["store", "call"],

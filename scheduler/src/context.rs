@@ -123,6 +123,7 @@ pub struct Context {
     pub(crate) run: i64,
     #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
     pub(crate) due_at: DateTime<Utc>,
+    #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
     pub(crate) attempt: i16,
     pub(crate) arguments: Value,
     /// Whether the run must end with the maintenance window: it was begun in it.

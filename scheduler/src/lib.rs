@@ -13,6 +13,7 @@ mod engine;
 mod fire;
 mod jobs;
 mod leader;
+mod log_of_writes;
 mod recovery;
 mod run;
 mod schedules;
@@ -111,8 +112,9 @@ pub async fn run(
     let schedules = Schedules::read(&settings)?;
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
+    let receiving = log_of_writes::run(stores.backups.clone(), stores.postgres.clone(), stop.clone());
     let engine = engine::Engine::new(settings, retention, stores, schedules, holder, host);
-    leader::run(&engine, &stop).await;
+    tokio::join!(leader::run(&engine, &stop), receiving);
     tracing::info!(%holder, "The scheduler has left.");
     Ok(())
 }

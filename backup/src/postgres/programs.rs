@@ -14,26 +14,37 @@ use crate::settings::Settings;
 /// The end of what a program has said that is kept.
 const SAID_MAX: usize = 4_000;
 
+/// Runs a program that ends when its standard input does: also when we are killed, which closes it.
+const GUARD: &str = r#"exec 3<&0
+"$@" </dev/null 3<&- & pid=$!
+{ cat <&3 >/dev/null; kill "$pid"; } 2>/dev/null & watch=$!
+wait "$pid"; code=$?
+kill "$watch" 2>/dev/null
+exit "$code""#;
+
 /// Where the programs are, and how they log in.
 #[derive(Clone)]
 pub struct Programs {
     folder: PathBuf,
     env: Vec<(&'static str, String)>,
+    application: String,
 }
 
 impl Programs {
     /// Finds the programs and reads `postgres.url`.
     pub fn find(settings: &Settings, url: &str) -> Result<Self> {
-        Ok(Self { folder: folder(&settings.programs)?, env: login(url)? })
+        Ok(Self {
+            folder: folder(&settings.programs)?,
+            env: login(url)?,
+            application: "taskflow backup".to_owned(),
+        })
     }
 
-    /// The same for another database of the server.
+    /// The same under another name towards the server.
     #[must_use]
-    pub fn for_database(&self, database: &str) -> Self {
-        let mut other = self.clone();
-        other.env.retain(|(name, _)| *name != "PGDATABASE");
-        other.env.push(("PGDATABASE", database.to_owned()));
-        other
+    pub fn called(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.application);
+        self
     }
 
     /// Where a program is.
@@ -63,22 +74,34 @@ impl Programs {
         Ok(())
     }
 
-    /// Starts a program. Dropped, it is killed.
+    /// Starts a program. Dropped, it is killed; if we are killed, it ends with its input or output.
     pub fn start(&self, program: &str, args: &[String]) -> Result<Running> {
-        let path = self.path(program);
-        let mut command = Command::new(&path);
+        let mut command = Command::new(self.path(program));
+        command.args(args);
+        self.spawn(program, command)
+    }
+
+    /// Starts a program that runs for ever and neither reads nor writes: it does not outlive us.
+    pub fn start_guarded(&self, program: &str, args: &[String]) -> Result<Running> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", GUARD, "sh"]).arg(self.path(program)).args(args);
+        self.spawn(program, command)
+    }
+
+    fn spawn(&self, program: &str, mut command: Command) -> Result<Running> {
         command
-            .args(args)
             .env_clear()
             .env("LC_ALL", "C")
-            .env("PGAPPNAME", "taskflow backup")
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("PGAPPNAME", &self.application)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let mut child =
-            command.spawn().map_err(|error| Error::io(format!("start {}", path.display()), &error))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| Error::io(format!("start {}", self.path(program).display()), &error))?;
         let stderr = child.stderr.take();
         let said = tokio::spawn(async move {
             let mut said = Vec::new();
@@ -111,6 +134,18 @@ impl Running {
 
     pub fn stdin(&mut self) -> Result<ChildStdin> {
         self.child.stdin.take().ok_or_else(|| Error::failed(format!("{} has no input", self.name)))
+    }
+
+    /// Whether it still runs; what it says if not.
+    pub async fn must_run(&mut self) -> Result<()> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => {
+                let said = (&mut self.said).await.unwrap_or_default();
+                Err(Error::new(meaning(&said), format!("{} ended with {status}: {said}", self.name)))
+            }
+            Err(error) => Err(Error::io(&self.name, &error)),
+        }
     }
 
     /// Waits for the end, which must be a good one.

@@ -31,6 +31,8 @@ pub struct Order<'o> {
     /// `postgres.url`, of any database of the server.
     pub url: &'o str,
     pub pool: &'o PgPool,
+    /// Only the rows of this table; the others are there and empty, and nothing holds rows to rows of others.
+    pub only: Option<&'o str>,
 }
 
 /// Restores a dump into a new database of the server.
@@ -41,9 +43,14 @@ pub async fn restore(
     progress: &Progress,
 ) -> Result<Restored> {
     let started = Instant::now();
-    let Order { manifest, into, url, pool } = order;
+    let Order { manifest, into, url, pool, only } = order;
     let programs = Programs::find(&vault.settings, url)?;
     check(vault, identities, &programs, manifest, pool, progress).await?;
+    if let Some(table) = only
+        && !manifest.sums.contains_key(table)
+    {
+        return Err(Error::refused(format!("{} has no table {table}", manifest.id)));
+    }
     if into.is_empty() || into.len() + UNFINISHED.len() > NAME_MAX || into.contains('\0') {
         return Err(Error::refused(format!(
             "{into:?} is no name of a database; it has 1 to {} bytes",
@@ -60,9 +67,16 @@ pub async fn restore(
     admin::drop_database(pool, &unfinished).await?;
     admin::create_database(pool, &unfinished).await?;
     let filled = async {
-        fill(vault, identities, &programs, &unfinished, manifest, progress).await?;
+        let fill = Fill { vault, identities, programs: &programs, database: &unfinished, manifest, progress };
+        match only {
+            None => fill.run(&[]).await?,
+            Some(table) => {
+                fill.run(&["--section=pre-data".to_owned()]).await?;
+                fill.run(&["--data-only".to_owned(), format!("--table={table}")]).await?;
+            }
+        }
         taskflow_stores::crash::point("restored");
-        examine(manifest, &admin::other_database(pool, &unfinished), progress).await
+        examine(manifest, &admin::other_database(pool, &unfinished), only, progress).await
     };
     let filled = filled.await;
     let (counts, checked) = match filled {
@@ -137,45 +151,53 @@ pub(crate) fn must_know_schema(store: &str, manifest: &Manifest, newest: i64) ->
     }
 }
 
-async fn fill(
-    vault: &Vault,
-    identities: &Identities,
-    programs: &Programs,
-    database: &str,
-    manifest: &Manifest,
-    progress: &Progress,
-) -> Result<()> {
-    let file = manifest.files.iter().find(|file| file.path.starts_with(FILE));
-    let file = file.ok_or_else(|| Error::damaged(format!("{} has no {FILE}", manifest.id)))?;
-    progress.begin(format!("restore {}", manifest.id), file.content_bytes);
-    let quoted = database.replace('\\', "\\\\").replace('\'', "\\'");
-    let args = ["--no-owner", "--no-privileges", "--exit-on-error", "--no-password"].map(str::to_owned);
-    let args = [args.as_slice(), &[format!("--dbname=dbname='{quoted}'")]].concat();
-    let mut running = programs.start("pg_restore", &args)?;
-    let mut stdin = running.stdin()?;
-    // It prints nothing; whatever it did would fill its pipe.
-    drop(running.stdout()?);
-    let mut reader = FileReader::begin(&vault.place, &Vault::folder(&manifest.id), file, identities);
-    let fed = async {
-        while let Some(piece) = reader.next().await? {
-            progress.check()?;
-            progress.add(piece.len() as u64);
-            if !Running::feed(&mut stdin, &piece).await? {
-                break;
+/// One run of `pg_restore`.
+struct Fill<'f> {
+    vault: &'f Vault,
+    identities: &'f Identities,
+    programs: &'f Programs,
+    database: &'f str,
+    manifest: &'f Manifest,
+    progress: &'f Progress,
+}
+
+impl Fill<'_> {
+    async fn run(&self, more: &[String]) -> Result<()> {
+        let (manifest, progress) = (self.manifest, self.progress);
+        let file = manifest.files.iter().find(|file| file.path.starts_with(FILE));
+        let file = file.ok_or_else(|| Error::damaged(format!("{} has no {FILE}", manifest.id)))?;
+        progress.begin(format!("restore {}", manifest.id), file.content_bytes);
+        let quoted = self.database.replace('\\', "\\\\").replace('\'', "\\'");
+        let args = ["--no-owner", "--no-privileges", "--exit-on-error", "--no-password"].map(str::to_owned);
+        let args = [args.as_slice(), more, &[format!("--dbname=dbname='{quoted}'")]].concat();
+        let mut running = self.programs.start("pg_restore", &args)?;
+        let mut stdin = running.stdin()?;
+        // It prints nothing; whatever it did would fill its pipe.
+        drop(running.stdout()?);
+        let folder = Vault::folder(&manifest.id);
+        let mut reader = FileReader::begin(&self.vault.place, &folder, file, self.identities);
+        let fed = async {
+            while let Some(piece) = reader.next().await? {
+                progress.check()?;
+                progress.add(piece.len() as u64);
+                if !Running::feed(&mut stdin, &piece).await? {
+                    break;
+                }
             }
-        }
-        Ok(())
-    };
-    let fed: Result<()> = fed.await;
-    drop(stdin);
-    fed?;
-    running.finish().await.map(|_| ())
+            Ok(())
+        };
+        let fed: Result<()> = fed.await;
+        drop(stdin);
+        fed?;
+        running.finish().await.map(|_| ())
+    }
 }
 
 /// Holds what was restored against the manifest.
 async fn examine(
     manifest: &Manifest,
     pool: &PgPool,
+    only: Option<&str>,
     progress: &Progress,
 ) -> Result<(std::collections::BTreeMap<String, u64>, Vec<String>)> {
     progress.begin("check what was restored", 0);
@@ -187,7 +209,8 @@ async fn examine(
     let found = found.await;
     moment.end().await;
     let (sums, facts, mut faults) = found?;
-    for (table, sum) in &manifest.sums {
+    let meant = |table: &String| only.is_none_or(|only| only == table);
+    for (table, sum) in manifest.sums.iter().filter(|one| meant(one.0)) {
         match sums.get(table) {
             None => faults.push(format!("table {table} is missing")),
             Some(found) if found.count != sum.count => {
@@ -197,7 +220,8 @@ async fn examine(
             Some(_) => {}
         }
     }
-    if facts.newest_receipt != manifest.position.newest_receipt {
+    if only.is_none_or(|only| only == "receipts") && facts.newest_receipt != manifest.position.newest_receipt
+    {
         faults.push(format!(
             "the newest receipt is of {:?} and not of {:?}",
             facts.newest_receipt, manifest.position.newest_receipt
@@ -213,7 +237,12 @@ async fn examine(
     let rows: u64 = sums.values().map(|sum| sum.count).sum();
     let mut checked = vec![
         format!("{} files as their manifest says", manifest.files.len()),
-        format!("{} tables with {rows} rows, the same by count and checksum", manifest.sums.len()),
+        match only {
+            None => {
+                format!("{} tables with {rows} rows, the same by count and checksum", manifest.sums.len())
+            }
+            Some(table) => format!("the table {table} with {rows} rows, the same by count and checksum"),
+        },
         "every constraint and every index is valid".to_owned(),
     ];
     if let Some(newest) = facts.newest_receipt {

@@ -96,7 +96,7 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { ids, all, shallow } => verify(&vault, ids, all, shallow, json).await,
-        Command::Prune { dry_run } => prune(&vault, dry_run, json).await,
+        Command::Prune { dry_run } => prune(&vault, dry_run, settings, json).await,
     }
 }
 
@@ -166,7 +166,11 @@ pub(super) async fn one(
                 .await
                 .map(Ok)
         }
-        Kind::PostgresBase => Err(Error::refused("base backups are not made by this version")),
+        Kind::PostgresBase => {
+            taskflow_backup::postgres::base::create(vault, &settings.postgres.url, &pool, progress)
+                .await
+                .map(Ok)
+        }
         Kind::MongoDb | Kind::MongoDbIncremental => {
             let database = mongo::connect(&settings.mongodb, NAME).await?;
             let settled = taskflow_backup::mongo::dump::settled(&pool).await?;
@@ -240,7 +244,7 @@ async fn verify(
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-async fn prune(vault: &Vault, dry_run: bool, json: bool) -> Result<ExitCode, Exit> {
+async fn prune(vault: &Vault, dry_run: bool, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
     let plan = vault.plan(clock::now()).await?;
     if dry_run {
         if json {
@@ -252,7 +256,14 @@ async fn prune(vault: &Vault, dry_run: bool, json: bool) -> Result<ExitCode, Exi
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let removed = vault.prune(&Progress::default()).await?;
+    let mut removed = vault.prune(&Progress::default()).await?;
+    if vault.settings.wal {
+        let pool = postgres::connect(&settings.postgres, NAME)?;
+        let files = taskflow_backup::postgres::base::prune_log(vault, &pool).await?;
+        if files > 0 {
+            removed.push(format!("{files} files of the log of writes"));
+        }
+    }
     if json {
         println!("{}", json!({ "removed": removed }));
     } else if removed.is_empty() {

@@ -1,8 +1,10 @@
 //! The jobs: one file each, and the table of all of them.
 
+mod backup_drill;
 mod backup_mongodb;
 mod backup_mongodb_incremental;
 mod backup_postgres;
+mod backup_postgres_base;
 mod backup_prune;
 mod backup_redis;
 mod backups;
@@ -111,10 +113,12 @@ static JOBS: &[Job] = &[
     maintenance_redis::JOB,
     cache_warm::JOB,
     backup_postgres::JOB,
+    backup_postgres_base::JOB,
     backup_mongodb::JOB,
     backup_mongodb_incremental::JOB,
     backup_redis::JOB,
     backup_prune::JOB,
+    backup_drill::JOB,
     report_stores::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,

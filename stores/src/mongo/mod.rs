@@ -7,6 +7,7 @@ pub mod gap;
 pub mod migrate;
 pub mod refill;
 pub mod retention;
+pub mod undone;
 pub mod upkeep;
 
 use std::time::Duration;

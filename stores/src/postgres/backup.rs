@@ -141,6 +141,38 @@ impl Moment {
     }
 }
 
+/// Tables of commands and what they change: nobody changes them under the locks of [`quiet_moment`].
+pub const QUIET: [&str; 3] = ["receipts", "tasks", "users"];
+
+/// A moment, and the place in the log of writes at which exactly that was committed of the tables [`QUIET`]. Their writers
+/// wait for some milliseconds; who has to wait for them for more than two seconds gives up.
+pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
+    let call = "take a quiet moment";
+    let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let mut moment = Moment::begin(pool).await?;
+    let taken = async {
+        sqlx::query("BEGIN").execute(&mut lock).await.map_err(failed(call))?;
+        sqlx::query("SET LOCAL lock_timeout = 2000").execute(&mut lock).await.map_err(failed(call))?;
+        sqlx::query("LOCK TABLE receipts, tasks, users IN EXCLUSIVE MODE")
+            .execute(&mut lock)
+            .await
+            .map_err(failed(call))?;
+        // Its first statement fixes what it sees.
+        sqlx::query("SELECT 1 FROM receipts LIMIT 1")
+            .execute(&mut moment.connection)
+            .await
+            .map_err(failed(call))?;
+        sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
+            .fetch_one(&mut lock)
+            .await
+            .map_err(failed(call))
+    };
+    let lsn = taken.await;
+    // The end of the session gives the locks back.
+    let _ = lock.close().await;
+    Ok((moment, lsn?))
+}
+
 /// Sessions that work for long, and write rows as text in one way wherever they are.
 fn long(pool: &PgPool) -> PgConnectOptions {
     pool.connect_options().as_ref().clone().application_name("taskflow backup").options([

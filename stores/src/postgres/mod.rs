@@ -28,6 +28,7 @@ pub mod probe;
 pub mod pruning;
 pub mod receipts;
 pub mod rehearse;
+pub mod restore_epochs;
 pub mod seed;
 pub mod statistics;
 pub mod suspects;
@@ -40,6 +41,7 @@ pub mod user_activity;
 pub mod user_deeds;
 pub mod users;
 pub mod waiting;
+pub mod wal;
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -66,7 +66,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("servers", &[]),
     ("api", &["taskflow-core", "taskflow-stores"]),
     ("workers", &["taskflow-core", "taskflow-stores"]),
-    ("backup", &["taskflow-core", "taskflow-stores"]),
+    ("backup", &["taskflow-core", "taskflow-stores", "taskflow-servers"]),
     ("scheduler", &["taskflow-core", "taskflow-stores", "taskflow-backup"]),
     (
         "cli",

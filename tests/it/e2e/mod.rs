@@ -2,6 +2,7 @@
 
 mod access;
 mod amqp;
+mod backups;
 mod bad_input;
 mod canary;
 mod cli;
@@ -37,6 +38,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         reads::tests(),
         retention::tests(),
         amqp::tests(),
+        backups::tests(),
         bad_input::tests(),
         stream::tests(),
         waiting::tests(),

@@ -25,10 +25,12 @@ fn probes(cluster: &Cluster<'_>, schedules: &[(&str, &str)]) -> Result<()> {
 }
 
 /// What would only be in the way here.
-const OTHERS: [&str; 17] = [
+const OTHERS: [&str; 19] = [
+    "backup.drill",
     "backup.mongodb",
     "backup.mongodb.incremental",
     "backup.postgres",
+    "backup.postgres.base",
     "backup.prune",
     "backup.redis",
     "cache.warm",
