@@ -9,6 +9,7 @@ mod copy;
 pub mod draft;
 pub mod drill;
 pub mod error;
+pub mod journal;
 pub mod keys;
 pub mod manifest;
 pub mod mongo;

@@ -40,6 +40,12 @@ pub struct Settings {
     pub wal_behind_max_bytes: u64,
     /// Days between two base backups.
     pub base_every_days: u32,
+    /// Whether workers write the commands that they take into a journal beside the backups, for a replay after a restore.
+    pub journal: bool,
+    /// A part of the journal is written so often, in milliseconds: what a worker's machine may take with it.
+    pub journal_every_ms: u64,
+    /// Hours that the journal is kept.
+    pub journal_hours: u32,
     pub keep: Keep,
 }
 
@@ -61,6 +67,9 @@ impl Default for Settings {
             wal_every_ms: 30_000,
             wal_behind_max_bytes: 16 << 30,
             base_every_days: 7,
+            journal: true,
+            journal_every_ms: 5_000,
+            journal_hours: 72,
             keep: Keep::default(),
         }
     }

@@ -139,6 +139,8 @@ metrics! {
         "How much of a store's newest data would be lost if its server were gone now: the age of what the backups hold.";
     DRILL_DURATION = "taskflow_recovery_drill_duration_seconds" Kind::Gauge, ["store"],
         "How long the last drill took to restore a store's newest backups and to check them.";
+    JOURNAL_DROPPED = "taskflow_journal_dropped_total" Kind::Counter, [],
+        "Commands that were applied and are not in the journal, since its place was away or too slow.";
     WAL_KEPT = "taskflow_wal_kept_bytes" Kind::Gauge, [],
         "Bytes of Postgres's log of writes that the server keeps until they are archived.";
     STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],

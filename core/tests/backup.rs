@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
+use taskflow_core::backup::journal::Record;
 use taskflow_core::backup::keeping::{Count, Item, Keep, Verdict, decide, patience};
 use taskflow_core::backup::wal::{Lsn, Segment, gaps};
 
@@ -119,6 +120,37 @@ proptest! {
         prop_assert_eq!(Segment::holding(timeline, start, size), segment);
         prop_assert_eq!(Segment::holding(timeline, Lsn(segment.end(size).0 - 1), size), segment);
         prop_assert_eq!(start.to_string().parse::<Lsn>(), Ok(start));
+    }
+
+    #[test]
+    fn records_come_out_as_they_went_in_and_a_part_of_one_is_none(
+        made in prop::collection::vec((0..1_i64 << 50, prop::option::of(0..1_i64 << 50), any::<bool>(), prop::collection::vec(any::<u8>(), 0..60)), 0..10),
+        cut in 0..2_000_usize,
+    ) {
+        let records: Vec<Record> = made
+            .into_iter()
+            .map(|(at, accepted, low, body)| Record {
+                at: DateTime::from_timestamp_micros(at).unwrap(),
+                accepted_at: accepted.and_then(DateTime::from_timestamp_micros),
+                low,
+                body,
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.encode(&mut bytes));
+        let read = |mut bytes: &[u8]| {
+            let mut found = Vec::new();
+            while let Some((record, length)) = Record::decode(bytes).unwrap() {
+                found.push(record);
+                bytes = &bytes[length..];
+            }
+            (found, bytes.len())
+        };
+        prop_assert_eq!(read(&bytes), (records.clone(), 0));
+        let cut = cut.min(bytes.len());
+        let (found, rest) = read(&bytes[..cut]);
+        prop_assert_eq!(&found[..], &records[..found.len()]);
+        prop_assert!(found.len() == records.len() || rest < 21 + 60 + 1);
     }
 
     #[test]

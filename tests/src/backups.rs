@@ -26,6 +26,14 @@ impl<'c> Backups<'c> {
         Self { cluster, folder, env }
     }
 
+    /// The same in another folder.
+    #[must_use]
+    pub fn at(mut self, folder: &std::path::Path) -> Self {
+        self.folder = folder.to_owned();
+        self.env = vec![("TASKFLOW_BACKUP__DESTINATION".to_owned(), folder.display().to_string())];
+        self
+    }
+
     /// One more setting.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {

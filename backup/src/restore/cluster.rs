@@ -42,6 +42,8 @@ pub enum Target {
     Time(DateTime<Utc>),
     /// Everything that begins before a place in the log, behind which there is more.
     Lsn(Lsn),
+    /// Up to a restore point, by its name.
+    Point(String),
     /// Everything before this transaction, which was not over at a time.
     Before { transaction: String, not_before: Option<DateTime<Utc>> },
 }
@@ -50,7 +52,7 @@ impl Target {
     fn time(&self) -> Option<DateTime<Utc>> {
         match self {
             Self::Time(at) => Some(*at),
-            Self::Newest | Self::Lsn(_) | Self::Before { .. } => None,
+            Self::Newest | Self::Lsn(_) | Self::Point(_) | Self::Before { .. } => None,
         }
     }
 }
@@ -185,7 +187,8 @@ async fn choose(vault: &Vault, order: &Order<'_>) -> Result<Manifest> {
     let before = |manifest: &Manifest| {
         let ended = manifest.position.through.unwrap_or(manifest.ended_at);
         match &order.target {
-            Target::Newest => true,
+            // A name does not say when it was given: whoever knows names the base backup too.
+            Target::Newest | Target::Point(_) => true,
             Target::Lsn(lsn) => manifest.position.lsn.is_some_and(|end| end <= *lsn),
             Target::Time(at) => ended <= *at,
             Target::Before { not_before, .. } => not_before.is_none_or(|at| ended <= at),

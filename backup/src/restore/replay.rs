@@ -71,6 +71,7 @@ fn aim(data: &Path, log: &Path, target: &Target) -> Result<()> {
         Target::Lsn(lsn) => {
             lines += &format!("recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\n")
         }
+        Target::Point(name) => lines += &format!("recovery_target_name = '{}'\n", quoted(name)),
         Target::Before { transaction, .. } => {
             lines += &format!(
                 "recovery_target_xid = '{}'\nrecovery_target_inclusive = off\n",

@@ -1,6 +1,8 @@
 //! `taskflow restore`: backups back into new places, checked before and after; a cluster to a point in time; and the
 //! stores brought to agree after Postgres has gone back.
 
+mod replay;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -58,10 +60,17 @@ pub(crate) struct Options {
     /// With --data: everything before this command took effect
     #[arg(long, value_name = "COMMAND", requires = "data", conflicts_with = "to")]
     before: Option<Uuid>,
+    /// With --data: up to a restore point of this name (one is noted before each migration); name a base backup before it
+    #[arg(long, value_name = "NAME", requires = "data", conflicts_with_all = ["to", "before"])]
+    to_point: Option<String>,
     /// Bring MongoDB and Redis to agree with Postgres, after it was restored to an earlier state: the stores that the
     /// settings name now, in which nobody may work meanwhile
     #[arg(long, conflicts_with_all = ["ids", "data", "into", "collection", "table", "history", "over_live"])]
     agree: bool,
+    /// Send every command of the journal again that was taken from this time on (RFC 3339); the receipts that are there
+    /// make that harmless
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["ids", "data", "into", "collection", "table", "history", "over_live", "agree"])]
+    replay: Option<DateTime<Utc>>,
     /// With --agree: who does this [default: the system's user]
     #[arg(long = "as", value_name = "NAME", requires = "agree")]
     author: Option<String>,
@@ -77,6 +86,9 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
         Some(file) => Identities::from_file(file)?,
         None => vault.identities()?,
     };
+    if let Some(from) = options.replay {
+        return replay::run(&vault, &identities, from, settings, json).await;
+    }
     if let Some(entity) = options.history {
         return history(&vault, &identities, &options, entity, json).await;
     }
@@ -167,6 +179,7 @@ async fn to_a_point(
 ) -> Result<Restored, Exit> {
     let pool = postgres::connect(&settings.postgres, NAME)?;
     let target = match (options.to, options.before) {
+        _ if options.to_point.is_some() => Target::Point(options.to_point.clone().unwrap_or_default()),
         (Some(at), _) => Target::Time(at),
         (None, Some(command)) => {
             let unknown = || {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use taskflow_backup::journal;
 use taskflow_backup::postgres::base;
 use taskflow_stores::clock;
 
@@ -34,6 +35,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.fence.holds().await?;
         let removed = vault.prune(&backups::progress(&context)).await?;
         context.set("removed", removed);
+        context.set("journal_files_removed", journal::prune(&vault, clock::now()).await?);
         if context.stores.backups.settings.wal {
             context.set("log_files_removed", base::prune_log(&vault, &context.stores.postgres).await?);
         }

@@ -35,13 +35,13 @@ async fn to_moments(world: &World) -> Result {
     let mut dice = Dice::new(11);
     let live = site.postgres.clone();
     site.sql("CREATE TABLE marks (n BIGINT PRIMARY KEY)").await?;
-    let (sent, marks, before, data) = {
+    let (load, data, journal) = {
         let cluster = Cluster::new(&site, PROGRAM)?;
         let backups = archived(&cluster, &folder.0);
         let (code, said) = backups.refused(&["backup", "create", "postgres-base"], &[]).await?;
         ensure!(code == Some(2) && said.contains("backup.wal"), "{said}");
         let scheduler = cluster.spawn("scheduler", &backups.env())?;
-        let worker = cluster.worker()?;
+        let worker = cluster.spawn("worker", &backups.env())?;
         wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
         let mut load = Load::new(6);
         load.send(&site, 3).await?;
@@ -79,10 +79,12 @@ async fn to_moments(world: &World) -> Result {
         check_mark(&site, &backups, &folder.0, &data, &mark).await?;
         worker.stop().await?;
         scheduler.stop().await?;
-        (load, marks.len(), before, data)
+        // The folder of the backups goes with its cluster.
+        let journal = folder.0.join("kept");
+        std::fs::rename(&backups.folder, &journal)?;
+        (load, data, journal)
     };
-    let _ = (marks, before);
-    go_on(&mut site, &folder.0, &data, sent).await
+    go_on(&mut site, &folder.0, &data, &journal, load).await
 }
 
 async fn check_mark(site: &Site, backups: &Backups<'_>, folder: &Path, data: &Path, mark: &Mark) -> Result {
@@ -147,7 +149,7 @@ async fn check_before(
 
 /// The restored cluster takes the live one's place: the stores are brought to agree, what was undone is sent again, and
 /// everything is as if nothing had happened.
-async fn go_on(site: &mut Site, folder: &Path, data: &Path, load: Load) -> Result {
+async fn go_on(site: &mut Site, folder: &Path, data: &Path, journal: &Path, load: Load) -> Result {
     let lost: Vec<Uuid> = {
         let (server, pool, _) = start(data, folder, &own(site)).await?;
         let kept: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM receipts").fetch_all(&pool).await?;
@@ -196,6 +198,11 @@ async fn go_on(site: &mut Site, folder: &Path, data: &Path, load: Load) -> Resul
         again.status.success() || String::from_utf8_lossy(&again.stderr).contains("somebody works"),
         "{again:?}"
     );
+    // The journal has all of it, as it was accepted then; upstream sends it again too, under the same ids.
+    let replayed = Backups::new(&cluster).at(journal);
+    let replayed = replayed.ask(&["restore", "--replay", "2020-01-01T00:00:00Z"]).await?;
+    ensure!(replayed == json!({ "published": load.sent.len(), "refused": 0 }), "{replayed}");
+    until_settled(site, load.sent.len()).await?;
     for value in &load.sent {
         publish(site, value).await?;
     }
