@@ -46,17 +46,17 @@ impl Recipients {
 pub struct Identities(Arc<Vec<Box<dyn age::Identity + Send + Sync>>>);
 
 impl Identities {
-    /// Reads `backup.identity_file`; no file is no key, which matters only for what is encrypted.
+    /// Reads `backup.identity_path`; no file is no key, which matters only for what is encrypted.
     pub fn read(settings: &Settings) -> Result<Self> {
-        if settings.identity_file.as_os_str().is_empty() {
+        if settings.identity_path.as_os_str().is_empty() {
             return Ok(Self::default());
         }
-        Self::from_file(&settings.identity_file)
+        Self::from_file(&settings.identity_path)
     }
 
     pub fn from_file(file: &Path) -> Result<Self> {
         let wrong = |error: String| {
-            Error::new(Trouble::Key, format!("backup.identity_file {}: {error}", file.display()))
+            Error::new(Trouble::Key, format!("backup.identity_path {}: {error}", file.display()))
         };
         // Each on a line of its own, as age-keygen writes them.
         let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;

@@ -234,14 +234,14 @@ fn read_all(
     if identities.is_empty() {
         return Err(Error::new(
             Trouble::Key,
-            format!("{at} is encrypted; set backup.identity_file to the age identity that opens it"),
+            format!("{at} is encrypted; set backup.identity_path to the age identity that opens it"),
         ));
     }
     let broken = |error: age::DecryptError| match error {
         age::DecryptError::NoMatchingKeys => Error::new(
             Trouble::Key,
             format!(
-                "{at}: none of the identities in backup.identity_file opens it; the manifest names its recipients"
+                "{at}: none of the identities in backup.identity_path opens it; the manifest names its recipients"
             ),
         ),
         other => Error::damaged(format!("{at}: it can't be decrypted: {other}")),

@@ -20,7 +20,7 @@ pub struct Settings {
     /// age recipients (`age1…`) that may read the backups. None: they are not encrypted.
     pub recipients: Vec<String>,
     /// A file with the age identities that open them, for restores and drills. Backups are made without it.
-    pub identity_file: PathBuf,
+    pub identity_path: PathBuf,
     /// zstd's level, 1 to 19.
     pub compression_level: i32,
     /// How MongoDB's documents are compressed: `zstd`; `gzip` and `none` can be read by `mongorestore`.
@@ -57,7 +57,7 @@ impl Default for Settings {
             second: String::new(),
             second_options: BTreeMap::new(),
             recipients: Vec::new(),
-            identity_file: PathBuf::new(),
+            identity_path: PathBuf::new(),
             compression_level: 3,
             mongodb_compression: Compression::Zstd,
             programs: PathBuf::new(),

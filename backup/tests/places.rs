@@ -192,7 +192,7 @@ async fn content(vault: &Vault, manifest: &Manifest, index: usize, keys: &Identi
 async fn what_goes_in_comes_out_however_it_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (keys, recipients) = key(&folder, "key");
-    let large = noise(40 << 20, 7);
+    let large = noise(17 << 20, 7);
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         for recipients in [Recipients::default(), recipients.clone()] {
             let (vault, _) = over(Arc::new(InMemory::new()), recipients);
@@ -208,7 +208,7 @@ async fn what_goes_in_comes_out_however_it_is_kept() {
 
 #[tokio::test]
 async fn a_store_that_fails_at_any_request_leaves_a_whole_backup_or_none() {
-    let large = noise(20 << 20, 3);
+    let large = noise(9 << 20, 3);
     let folder = tempfile::tempdir().unwrap();
     let local =
         || -> Arc<dyn ObjectStore> { Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap()) };
@@ -245,7 +245,7 @@ async fn a_store_that_fails_at_any_request_leaves_a_whole_backup_or_none() {
 
 #[tokio::test]
 async fn reading_from_a_store_that_fails_is_never_taken_for_the_end() {
-    let large = noise(20 << 20, 5);
+    let large = noise(9 << 20, 5);
     let (vault, left) = over(Arc::new(InMemory::new()), Recipients::default());
     let manifest = make(&vault, &large, Compression::Zstd).await.unwrap();
     left.store(0, Ordering::SeqCst);
@@ -289,7 +289,7 @@ async fn a_prune_that_is_broken_off_at_any_request_leaves_nothing_half_that_look
 
 #[tokio::test]
 async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
-    let large = noise(20 << 20, 9);
+    let large = noise(9 << 20, 9);
     let (mut vault, _) = over(Arc::new(InMemory::new()), Recipients::default());
     let (second, left) = over(Arc::new(InMemory::new()), Recipients::default());
     vault.second = Some(second.place.clone());
@@ -299,9 +299,12 @@ async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
         let copied = vault.copy(&Progress::default()).await;
         left.store(i64::MAX, Ordering::SeqCst);
         let good = second.list().await.unwrap().iter().filter(|found| found.good().is_some()).count();
-        assert_eq!(good, usize::from(copied.is_ok()));
-        if copied.is_ok() {
+        // The log of writes comes behind it.
+        assert!(good == 1 || copied.is_err(), "it is said to be copied and is not");
+        if good == 1 {
             second.verify(&manifest, Some(&Identities::default()), &Progress::default()).await.unwrap();
+        }
+        if copied.is_ok() {
             assert!(vault.copy(&Progress::default()).await.unwrap().is_empty(), "copied twice");
             return;
         }
@@ -351,7 +354,7 @@ async fn damage_is_named_with_its_file() {
         vault.verify(&manifest, Some(&right), &Progress::default()).await.unwrap();
         if !vault.recipients.is_empty() {
             for (wrong, word) in
-                [(&others, "none of the identities"), (&Identities::default(), "backup.identity_file")]
+                [(&others, "none of the identities"), (&Identities::default(), "backup.identity_path")]
             {
                 let error = vault.verify(&manifest, Some(wrong), &Progress::default()).await.unwrap_err();
                 assert_eq!(error.trouble, Trouble::Key, "{error}");

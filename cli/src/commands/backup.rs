@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use taskflow_backup::error::Trouble;
-use taskflow_backup::keys::Identities;
 use taskflow_backup::{Error, Kind, Manifest, Progress, Vault};
 use taskflow_stores::{clock, mongo, postgres, redis};
 

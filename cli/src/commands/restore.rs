@@ -48,7 +48,7 @@ pub(crate) struct Options {
     /// With --over-live: the live database's name, said once more
     #[arg(long, value_name = "DATABASE", requires = "over_live")]
     replace: Option<String>,
-    /// File with the age identity that opens the backups [default: backup.identity_file]
+    /// File with the age identity that opens the backups [default: backup.identity_path]
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
     /// Restore Postgres's whole cluster into this folder, from a base backup and the log of writes
@@ -151,8 +151,13 @@ async fn one(
     match manifest.kind {
         Kind::Postgres => {
             let pool = postgres::connect(&settings.postgres, NAME)?;
-            let order =
-                dumps::Order { manifest: &manifest, into: &into, url: &settings.postgres.url, pool: &pool };
+            let order = dumps::Order {
+                manifest: &manifest,
+                into: &into,
+                url: &settings.postgres.url,
+                pool: &pool,
+                only: options.table.as_deref(),
+            };
             Ok(dumps::restore(vault, identities, order, bar.progress()).await?)
         }
         Kind::MongoDb | Kind::MongoDbIncremental => {

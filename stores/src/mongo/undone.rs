@@ -124,16 +124,18 @@ pub async fn count(database: &Database, since: DateTime<Utc>, epoch: i64) -> Res
 pub async fn which(database: &Database, ids: &[[u8; 12]]) -> Result<Vec<[u8; 12]>, StoreError> {
     let call = "look for events";
     let ids: Vec<Bson> = ids.iter().map(|id| object_id(*id)).collect();
-    let find = database.collection::<Document>(events::COLLECTION).find(doc! { "_id": { "$in": ids } });
-    let found = find.projection(doc! { "_id": 1 }).await.map_err(failed(call))?;
+    let collection = database.collection::<Document>(events::COLLECTION);
+    let found = collection.find(doc! { "_id": { "$in": ids } }).projection(doc! { "_id": 1 }).await;
+    let found = found.map_err(failed(call))?;
     let found: Vec<Document> = found.try_collect().await.map_err(failed(call))?;
     Ok(found.iter().filter_map(|event| Some(event.get_object_id("_id").ok()?.bytes())).collect())
 }
 
 /// When the newest event was applied.
 pub async fn newest(database: &Database) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let find = database.collection::<Document>(events::COLLECTION).find_one(doc! {});
-    let found = find.sort(doc! { "createdAt": -1 }).projection(doc! { "createdAt": 1 }).await;
+    let collection = database.collection::<Document>(events::COLLECTION);
+    let newest = collection.find_one(doc! {}).sort(doc! { "createdAt": -1 });
+    let found = newest.projection(doc! { "createdAt": 1 }).await;
     let found = found.map_err(failed("look for the newest event"))?;
     let at = found.and_then(|event| Some(event.get_datetime("createdAt").ok()?.timestamp_millis()));
     Ok(at.and_then(DateTime::from_timestamp_millis))

@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         with_site("the scheduler makes backups, copies them, prunes them, and shows how old they are", jobs),
         with_site("backups that mongorestore can read are plain files", plain_files),
+        with_site("a table, a task's history, and backups in the place of what is live", parts_and_live),
     ]
 }
 
@@ -43,7 +44,7 @@ async fn whole(site: Arc<Site>) -> Result {
     let recipient = write_key(&key)?;
     let key = key.display().to_string();
     for (round, recipients) in [None, Some(format!("[\"{recipient}\"]"))].into_iter().enumerate() {
-        let mut backups = Backups::new(&cluster).with("IDENTITY_FILE", &key);
+        let mut backups = Backups::new(&cluster).with("IDENTITY_PATH", &key);
         if let Some(recipients) = &recipients {
             backups = backups.with("RECIPIENTS", recipients);
         }
@@ -64,12 +65,8 @@ async fn whole(site: Arc<Site>) -> Result {
         );
         ensure!(restored[0]["checked"].as_array().is_some_and(|lines| lines.len() >= 4), "{restored}");
         // The validator is there again: what is no event is refused.
-        let odd = site
-            .mongo
-            .client()
-            .database(&into)
-            .collection("event_logs")
-            .insert_one(mongodb::bson::doc! { "a": 1 });
+        let trail_of = site.mongo.client().database(&into).collection("event_logs");
+        let odd = trail_of.insert_one(mongodb::bson::doc! { "a": 1 });
         ensure!(odd.await.is_err(), "the restored collection takes anything");
 
         let listed = backups.ask(&["backup", "list"]).await?;
@@ -88,10 +85,10 @@ async fn whole(site: Arc<Site>) -> Result {
         if recipients.is_some() {
             let dump_file = std::fs::read(backups.path(&dump).join("database.dump.zst.age"))?;
             ensure!(dump_file.starts_with(b"age-encryption.org/v1"), "it is not encrypted");
-            let nobody = [("TASKFLOW_BACKUP__IDENTITY_FILE", "")];
+            let nobody = [("TASKFLOW_BACKUP__IDENTITY_PATH", "")];
             let (code, said) = backups.refused(&["restore", &dump, "--into", "x"], &nobody).await?;
             ensure!(
-                code == Some(1) && said.contains("database.dump.zst.age") && said.contains("identity_file"),
+                code == Some(1) && said.contains("database.dump.zst.age") && said.contains("identity_path"),
                 "{said}"
             );
             ensure!(!has_database(&site, "x").await?, "something was restored without a key");
@@ -202,7 +199,9 @@ async fn jobs(site: Arc<Site>) -> Result {
     let second_name = second.display().to_string();
     let backups = Backups::new(&cluster).with("SECOND", &second_name).with("KEEP__DAILY", "1");
     let backups = backups.with("KEEP__WEEKLY", "0").with("KEEP__MONTHLY", "0").with("KEEP__YEARLY", "0");
-    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = [("TASKFLOW_METRICS__LISTEN", address.as_str())];
+    let scheduler = cluster.spawn("scheduler", &[backups.env().as_slice(), &listen].concat())?;
     wait::until(
         "a scheduler leads",
         async || Ok(site.count("SELECT count(*) FROM job_schedules").await? > 5),
@@ -240,17 +239,17 @@ async fn jobs(site: Arc<Site>) -> Result {
             >= 6,
         "the ledger lacks runs"
     );
-    let address = scheduler.log().lines().find_map(|line| {
-        let (_, rest) = line.split_once("http://")?;
-        rest.split_once("/metrics").map(|(address, _)| address.to_owned())
-    });
-    if let Some(address) = address.filter(|address| !address.ends_with(":0")) {
+    wait::until("the metrics tell of the backups", async || {
         let shown = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
-        ensure!(
-            shown.contains("taskflow_backup_last_success_timestamp_seconds{kind=\"postgres\"}"),
-            "{shown}"
-        );
-    }
+        Ok([
+            "taskflow_backup_last_success_timestamp_seconds{kind=\"postgres\"}",
+            "taskflow_backup_size_bytes{kind=\"mongodb\"}",
+            "taskflow_recovery_point_seconds{store=\"mongodb\"}",
+        ]
+        .iter()
+        .all(|series| shown.contains(series)))
+    })
+    .await?;
     // Without a place for them nothing is made, and nothing fails.
     scheduler.stop().await?;
     let scheduler = cluster.spawn("scheduler", &[])?;
@@ -300,5 +299,75 @@ async fn plain_files(site: Arc<Site>) -> Result {
         backups.ask(&["restore", &id, "--into", &into]).await?;
         must_be_alike(&documents(&site, &own(&site)).await?, &documents(&site, &into).await?)?;
     }
+    Ok(())
+}
+
+/// One table, one task's history, and a backup in the place of what is live.
+async fn parts_and_live(site: Arc<Site>) -> Result {
+    filled(&site, 4, 10).await?;
+    let cluster = cluster(&site)?;
+    let backups = Backups::new(&cluster);
+    let (dump, trail) = (backups.create("postgres").await?, backups.create("mongodb").await?);
+    let live = own(&site);
+    let (before, trail_before) = (rows(&site, &live).await?, documents(&site, &live).await?);
+    let into = format!("{live}_t");
+    backups.ask(&["restore", &dump, "--table", "tasks", "--into", &into]).await?;
+    let part = rows(&site, &into).await?;
+    ensure!(part["tasks"] == before["tasks"] && part["receipts"].is_empty(), "{:?}", part["receipts"].len());
+    let (code, said) = backups.refused(&["restore", &dump, "--table", "tusks"], &[]).await?;
+    ensure!(code == Some(2) && said.contains("has no table tusks"), "{said}");
+
+    let task: uuid::Uuid =
+        sqlx::query_scalar("SELECT id FROM tasks LIMIT 1").fetch_one(&site.postgres).await?;
+    let history = backups.ask(&["restore", "--history", &task.to_string()]).await?;
+    let versions: Vec<i64> = history["events"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|event| event["version"].as_i64())
+        .collect();
+    ensure!(versions == (1..=10).collect::<Vec<i64>>(), "{versions:?}: {history}");
+
+    // More happens; then the backups take its place.
+    let worker = cluster.worker()?;
+    let later = Stream::start(&site, 2, 5).end().await?;
+    wait::until("it is applied", async || {
+        Ok(site.count("SELECT count(*) FROM receipts").await? >= 50 && site.events().await?.len() >= 50)
+    })
+    .await?;
+    drop(later);
+    let live_twice = ["restore", &dump, "--over-live", "--replace", &live];
+    let (code, said) = backups.refused(&live_twice, &[]).await?;
+    ensure!(code == Some(2) && said.contains("somebody works"), "{said}");
+    worker.stop().await?;
+    let (code, said) = backups.refused(&["restore", &dump, "--over-live"], &[]).await?;
+    ensure!(code == Some(2) && said.contains("--replace"), "{said}");
+    let (code, said) = backups.refused(&["restore", &dump, "--over-live", "--replace", "other"], &[]).await?;
+    ensure!(code == Some(2) && said.contains(&live), "{said}");
+    let count = "SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()";
+    wait::until("nobody works", async || Ok(site.count(count).await? == 0)).await?;
+    // Our own sessions end with the rename.
+    let replaced = backups.ask(&live_twice).await?;
+    let old = replaced[0]["old"].as_str().context("no old database")?.to_owned();
+    wait::until("our connections are new", async || Ok(has_database(&site, &old).await.unwrap_or(false)))
+        .await?;
+    must_be_alike(&before, &rows(&site, &live).await?)?;
+    // MongoDB's dies in the middle, and goes on.
+    let env = [("TASKFLOW_CRASH_AT", "refilled:1")];
+    let args = ["restore", &trail, "--over-live", "--replace", &live];
+    let died = backups.run(&args, &env).await?;
+    ensure!(
+        !died.status.success() && documents(&site, &live).await?.contains_key("taskflow_restore"),
+        "{died:?}"
+    );
+    backups.ask(&args).await?;
+    must_be_alike(&trail_before, &documents(&site, &live).await?)?;
+    let difference = backups.ask(&["restore", "--agree"]).await?;
+    ensure!(difference["undone_events"] == 0 && difference["missing_events"] == 0, "{difference}");
+    // What was live is saved.
+    let saved = replaced[0]["saved"].as_str().context("nothing is saved")?.to_owned();
+    let into = format!("{live}_s");
+    backups.ask(&["restore", &saved, "--into", &into]).await?;
+    ensure!(rows(&site, &into).await?["receipts"].len() == 50, "what was live is not what was saved");
     Ok(())
 }

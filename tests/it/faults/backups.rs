@@ -69,7 +69,7 @@ async fn damaged(site: Arc<Site>) -> Result {
         let good = std::fs::read_to_string(&path)?;
         for (other, word) in [
             (good.replace("\"format\": 1", "\"format\": 2"), "form 2"),
-            (good.replace("\"exact\"", "\"exakt\""), "manifest.json"),
+            (good.replace("\"begun_at\"", "\"begun_it\""), "manifest.json"),
             (good[..good.len() - 100].to_owned(), "manifest.json"),
         ] {
             ensure!(other != good, "{word}: it is the same");
@@ -84,11 +84,20 @@ async fn damaged(site: Arc<Site>) -> Result {
     Ok(())
 }
 
+/// When a command is killed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum At<'a> {
+    /// At a step.
+    Step(&'a str),
+    /// After so many milliseconds, if it has not ended by then.
+    After(u64),
+}
+
 /// Runs a command and kills it at a step, or after a time by chance; true if it was killed.
-async fn die(backups: &Backups<'_>, args: &[&str], at: Result<&str, u64>) -> Result<bool> {
+async fn die(backups: &Backups<'_>, args: &[&str], at: At<'_>) -> Result<bool> {
     let mut env = backups.env();
     let point;
-    if let Ok(name) = at {
+    if let At::Step(name) = at {
         point = format!("{name}:1");
         env.push(("TASKFLOW_CRASH_AT", &point));
     }
@@ -98,7 +107,7 @@ async fn die(backups: &Backups<'_>, args: &[&str], at: Result<&str, u64>) -> Res
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
     let child = command.spawn()?;
-    if let Err(after_ms) = at {
+    if let At::After(after_ms) = at {
         let pid = Pid::from_raw(child.id().context("it has ended")?.cast_signed());
         tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
         // It may be done already.
@@ -107,7 +116,7 @@ async fn die(backups: &Backups<'_>, args: &[&str], at: Result<&str, u64>) -> Res
     let ended = child.wait_with_output().await?;
     let killed = ended.status.signal() == Some(9);
     ensure!(killed || ended.status.success(), "{args:?}: {}", text(&ended));
-    ensure!(killed || at.is_err(), "{args:?} went by its step {at:?}");
+    ensure!(killed || matches!(at, At::After(_)), "{args:?} went by its step {at:?}");
     Ok(killed)
 }
 
@@ -138,10 +147,10 @@ async fn killed(site: Arc<Site>) -> Result {
     let mut good = 2;
     let mut dice = Dice::new(7);
     for kind in ["postgres", "mongodb"] {
-        die(&backups, &["backup", "create", kind], Ok("backup_sealing")).await?;
+        die(&backups, &["backup", "create", kind], At::Step("backup_sealing")).await?;
         ensure!(whole(&backups).await?.len() == good, "a backup without its manifest counts");
         for _ in 0..4 {
-            let killed = die(&backups, &["backup", "create", kind], Err(dice.below(400))).await?;
+            let killed = die(&backups, &["backup", "create", kind], At::After(dice.below(400))).await?;
             let now = whole(&backups).await?.len();
             ensure!(now == good || now == good + 1, "{now} backups after {good}");
             ensure!(killed || now == good + 1, "it said that it is done");
@@ -153,7 +162,7 @@ async fn killed(site: Arc<Site>) -> Result {
     let few = few.with("KEEP__MONTHLY", "0").with("KEEP__YEARLY", "0");
     backups.create("postgres").await?;
     backups.create("mongodb").await?;
-    die(&few, &["backup", "prune"], Ok("backup_pruned")).await?;
+    die(&few, &["backup", "prune"], At::Step("backup_pruned")).await?;
     let left = whole(&few).await?;
     ensure!(left.len() >= 2, "{left:?}");
     few.ask(&["backup", "prune"]).await?;
@@ -174,7 +183,7 @@ async fn killed(site: Arc<Site>) -> Result {
 async fn restores(site: &Site, backups: &Backups<'_>, dump: &str, trail: &str, dice: &mut Dice) -> Result {
     let live = own(site);
     let into = format!("{live}_k");
-    die(backups, &["restore", dump, "--into", &into], Ok("restored")).await?;
+    die(backups, &["restore", dump, "--into", &into], At::Step("restored")).await?;
     ensure!(!has_database(site, &into).await?, "half a database has the name of a whole one");
     ensure!(has_database(site, &format!("{into}__restoring")).await?, "it was killed too late");
     backups.ask(&["restore", dump, "--into", &into]).await?;
@@ -182,7 +191,7 @@ async fn restores(site: &Site, backups: &Backups<'_>, dump: &str, trail: &str, d
     ensure!(!has_database(site, &format!("{into}__restoring")).await?, "the half one is still there");
     for round in 0..4 {
         let into = format!("{live}_k{round}");
-        if die(backups, &["restore", dump, "--into", &into], Err(100 + dice.below(900))).await?
+        if die(backups, &["restore", dump, "--into", &into], At::After(100 + dice.below(900))).await?
             && !has_database(site, &into).await?
         {
             backups.ask(&["restore", dump, "--into", &into]).await?;
@@ -193,7 +202,7 @@ async fn restores(site: &Site, backups: &Backups<'_>, dump: &str, trail: &str, d
     let mark = async |into: &str| -> Result<bool> {
         Ok(documents(site, into).await?.contains_key("taskflow_restore"))
     };
-    die(backups, &["restore", trail, "--into", &into], Ok("refilled")).await?;
+    die(backups, &["restore", trail, "--into", &into], At::Step("refilled")).await?;
     ensure!(mark(&into).await?, "half a trail bears no mark");
     let (code, said) =
         backups.refused(&["restore", trail, "--into", &into, "--collection", "event_logs"], &[]).await?;
@@ -202,7 +211,7 @@ async fn restores(site: &Site, backups: &Backups<'_>, dump: &str, trail: &str, d
     must_be_alike(&documents(site, &live).await?, &documents(site, &into).await?)?;
     for round in 0..4 {
         let into = format!("{live}_k{round}");
-        if die(backups, &["restore", trail, "--into", &into], Err(50 + dice.below(500))).await?
+        if die(backups, &["restore", trail, "--into", &into], At::After(50 + dice.below(500))).await?
             && mark(&into).await?
         {
             backups.ask(&["restore", trail, "--into", &into]).await?;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
+use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World, wait};
 
 use super::{Folder, Load, archived, reached};
@@ -9,7 +10,7 @@ use crate::PROGRAM;
 
 /// A drill proves what is good, and says which part can't be restored.
 pub(super) async fn run() -> Result {
-    let world = World::start().await?;
+    let world = World::start(Sync::Skipped).await?;
     let tried = Box::pin(drilled(&world)).await;
     world.stop().await;
     tried

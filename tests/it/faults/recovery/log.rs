@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use taskflow_tests::backups::own;
 use taskflow_tests::dice::Dice;
+use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World, wait};
 
 use super::{Folder, archived, now, reached, start, until_archived};
@@ -13,7 +14,7 @@ use crate::PROGRAM;
 
 /// Schedulers killed at any moment while the log flows: what is archived has no gap, and leads to the end.
 pub(super) async fn killed() -> Result {
-    let world = World::start().await?;
+    let world = World::start(Sync::Skipped).await?;
     let tried = Box::pin(through_kills(&world)).await;
     world.stop().await;
     tried

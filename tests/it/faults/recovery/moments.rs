@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use taskflow_stores::clock;
 use taskflow_tests::backups::{Backups, own};
 use taskflow_tests::dice::Dice;
+use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Process, Result, Site, World, wait};
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ struct Mark {
 }
 
 pub(super) async fn run() -> Result {
-    let world = World::start().await?;
+    let world = World::start(Sync::Skipped).await?;
     let tried = Box::pin(to_moments(&world)).await;
     world.stop().await;
     tried
