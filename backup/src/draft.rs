@@ -15,6 +15,8 @@ use crate::vault::Vault;
 use crate::write::FileWriter;
 
 const PIECE: usize = 256 << 10;
+/// Of a stream, so much of its end is given back.
+const TAIL: usize = 64 << 10;
 
 /// What the manifest will say beside its files.
 #[derive(Default)]
@@ -65,14 +67,15 @@ impl<'v> Draft<'v> {
         self.files.iter().map(|file| file.content_bytes).sum()
     }
 
-    /// A file of what a reader gives.
+    /// A file of what a reader gives; returns the end of it.
     pub async fn stream(
         &mut self,
         name: &str,
         compression: Compression,
         source: &mut (dyn AsyncRead + Send + Unpin),
-    ) -> Result<()> {
+    ) -> Result<Vec<u8>> {
         let mut writer = self.file(name, compression)?;
+        let mut tail = Vec::with_capacity(TAIL + PIECE);
         loop {
             let mut buffer = Vec::with_capacity(PIECE);
             let length = tokio::select! {
@@ -84,10 +87,14 @@ impl<'v> Draft<'v> {
                 break;
             }
             self.progress.add(length as u64);
+            tail.extend_from_slice(&buffer);
+            if let Some(more) = tail.len().checked_sub(TAIL) {
+                tail.drain(..more);
+            }
             writer.write(Bytes::from(buffer)).await?;
         }
         self.files.push(writer.finish().await?);
-        Ok(())
+        Ok(tail)
     }
 
     /// A small file.

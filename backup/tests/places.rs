@@ -176,7 +176,7 @@ async fn make(vault: &Vault, large: &[u8], compression: Compression) -> Result<M
         draft.stream("t/large", compression, &mut &*large).await
     };
     match made.await {
-        Ok(()) => draft.finish(Facts::default()).await,
+        Ok(_) => draft.finish(Facts::default()).await,
         Err(error) => {
             draft.discard().await;
             Err(error)

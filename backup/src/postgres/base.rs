@@ -49,17 +49,16 @@ pub async fn create(vault: &Vault, url: &str, pool: &PgPool, progress: &Progress
             "--checkpoint=fast",
             "--manifest-checksums=SHA256",
             "--no-password",
-            "--verbose",
         ];
         let mut running = programs.start("pg_basebackup", &args.map(str::to_owned))?;
         let mut stdout = running.stdout()?;
         let streamed = draft.stream(FILE, Compression::Zstd, &mut stdout).await;
         drop(stdout);
-        let said = running.finish().await;
-        streamed?;
-        let said = said?;
-        let start = told(&said, "start point: ")?;
-        let end = told(&said, "end point: ")?;
+        let ended = running.finish().await;
+        let tail = streamed?;
+        ended?;
+        let start = told(&tail, "\"Start-LSN\": \"")?;
+        let end = told(&tail, "\"End-LSN\": \"")?;
         wait(&archive, end, progress).await?;
         Ok::<_, Error>((start, end))
     };
@@ -131,10 +130,12 @@ pub async fn prune_log(vault: &Vault, pool: &PgPool) -> Result<u64> {
     }
 }
 
-/// A place that `pg_basebackup --verbose` tells.
-fn told(said: &str, what: &str) -> Result<Lsn> {
-    let place = said.split(what).nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    place.ok_or_else(|| Error::failed(format!("pg_basebackup does not tell its {what}{said}")))
+/// A place that the cluster's own manifest tells; it is the last file of the archive, and the places are its end.
+fn told(tail: &[u8], what: &str) -> Result<Lsn> {
+    let tail = String::from_utf8_lossy(tail);
+    let place = tail.rsplit(what).next().filter(|_| tail.contains(what));
+    let place = place.and_then(|rest| rest.split('"').next()?.parse().ok());
+    place.ok_or_else(|| Error::failed(format!("the manifest of pg_basebackup does not tell {what}")))
 }
 
 /// Waits until the archived log has a place: before that, the backup can't be restored.

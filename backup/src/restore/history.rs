@@ -28,7 +28,7 @@ pub async fn read(
     progress: &Progress,
 ) -> Result<Vec<Value>> {
     let entity = entity.to_string();
-    let mut found: BTreeMap<(i64, [u8; 12]), Document> = BTreeMap::new();
+    let mut found: BTreeMap<(i64, i64, i32, [u8; 12]), Document> = BTreeMap::new();
     for manifest in chain::read(vault, id).await? {
         vault.verify(&manifest, Some(identities), progress).await?;
         progress.begin(format!("look through {}", manifest.id), manifest.content_bytes());
@@ -53,7 +53,11 @@ pub async fn read(
                             "{entity} has more than {MOST} events; restore the collection instead"
                         )));
                     }
-                    found.insert((at, key), event);
+                    // Those of one batch have one time.
+                    let run = event.get_document("run").ok();
+                    let batch = run.and_then(|run| run.get_i64("n").ok()).unwrap_or(0);
+                    let place = run.and_then(|run| run.get_i32("i").ok()).unwrap_or(0);
+                    found.insert((at, batch, place, key), event);
                 }
             }
         }
