@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use chrono::SecondsFormat;
 use taskflow_servers::Recovered;
 use taskflow_stores::postgres::backup::{Facts, Moment};
 use taskflow_stores::postgres::{self, PgPool, wal};
@@ -65,7 +64,8 @@ fn aim(data: &Path, log: &Path, target: &Target) -> Result<()> {
     match target {
         Target::Newest => lines += "recovery_target_timeline = 'latest'\n",
         Target::Time(at) => {
-            let at = at.to_rfc3339_opts(SecondsFormat::Micros, true);
+            // As Postgres reads it before it knows any zone's name, `Z` included.
+            let at = at.format("%Y-%m-%d %H:%M:%S%.6f+00");
             lines += &format!("recovery_target_time = '{at}'\nrecovery_target_inclusive = on\n");
         }
         Target::Lsn(lsn) => {
