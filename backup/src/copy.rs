@@ -6,6 +6,7 @@ use crate::error::{Error, Result, Trouble};
 use crate::keys::{Identities, Recipients};
 use crate::manifest::File;
 use crate::place::{Listed, Place};
+use crate::postgres::archive;
 use crate::progress::Progress;
 use crate::read::FileReader;
 use crate::settings::Compression;
@@ -47,7 +48,7 @@ pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progr
     let (ours, theirs) = (from.files(folder).await?, to.files(folder).await?);
     let mut copied = 0;
     // What says how far the log goes comes last.
-    let (ends, pieces): (Vec<_>, Vec<_>) = ours.iter().partition(|one| one.name.ends_with(".json"));
+    let (ends, pieces): (Vec<_>, Vec<_>) = ours.iter().partition(|one| one.name.ends_with(archive::POSITION));
     for one in pieces.into_iter().chain(ends) {
         let same = |their: &&Listed| their.name == one.name && their.bytes == one.bytes && their.at >= one.at;
         if theirs.iter().any(|their| same(&their)) {

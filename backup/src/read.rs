@@ -15,7 +15,7 @@ use crate::manifest::File;
 use crate::place::Place;
 use crate::progress::Progress;
 use crate::settings::Compression;
-use crate::write::Tally;
+use crate::write::{SEALED, Tally};
 
 const PIECE: usize = 256 << 10;
 const WAITING: usize = 4;
@@ -28,8 +28,8 @@ pub struct FileReader {
 impl FileReader {
     /// Begins to read a file that no manifest speaks of: its own name says how it is kept.
     pub fn unlisted(place: &Place, folder: &str, path: &str, identities: &Identities) -> Self {
-        let encrypted = path.ends_with(".age");
-        let inner = path.trim_end_matches(".age");
+        let inner = path.strip_suffix(SEALED);
+        let (encrypted, inner) = (inner.is_some(), inner.unwrap_or(path));
         let compression =
             [Compression::Zstd, Compression::Gzip].into_iter().find(|one| inner.ends_with(one.ending()));
         let file = File {

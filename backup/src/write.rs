@@ -26,6 +26,9 @@ const AT_ONCE: usize = 2;
 /// Pieces that wait to be compressed.
 const WAITING: usize = 4;
 
+/// The end of an encrypted file's name.
+pub(crate) const SEALED: &str = ".age";
+
 /// How files are written.
 #[derive(Clone)]
 pub struct Form {
@@ -38,7 +41,7 @@ pub struct Form {
 impl Form {
     /// What is behind a file's own name.
     pub fn ending(&self) -> String {
-        let sealed = if self.recipients.is_empty() { "" } else { ".age" };
+        let sealed = if self.recipients.is_empty() { "" } else { SEALED };
         format!("{}{sealed}", self.compression.ending())
     }
 }

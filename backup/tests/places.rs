@@ -1,6 +1,8 @@
 //! Files through places that break: an object store that fails at any request, in memory and in a folder; bytes that
 //! change, files that are cut off or missing, wrong keys, a full disk.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;

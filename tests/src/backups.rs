@@ -29,7 +29,7 @@ impl<'c> Backups<'c> {
     /// The same in another folder.
     #[must_use]
     pub fn at(mut self, folder: &std::path::Path) -> Self {
-        self.folder = folder.to_owned();
+        folder.clone_into(&mut self.folder);
         self.env = vec![("TASKFLOW_BACKUP__DESTINATION".to_owned(), folder.display().to_string())];
         self
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use taskflow_core::hex;
 use taskflow_stores::mongo::dump::{self, Collection, Reading, WITHOUT_SNAPSHOT};
 use taskflow_stores::mongo::{self, Database, events};
 use taskflow_stores::postgres::{PgPool, outbox};
@@ -195,18 +196,16 @@ fn moment(error: StoreError) -> Error {
 /// A collection's files without their endings, named as `mongodump` does.
 pub(crate) fn base(database: &str, collection: &str) -> String {
     let escaped = |name: &str| {
-        name.bytes().fold(String::new(), |mut text, byte| {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                    text.push(char::from(byte))
-                }
-                other => {
-                    use std::fmt::Write;
-                    let _ = write!(text, "%{other:02X}");
-                }
+        let mut text = String::with_capacity(name.len());
+        for byte in name.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+                text.push(char::from(byte));
+            } else {
+                text.push('%');
+                text.push_str(&hex::of(&[byte]).to_uppercase());
             }
-            text
-        })
+        }
+        text
     };
     format!("{}/{}", escaped(database), escaped(collection))
 }

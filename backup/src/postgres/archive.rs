@@ -20,7 +20,7 @@ use crate::vault::Vault;
 use crate::write::FileWriter;
 
 pub const FOLDER: &str = "wal";
-const POSITION: &str = "position.json";
+pub(crate) const POSITION: &str = "position.json";
 pub(crate) const PARTIAL: &str = ".partial";
 /// Clocks of the place and of the server may differ by so much.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(10);

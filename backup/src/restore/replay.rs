@@ -60,26 +60,22 @@ const END: &str = "# taskflow restore: end\n";
 /// Tells Postgres where the log is and where to stop.
 fn aim(data: &Path, log: &Path, target: &Target) -> Result<()> {
     let quoted = |text: &str| text.replace('\'', "''");
-    let mut lines = format!("restore_command = 'cp \"{}/%f\" \"%p\"'\n", quoted(&log.display().to_string()));
-    match target {
-        Target::Newest => lines += "recovery_target_timeline = 'latest'\n",
+    let stop = match target {
+        Target::Newest => "recovery_target_timeline = 'latest'".to_owned(),
         Target::Time(at) => {
             // As Postgres reads it before it knows any zone's name, `Z` included.
             let at = at.format("%Y-%m-%d %H:%M:%S%.6f+00");
-            lines += &format!("recovery_target_time = '{at}'\nrecovery_target_inclusive = on\n");
+            format!("recovery_target_time = '{at}'\nrecovery_target_inclusive = on")
         }
-        Target::Lsn(lsn) => {
-            lines += &format!("recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\n")
-        }
-        Target::Point(name) => lines += &format!("recovery_target_name = '{}'\n", quoted(name)),
+        Target::Lsn(lsn) => format!("recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off"),
+        Target::Point(name) => format!("recovery_target_name = '{}'", quoted(name)),
         Target::Before { transaction, .. } => {
-            lines += &format!(
-                "recovery_target_xid = '{}'\nrecovery_target_inclusive = off\n",
-                quoted(transaction)
-            );
+            format!("recovery_target_xid = '{}'\nrecovery_target_inclusive = off", quoted(transaction))
         }
-    }
-    lines += "recovery_target_action = 'promote'\n";
+    };
+    let log = quoted(&log.display().to_string());
+    let lines =
+        format!("restore_command = 'cp \"{log}/%f\" \"%p\"'\n{stop}\nrecovery_target_action = 'promote'\n");
     let file = data.join("postgresql.auto.conf");
     let failed = |error: std::io::Error| Error::io(file.display(), &error);
     let before = std::fs::read_to_string(&file).unwrap_or_default();

@@ -329,7 +329,8 @@ fn told(restored: &Restored) -> String {
         restored.took_s
     );
     for line in &restored.checked {
-        text += &format!("\n    checked: {line}");
+        text.push_str("\n    checked: ");
+        text.push_str(line);
     }
     text
 }

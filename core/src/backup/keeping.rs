@@ -126,6 +126,9 @@ pub fn decide(items: &[Item], rules: &Keep, now: DateTime<Utc>) -> BTreeMap<Stri
     items.iter().map(|item| (item.id.clone(), verdict(item))).collect()
 }
 
+/// Which day, week, month or year a time belongs to.
+type Span = fn(DateTime<Utc>) -> (i32, u32);
+
 /// What the rules keep of one kind, the newest first.
 fn by_count<'i>(good: &[&'i Item], rules: &Keep, now: DateTime<Utc>) -> Vec<(&'i str, String)> {
     let mut kept = Vec::new();
@@ -138,7 +141,7 @@ fn by_count<'i>(good: &[&'i Item], rules: &Keep, now: DateTime<Utc>) -> Vec<(&'i
     for item in counted(Count::Age).filter(|item| item.taken_at >= since) {
         kept.push((item.id.as_str(), format!("younger than {} days", rules.incremental_days)));
     }
-    let spans: [(&str, u32, fn(DateTime<Utc>) -> (i32, u32)); 4] = [
+    let spans: [(&str, u32, Span); 4] = [
         ("day", rules.daily, |at| (at.year(), at.ordinal())),
         ("week", rules.weekly, |at| (at.iso_week().year(), at.iso_week().week())),
         ("month", rules.monthly, |at| (at.year(), at.month())),

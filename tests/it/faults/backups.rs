@@ -211,11 +211,8 @@ async fn restores(site: &Site, backups: &Backups<'_>, dump: &str, trail: &str, d
     must_be_alike(&documents(site, &live).await?, &documents(site, &into).await?)?;
     for round in 0..4 {
         let into = format!("{live}_k{round}");
-        if die(backups, &["restore", trail, "--into", &into], At::After(50 + dice.below(500))).await?
-            && mark(&into).await?
-        {
-            backups.ask(&["restore", trail, "--into", &into]).await?;
-        } else if documents(site, &into).await?.is_empty() {
+        die(backups, &["restore", trail, "--into", &into], At::After(50 + dice.below(500))).await?;
+        if mark(&into).await? || documents(site, &into).await?.is_empty() {
             backups.ask(&["restore", trail, "--into", &into]).await?;
         }
         must_be_alike(&documents(site, &live).await?, &documents(site, &into).await?)?;

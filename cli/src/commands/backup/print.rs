@@ -57,7 +57,8 @@ pub(super) fn made(manifest: &Manifest) -> String {
         size(manifest.content_bytes())
     );
     for note in &manifest.notes {
-        line += &format!("\n    {note}");
+        line.push_str("\n    ");
+        line.push_str(note);
     }
     line
 }

@@ -135,14 +135,25 @@ async fn check_before(
     let found: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM receipts").fetch_all(&pool).await?;
     let found: BTreeSet<Uuid> = found.into_iter().collect();
     ensure!(!found.contains(&before), "the command has taken effect");
-    // Those of its subject before it are there.
+    // A batch is one transaction: what was committed before it is there, all of it goes or none.
+    let with: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM receipts WHERE (partition, batch) = (SELECT partition, batch FROM receipts WHERE id = $1)",
+    )
+    .bind(before)
+    .fetch_all(&site.postgres)
+    .await?;
+    ensure!(with.iter().all(|id| !found.contains(id)), "half a batch is there");
     let subject = load.sent.iter().find(|value| value["id"] == *text).context("not sent")?["subject"].clone();
-    for value in
-        load.sent.iter().filter(|value| value["subject"] == subject).take_while(|value| value["id"] != *text)
-    {
+    let of_subject = load.sent.iter().filter(|value| value["subject"] == subject);
+    let mut earlier = 0;
+    for value in of_subject.take_while(|value| value["id"] != *text) {
         let id: Uuid = value["id"].as_str().context("no id")?.parse()?;
-        ensure!(found.contains(&id), "{id}, before it, is gone");
+        if !with.contains(&id) {
+            earlier += 1;
+            ensure!(found.contains(&id), "{id}, before it, is gone");
+        }
     }
+    ensure!(earlier > 0, "nothing was before it");
     pool.close().await;
     server.stop().await;
     Ok(())
