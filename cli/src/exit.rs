@@ -27,6 +27,10 @@ impl Exit {
         Self { code: FAILED, message: message.into() }
     }
 
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: UNAVAILABLE, message: message.into() }
+    }
+
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         if json {
             eprintln!("{}", serde_json::json!({ "error": self.message, "exit": self.code }));

@@ -86,6 +86,11 @@ enum Command {
     /// Make keys for the audit trail's seals; verify the trail, prove an event, erase a person's data
     #[command(subcommand)]
     Audit(commands::audit::Command),
+    /// Make, list, check and prune backups
+    #[command(subcommand)]
+    Backup(commands::backup::Command),
+    /// Restore backups into new databases
+    Restore(commands::restore::Options),
     /// Check each store: reachable, version, schema, settings that endanger data
     Doctor,
     /// Measure this machine: floor, throughput, intake, latency (starts its own stores)
@@ -151,6 +156,8 @@ async fn dispatch(program: Program) -> Result<ExitCode, Exit> {
         Command::Jobs(command) => Box::pin(commands::jobs::run(command, &load()?, json)).await,
         Command::Holds(command) => Box::pin(commands::holds::run(command, &load()?, json)).await,
         Command::Audit(command) => Box::pin(commands::audit::run(command, &load()?, json)).await,
+        Command::Backup(command) => Box::pin(commands::backup::run(command, &load()?, json)).await,
+        Command::Restore(options) => Box::pin(commands::restore::run(options, &load()?, json)).await,
         Command::Doctor => Box::pin(commands::doctor::run(&load()?, json)).await,
         Command::Bench(options) => Box::pin(commands::bench::run(options, load()?, json)).await,
         Command::Verify(options) => Box::pin(commands::verify::run(options, &load()?, json)).await,

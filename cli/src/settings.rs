@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub scheduler: taskflow_scheduler::Settings,
     pub audit: taskflow_scheduler::audit::Settings,
     pub canary: taskflow_scheduler::canary::Settings,
+    pub backup: taskflow_backup::Settings,
     pub metrics: Metrics,
     pub retention: Retention,
     pub verify: crate::verify::Settings,

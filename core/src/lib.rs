@@ -9,6 +9,7 @@
 
 pub mod api_key;
 pub mod audit;
+pub mod backup;
 pub mod batch;
 pub mod cache_key;
 pub mod cache_tag;

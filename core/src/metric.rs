@@ -139,6 +139,18 @@ metrics! {
         "Time from the broker's confirm of a canary command until its receipt was seen.";
     CANARY_LAST_SUCCESS = "taskflow_canary_last_success_timestamp_seconds" Kind::Gauge, ["partition"],
         "When a pair of canary commands last went all the way as it should, in seconds since 1970.";
+    BACKUP_LAST_SUCCESS = "taskflow_backup_last_success_timestamp_seconds" Kind::Gauge, ["kind"],
+        "When the newest whole backup of a kind was begun, in seconds since 1970.";
+    BACKUP_SIZE = "taskflow_backup_size_bytes" Kind::Gauge, ["kind"],
+        "Size of the newest whole backup of a kind, as it lies there.";
+    RECOVERY_POINT = "taskflow_recovery_point_seconds" Kind::Gauge, ["store"],
+        "How much of a store's newest data would be lost if its server were gone now: the age of what the backups hold.";
+    DRILL_DURATION = "taskflow_recovery_drill_duration_seconds" Kind::Gauge, ["store"],
+        "How long the last drill took to restore a store's newest backups and to check them.";
+    JOURNAL_DROPPED = "taskflow_journal_dropped_total" Kind::Counter, [],
+        "Commands that were applied and are not in the journal, since its place was away or too slow.";
+    WAL_KEPT = "taskflow_wal_kept_bytes" Kind::Gauge, [],
+        "Bytes of Postgres's log of writes that the server keeps until they are archived.";
     STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],
         "1 where the last probe of the store succeeded.";
     STORE_CALL = "taskflow_store_call_duration_seconds" Kind::Histogram(STEP_SECONDS), ["store", "call"],

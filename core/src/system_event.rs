@@ -244,6 +244,20 @@ fn about_trail(
     }
 }
 
+/// Postgres was brought back to an earlier state, and the other stores to agree with it.
+pub fn restored(id: Uuid, epoch: i64, author: &str, figures: &Value, at: DateTime<Utc>) -> Occurrence {
+    Occurrence {
+        id,
+        kind: "system.restored".to_owned(),
+        actor: SYSTEM,
+        entity: Uuid::from_bytes(digest(format!("restore epoch {epoch}").as_bytes())),
+        correlation: id,
+        traceparent: None,
+        payload: Data::new(&json!({ "epoch": epoch, "author": author, "figures": figures })),
+        at,
+    }
+}
+
 /// A run of a job of which the audit trail tells.
 #[derive(Debug, Clone, Copy)]
 pub struct JobDeed<'r> {

@@ -58,6 +58,11 @@ impl Stop {
     pub(crate) async fn told(&self) {
         self.token.cancelled().await;
     }
+
+    /// The wire itself, for work that listens on its own.
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
 }
 
 /// Why a job did not do its work.
@@ -76,6 +81,16 @@ impl From<StoreError> for Failure {
         match error.kind {
             Kind::Unavailable | Kind::Conflict => Self::Again(error.to_string()),
             Kind::Data | Kind::Bug => Self::Final(error.to_string()),
+        }
+    }
+}
+
+impl From<taskflow_backup::Error> for Failure {
+    fn from(error: taskflow_backup::Error) -> Self {
+        match error.trouble {
+            taskflow_backup::Trouble::Stopped => Self::Stopped,
+            _ if error.may_pass() => Self::Again(error.text),
+            _ => Self::Final(error.text),
         }
     }
 }
@@ -109,6 +124,7 @@ pub struct Context {
     pub(crate) run: i64,
     #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
     pub(crate) due_at: DateTime<Utc>,
+    #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
     pub(crate) attempt: i16,
     pub(crate) arguments: Value,
     /// Whether the run must end with the maintenance window: it was begun in it.

@@ -14,6 +14,8 @@ mod engine;
 mod fire;
 mod jobs;
 mod leader;
+mod log_of_writes;
+mod recovery;
 mod run;
 mod schedules;
 
@@ -79,6 +81,22 @@ pub struct Stores {
     pub postgres: PgPool,
     pub mongo: mongo::Database,
     pub redis: Redis,
+    pub backups: Backups,
+}
+
+/// What jobs that make backups need beside the stores.
+#[derive(Clone, Default)]
+pub struct Backups {
+    pub settings: taskflow_backup::Settings,
+    /// For Postgres's own programs, which log in by themselves.
+    pub postgres_url: String,
+    pub(crate) known: recovery::Known,
+}
+
+impl Backups {
+    pub fn new(settings: taskflow_backup::Settings, postgres_url: String) -> Self {
+        Self { settings, postgres_url, known: recovery::Known::default() }
+    }
 }
 
 /// Works until `stop`: then tells its jobs to stop, writes down how far they have got, and gives the lead back.
@@ -96,8 +114,9 @@ pub async fn run(
     let schedules = Schedules::read(&settings)?;
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
+    let receiving = log_of_writes::run(stores.backups.clone(), stores.postgres.clone(), stop.clone());
     let engine = engine::Engine::new(settings, audit, retention, stores, schedules, holder, host);
-    leader::run(&engine, &stop).await;
+    tokio::join!(leader::run(&engine, &stop), receiving);
     tracing::info!(%holder, "The scheduler has left.");
     Ok(())
 }

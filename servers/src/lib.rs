@@ -15,6 +15,7 @@ mod postgres;
 mod proc;
 mod process;
 mod rabbitmq;
+mod recovered;
 mod redis;
 mod secret;
 mod user;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 pub use ports::Ports;
 use process::Process;
+pub use recovered::Recovered;
 use tokio::time::Instant;
 
 /// Which server.

@@ -17,7 +17,7 @@ pub(crate) fn url(options: &Options) -> Result<String> {
 }
 
 /// A program of the newest version that is installed.
-fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

@@ -56,6 +56,25 @@ pub(crate) fn own_file(file: &Path, name: &str, text: &str) -> Result<()> {
     own(file, name, 0o600)
 }
 
+/// Gives a folder with all that is in it to a server's user; only that user reads it.
+pub(crate) fn own_tree(dir: &Path, name: &str) -> Result<()> {
+    own(dir, name, 0o700)?;
+    user(name)?.map_or(Ok(()), |user| must_reach(dir, &user))?;
+    let Some(user) = user(name)? else { return Ok(()) };
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("look at {}", dir.display()))? {
+            let entry = entry?;
+            std::os::unix::fs::lchown(entry.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+                .with_context(|| format!("give {} to the user {name}", entry.path().display()))?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn own(path: &Path, name: &str, mode: u32) -> Result<()> {
     let change = || -> Result<()> {
         if let Some(user) = user(name)? {

@@ -152,6 +152,8 @@ fn cluster(site: &Site) -> Result<Cluster<'_>> {
 }
 
 fn main() -> ExitCode {
+    // The program's own clients of object stores leave the choice of TLS to the process; so do the tests' clients, then.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let tests = [e2e::tests(), faults::tests(), contract::tests()].into_iter().flatten().collect();

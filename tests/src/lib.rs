@@ -1,6 +1,7 @@
 //! The harness: real servers, the program under test as processes, clients, waiting for conditions, and the check of
 //! the promise.
 
+pub mod backups;
 pub mod client;
 pub mod cluster;
 pub mod commands;

@@ -41,6 +41,7 @@ struct Options {
 
 /// Runs with these words of the command line.
 pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let options = match read(words) {
         Ok(options) => options,
         Err(error) => {

@@ -15,6 +15,7 @@ mod dead_letters;
 mod decode;
 mod gauges;
 mod give_way;
+mod journal;
 mod lease;
 mod messages;
 mod partition;
@@ -32,6 +33,7 @@ mod watchdog;
 
 use std::sync::Arc;
 
+pub use journal::Journal;
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
 use taskflow_core::partition::Course;
@@ -98,6 +100,8 @@ pub struct Stores {
     pub consume: Link,
     pub publisher: Publisher,
     pub rabbit: rabbit::Settings,
+    /// Where applied commands are kept for a replay, if anywhere.
+    pub journal: Option<Journal>,
 }
 
 /// What every partition of this process shares.

@@ -235,6 +235,9 @@ impl Pipeline<'_> {
             observe_step("ack", start);
             crash::point("acknowledged");
             self.pulse.finished(last.accepted_at());
+            if let Some(journal) = &self.context.stores.journal {
+                journal.keep(self.partition.low, deliveries);
+            }
             if self.held_by.is_some() {
                 return Ok(Left::Stopped);
             }

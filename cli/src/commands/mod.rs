@@ -2,6 +2,7 @@
 
 pub(crate) mod api_keys;
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
@@ -14,6 +15,7 @@ pub(crate) mod migrate;
 pub(crate) mod partitions;
 pub(crate) mod pause;
 pub(crate) mod receipt;
+pub(crate) mod restore;
 pub(crate) mod role;
 pub(crate) mod schema;
 pub(crate) mod seed;

@@ -9,6 +9,7 @@ use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::vitals::Vitals;
 use taskflow_stores::{declare, rabbit};
+use taskflow_workers::Journal;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +104,14 @@ pub(crate) async fn start(
         });
     }
     if roles.contains(&Role::Worker) {
-        parts.spawn(worker(settings.clone(), &stores, vitals, stop.clone()));
+        let left = CancellationToken::new();
+        let journal = journal(settings, &mut parts, &left);
+        let worker = worker(settings.clone(), &stores, vitals, journal, stop.clone());
+        parts.spawn(async move {
+            // Also when it panics: the journal is written to its end.
+            let _left = left.drop_guard();
+            worker.await
+        });
     }
     if roles.contains(&Role::Scheduler) {
         parts.spawn(canary(settings, &stores, stop.clone()));
@@ -160,10 +168,40 @@ fn canary(
     }
 }
 
+/// Starts the journal of applied commands, where there is a place for it. It ends behind the worker.
+fn journal(
+    settings: &Settings,
+    parts: &mut JoinSet<&'static str>,
+    left: &CancellationToken,
+) -> Option<Journal> {
+    let backup = &settings.backup;
+    if !(backup.is_on() && backup.journal) {
+        return None;
+    }
+    match taskflow_backup::Vault::open(backup) {
+        Ok(vault) => {
+            let (journal, input) = Journal::new();
+            let worker = taskflow_stores::clock::new_id().to_string();
+            let left = left.clone();
+            parts.spawn(async move {
+                taskflow_backup::journal::write(&vault, &worker, input, &left).await;
+                "journal"
+            });
+            Some(journal)
+        }
+        // Commands are applied all the same.
+        Err(error) => {
+            tracing::error!(%error, "There is no journal of commands.");
+            None
+        }
+    }
+}
+
 fn worker(
     settings: Settings,
     stores: &Stores,
     vitals: Vitals,
+    journal: Option<Journal>,
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
     let stores = taskflow_workers::Stores {
@@ -173,6 +211,7 @@ fn worker(
         consume: stores.consume.clone(),
         publisher: stores.publisher.clone(),
         rabbit: stores.rabbit.clone(),
+        journal,
     };
     let name = host();
     async move {
@@ -197,6 +236,7 @@ fn scheduler(
         postgres: stores.postgres.clone(),
         mongo: stores.mongo.clone(),
         redis: stores.redis.clone(),
+        backups: taskflow_scheduler::Backups::new(settings.backup.clone(), settings.postgres.url.clone()),
     };
     async move {
         let Settings { scheduler, audit, retention, .. } = settings;

@@ -2,6 +2,14 @@
 
 mod audit_seal;
 mod audit_verify;
+mod backup_drill;
+mod backup_mongodb;
+mod backup_mongodb_incremental;
+mod backup_postgres;
+mod backup_postgres_base;
+mod backup_prune;
+mod backup_redis;
+mod backups;
 mod batches;
 mod cache_warm;
 mod maintenance_mongodb;
@@ -106,6 +114,13 @@ static JOBS: &[Job] = &[
     maintenance_mongodb::JOB,
     maintenance_redis::JOB,
     cache_warm::JOB,
+    backup_postgres::JOB,
+    backup_postgres_base::JOB,
+    backup_mongodb::JOB,
+    backup_mongodb_incremental::JOB,
+    backup_redis::JOB,
+    backup_prune::JOB,
+    backup_drill::JOB,
     report_stores::JOB,
     audit_seal::JOB,
     audit_verify::JOB,

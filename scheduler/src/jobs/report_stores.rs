@@ -10,6 +10,7 @@ use taskflow_stores::postgres::statistics;
 
 use super::Job;
 use crate::context::{Context, Failure};
+use crate::recovery;
 
 pub(super) const JOB: Job = Job {
     name: "report.stores",
@@ -24,8 +25,13 @@ pub(super) const JOB: Job = Job {
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
         // One store that is away must not hide the others.
-        let (postgres, mongodb, redis) = tokio::join!(postgres(&context), mongodb(&context), redis(&context));
-        postgres.and(mongodb).and(redis)
+        let (postgres, mongodb, redis, backups) = tokio::join!(
+            postgres(&context),
+            mongodb(&context),
+            redis(&context),
+            recovery::report(&context.stores.backups),
+        );
+        postgres.and(mongodb).and(redis).and(backups.map_err(Failure::from))
     })
 }
 

@@ -183,6 +183,9 @@ async fn read_changes(database: &Database, query: &Query, limit: i64) -> Result<
 }
 
 fn change(event: Document) -> Option<Change> {
+    if event.contains_key(super::undone::FIELD) {
+        return None;
+    }
     let at_ms = event.get_datetime("createdAt").ok()?.timestamp_millis();
     Some(Change {
         version: event.get_i32("version").ok()?,

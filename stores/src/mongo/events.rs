@@ -39,6 +39,11 @@ pub struct Events {
     leaves: Collection<RawDocumentBuf>,
 }
 
+/// What finds the events that were applied from a time on.
+pub fn since(from: chrono::DateTime<chrono::Utc>) -> Document {
+    doc! { "createdAt": { "$gte": DateTime::from_millis(from.timestamp_millis()) } }
+}
+
 /// The collections, with writes that are on the disks of a majority before they count.
 pub fn collection(database: &Database) -> Events {
     Events { events: durable(database, COLLECTION), leaves: durable(database, audit_leaves::COLLECTION) }

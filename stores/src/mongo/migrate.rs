@@ -97,6 +97,16 @@ pub async fn down(database: &Database, target: i64) -> Result<Vec<i64>, StoreErr
     Ok(done)
 }
 
+/// The newest version that the database has; `None` of an empty one.
+pub async fn newest_applied(database: &Database) -> Result<Option<i64>, StoreError> {
+    Ok(applied(database).await?.into_iter().max())
+}
+
+/// The newest version that this program knows.
+pub fn newest() -> i64 {
+    FILES.iter().map(|(version, _)| *version).max().unwrap_or(0)
+}
+
 async fn run(database: &Database, commands: &[Document]) -> Result<(), StoreError> {
     for command in commands {
         match database.run_command(command.clone()).await {

@@ -4,11 +4,14 @@ pub mod audit_leaves;
 pub mod audit_seals;
 pub mod audit_trail;
 pub mod erasure;
+pub mod dump;
 pub mod event_query;
 pub mod events;
 pub mod gap;
 pub mod migrate;
+pub mod refill;
 pub mod retention;
+pub mod undone;
 pub mod upkeep;
 
 use std::time::Duration;

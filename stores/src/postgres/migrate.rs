@@ -39,6 +39,11 @@ pub async fn status(pool: &PgPool) -> Result<Vec<Version>, StoreError> {
         .collect())
 }
 
+/// The newest version that this program knows.
+pub fn newest() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 /// Brings the schema up to `target` (`None`: the newest). Returns the versions that were applied.
 pub async fn up(pool: &PgPool, target: Option<i64>) -> Result<Vec<i64>, StoreError> {
     run(pool, async |connection| {
@@ -71,6 +76,7 @@ async fn run(
     .map_err(failed("connect to migrate"))?;
     lock(&mut connection).await?;
     let before = applied(&mut connection).await?;
+    note_place(&mut connection, before.last().copied().unwrap_or(0)).await;
     let result = work(&mut connection).await;
     let after = applied(&mut connection).await;
     // Closing ends the session and with it the lock.
@@ -83,6 +89,17 @@ async fn run(
     let mut versions = changed(&before, &after);
     versions.extend(changed(&after, &before));
     Ok(versions)
+}
+
+/// Notes the place in the log of writes before the schema changes, where the role may: a cluster can be restored to it by
+/// its name (`taskflow restore --to-point`).
+async fn note_place(connection: &mut PgConnection, version: i64) {
+    let name = format!("taskflow_schema_{version}_{}", crate::clock::now().format("%Y%m%d_%H%M%S"));
+    let noted = sqlx::query("SELECT pg_create_restore_point($1)").bind(&name).execute(connection).await;
+    match noted {
+        Ok(_) => tracing::info!(name, "The place before the migration is noted in the log of writes."),
+        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
+    }
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {

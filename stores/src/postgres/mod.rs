@@ -5,6 +5,7 @@
 pub mod api_keys;
 pub mod audit_chain;
 pub mod audit_seals;
+pub mod backup;
 pub mod batch;
 pub mod canaries;
 pub mod dead_letter_deeds;
@@ -29,6 +30,7 @@ pub mod probe;
 pub mod pruning;
 pub mod receipts;
 pub mod rehearse;
+pub mod restore_epochs;
 pub mod seed;
 pub mod statistics;
 pub mod suspects;
@@ -41,6 +43,7 @@ pub mod user_activity;
 pub mod user_deeds;
 pub mod users;
 pub mod waiting;
+pub mod wal;
 
 use std::str::FromStr;
 use std::time::Duration;

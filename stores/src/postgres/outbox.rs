@@ -135,3 +135,16 @@ pub async fn events_of(pool: &PgPool, entity: Uuid) -> Result<Option<Vec<Event>>
     }
     Ok(all.then_some(found))
 }
+
+/// A time up to which every event has reached the audit trail: what is not known to be there was made later. By the
+/// server's clock; `None` while nobody waits.
+pub async fn audited_before(pool: &PgPool) -> Result<Option<chrono::DateTime<chrono::Utc>>, StoreError> {
+    sqlx::query_scalar(
+        "SELECT least(
+             (SELECT min(o.created_at) FROM outbox o LEFT JOIN batches b USING (partition, number) WHERE b.audited_at IS NULL),
+             (SELECT min(created_at) FROM system_events))",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("ask how far the audit trail has got"))
+}

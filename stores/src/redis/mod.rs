@@ -7,6 +7,7 @@
 //! may hold any. A script goes as `EVAL` with its text: a node that has just become master knows none by its digest.
 
 pub mod answers;
+pub mod backup;
 pub mod cache;
 pub(crate) mod connection;
 pub mod document;

@@ -60,19 +60,21 @@ fn short_files() -> Result {
 }
 
 /// What each crate may depend on, of ours.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 8] = [
     ("core", &[]),
     ("stores", &["taskflow-core"]),
     ("servers", &[]),
     ("api", &["taskflow-core", "taskflow-stores"]),
     ("workers", &["taskflow-core", "taskflow-stores"]),
-    ("scheduler", &["taskflow-core", "taskflow-stores"]),
+    ("backup", &["taskflow-core", "taskflow-stores", "taskflow-servers"]),
+    ("scheduler", &["taskflow-core", "taskflow-stores", "taskflow-backup"]),
     (
         "cli",
         &[
             "taskflow-core",
             "taskflow-stores",
             "taskflow-servers",
+            "taskflow-backup",
             "taskflow-api",
             "taskflow-workers",
             "taskflow-scheduler",

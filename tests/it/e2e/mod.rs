@@ -3,6 +3,7 @@
 mod access;
 mod amqp;
 mod audit;
+mod backups;
 mod bad_input;
 mod canary;
 mod cli;
@@ -39,6 +40,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         reads::tests(),
         retention::tests(),
         amqp::tests(),
+        backups::tests(),
         bad_input::tests(),
         stream::tests(),
         waiting::tests(),

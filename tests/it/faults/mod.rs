@@ -1,6 +1,7 @@
 //! What breaks, and what must hold all the same.
 
 mod backpressure;
+mod backups;
 mod bodies;
 mod broker;
 mod catalogue;
@@ -12,6 +13,7 @@ mod lease;
 mod partitions;
 mod poison;
 mod reads;
+mod recovery;
 mod scheduler;
 mod shutdown;
 mod stores;
@@ -24,6 +26,7 @@ use libtest_mimic::Trial;
 pub(crate) fn tests() -> Vec<Trial> {
     [
         backpressure::tests(),
+        backups::tests(),
         bodies::tests(),
         broker::tests(),
         crashes::tests(),
@@ -34,6 +37,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         partitions::tests(),
         poison::tests(),
         reads::tests(),
+        recovery::tests(),
         scheduler::tests(),
         shutdown::tests(),
         stores::tests(),

@@ -25,9 +25,16 @@ fn probes(cluster: &Cluster<'_>, schedules: &[(&str, &str)]) -> Result<()> {
 }
 
 /// What would only be in the way here.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 21] = [
     "audit.seal",
     "audit.verify",
+    "backup.drill",
+    "backup.mongodb",
+    "backup.mongodb.incremental",
+    "backup.postgres",
+    "backup.postgres.base",
+    "backup.prune",
+    "backup.redis",
     "cache.warm",
     "retention.events",
     "retention.holds",

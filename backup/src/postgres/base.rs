@@ -1,0 +1,161 @@
+//! A base backup: the whole cluster's files (`pg_basebackup`), from which the archived log leads to any later moment.
+
+use std::time::Duration;
+
+use taskflow_core::backup::wal::Lsn;
+use taskflow_stores::clock;
+use taskflow_stores::postgres::backup::Moment;
+use taskflow_stores::postgres::{PgPool, wal};
+
+use super::archive::Archive;
+use super::programs::Programs;
+use crate::draft::{Draft, Facts};
+use crate::error::{Error, Result, Trouble};
+use crate::manifest::{Kind, Manifest, Position};
+use crate::progress::Progress;
+use crate::settings::Compression;
+use crate::vault::Vault;
+
+/// The files, one behind the other.
+pub const FILE: &str = "base.tar";
+/// The log must reach the backup's end within this.
+const PATIENCE: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Makes a base backup. It is whole when the archived log has reached its end.
+pub async fn create(vault: &Vault, url: &str, pool: &PgPool, progress: &Progress) -> Result<Manifest> {
+    let programs = Programs::find(&vault.settings, url)?;
+    let place = wal::place(pool).await?;
+    let archive = Archive::of(vault, &place.system);
+    if archive.reached().await?.is_none() {
+        return Err(Error::refused(
+            "a base backup is of use only with the log of writes behind it, and none is archived yet: set backup.wal = true \
+             and run a scheduler (docs/recovery.md)",
+        ));
+    }
+    let mut moment = Moment::begin(pool).await?;
+    let database = moment.facts().await;
+    // It would hold up vacuum for as long as the copy takes.
+    moment.end().await;
+    let database = database?;
+    programs.must_know(&database.server).await?;
+    let mut draft = Draft::begin(vault, Kind::PostgresBase, progress);
+    progress.begin("copy the cluster's files", database.bytes.unsigned_abs());
+    let made = async {
+        let args = [
+            "--pgdata=-",
+            "--format=tar",
+            "--wal-method=none",
+            "--checkpoint=fast",
+            "--manifest-checksums=SHA256",
+            "--no-password",
+        ];
+        let mut running = programs.start("pg_basebackup", &args.map(str::to_owned))?;
+        let mut stdout = running.stdout()?;
+        let streamed = draft.stream(FILE, Compression::Zstd, &mut stdout).await;
+        drop(stdout);
+        let ended = running.finish().await;
+        let tail = streamed?;
+        ended?;
+        let start = told(&tail, "\"Start-LSN\": \"")?;
+        let end = told(&tail, "\"End-LSN\": \"")?;
+        wait(&archive, end, progress).await?;
+        Ok::<_, Error>((start, end))
+    };
+    match made.await {
+        Ok((start, end)) => {
+            let now = clock::now();
+            let facts = Facts {
+                server: database.server,
+                schema: database.schema,
+                database: database.database,
+                position: Position {
+                    from: Some(now),
+                    through: Some(now),
+                    exact: false,
+                    lsn: Some(end),
+                    start_lsn: Some(start),
+                    timeline: Some(place.timeline),
+                    system: Some(place.system),
+                    newest_receipt: database.newest_receipt,
+                },
+                restored_bytes: draft.content_bytes(),
+                restore: vec![
+                    format!("taskflow restore {} --data FOLDER [--to TIME]", draft.id),
+                    "or without it: unpack base.tar, decompress wal/CLUSTER/* into a folder, set restore_command and \
+                     recovery_target_time, touch recovery.signal, start postgres"
+                        .to_owned(),
+                ],
+                ..Facts::default()
+            };
+            draft.finish(facts).await
+        }
+        Err(error) => {
+            draft.discard().await;
+            Err(error)
+        }
+    }
+}
+
+/// The newest base backup of the cluster from which the archived log leads on without a gap.
+pub async fn newest_usable(vault: &Vault, pool: &PgPool) -> Result<Option<Manifest>> {
+    let place = wal::place(pool).await?;
+    let Some(reached) = Archive::of(vault, &place.system).reached().await? else { return Ok(None) };
+    let newest = vault.newest(Kind::PostgresBase).await?;
+    Ok(newest.filter(|manifest| {
+        manifest.position.system.as_ref() == Some(&place.system)
+            && manifest.position.start_lsn.is_some_and(|start| start >= reached.since)
+    }))
+}
+
+/// Removes what of the log no base backup that is there needs; returns how many files.
+pub async fn prune_log(vault: &Vault, pool: &PgPool) -> Result<u64> {
+    let place = wal::place(pool).await?;
+    let bases = vault.list().await?;
+    let starts = bases.iter().filter(|found| found.kind == Kind::PostgresBase);
+    let mut oldest: Option<Lsn> = None;
+    for found in starts {
+        // What one needs that can't be read is not known, so everything stays.
+        let Some(manifest) = found.good() else { return Ok(0) };
+        if manifest.position.system.as_ref() == Some(&place.system) {
+            oldest = match (oldest, manifest.position.start_lsn) {
+                (Some(oldest), Some(start)) => Some(oldest.min(start)),
+                (oldest, start) => oldest.or(start),
+            };
+        }
+    }
+    match oldest {
+        Some(oldest) => Archive::of(vault, &place.system).prune(oldest, place.segment_bytes).await,
+        None => Ok(0),
+    }
+}
+
+/// A place that the cluster's own manifest tells; it is the last file of the archive, and the places are its end.
+fn told(tail: &[u8], what: &str) -> Result<Lsn> {
+    let tail = String::from_utf8_lossy(tail);
+    let place = tail.rsplit(what).next().filter(|_| tail.contains(what));
+    let place = place.and_then(|rest| rest.split('"').next()?.parse().ok());
+    place.ok_or_else(|| Error::failed(format!("the manifest of pg_basebackup does not tell {what}")))
+}
+
+/// Waits until the archived log has a place: before that, the backup can't be restored.
+async fn wait(archive: &Archive<'_>, end: Lsn, progress: &Progress) -> Result<()> {
+    progress.begin("wait for the log of writes", 0);
+    let since = tokio::time::Instant::now();
+    loop {
+        progress.check()?;
+        if archive.reached().await?.is_some_and(|reached| reached.lsn >= end) {
+            return Ok(());
+        }
+        if since.elapsed() > PATIENCE {
+            return Err(Error::new(
+                Trouble::Away,
+                format!(
+                    "the archived log has not reached {end} within {} s; does a scheduler run with backup.wal?",
+                    PATIENCE.as_secs()
+                ),
+            ));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,162 @@
+//! After Postgres has gone back in time: the other stores are brought to agree with it, and what differs is listed.
+//!
+//! Postgres says what is true. An event of a command that has no receipt tells of what has not happened: it is marked
+//! with the epoch of this restore and kept apart, under an id of its own. Events that should be there and are not (MongoDB
+//! went back further than Postgres) are listed; what of them still lies in the outbox comes by itself. Epochs of leases
+//! and numbers of batches jump beyond everything that was ever used, and the caches are emptied: they may be ahead of the
+//! data.
+//!
+//! Every step may be done again; a run that was broken off goes on in its own epoch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use serde_json::json;
+use taskflow_core::event::EventId;
+use taskflow_core::system_event;
+use taskflow_stores::clock;
+use taskflow_stores::mongo::{Database, undone};
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::postgres::restore_epochs::{self as epochs, Outcome};
+use taskflow_stores::redis::Redis;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+
+/// Commands were in a transaction for no longer than this before it was committed, and clocks differ by no more.
+const MARGIN: TimeDelta = TimeDelta::minutes(10);
+/// Events and receipts compared at a time.
+const BATCH: usize = 1_000;
+/// Commands that are listed by their ids.
+const LISTED_MAX: usize = 10_000;
+
+/// The difference between the stores, as it was.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Difference {
+    pub epoch: i64,
+    /// The newest receipt that Postgres has.
+    pub point: Option<DateTime<Utc>>,
+    /// Commands that had been applied and are not any more, the first ten thousand.
+    pub undone: BTreeSet<Uuid>,
+    pub undone_commands: u64,
+    pub undone_events: u64,
+    /// Commands whose events MongoDB lacks, the first ten thousand.
+    pub missing: BTreeSet<Uuid>,
+    pub missing_events: u64,
+    /// Keys removed from Redis; none of a cluster, which has to be emptied node by node.
+    pub keys_removed: Option<u64>,
+}
+
+/// The stores of an installation in which nobody works.
+pub struct Stores<'s> {
+    pub postgres: &'s PgPool,
+    pub mongo: &'s Database,
+    pub redis: &'s Redis,
+}
+
+/// Brings the stores to agree.
+pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Result<Difference> {
+    let at_work = epochs::at_work(stores.postgres).await?;
+    if !at_work.is_empty() {
+        return Err(Error::refused(format!(
+            "somebody works on these stores ({}); stop every worker, API and scheduler first, or wait until their leases end",
+            at_work.join(", ")
+        )));
+    }
+    let epoch = epochs::begin(stores.postgres, author).await?;
+    let newest = undone::newest(stores.mongo).await?;
+    // Without a receipt nothing has ever happened; without an event nothing was ever told.
+    let point = epoch.point.unwrap_or(DateTime::UNIX_EPOCH);
+    let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(point)) - MARGIN;
+    let mut difference = Difference { epoch: epoch.epoch, point: epoch.point, ..Difference::default() };
+
+    progress.begin("compare events with receipts", 0);
+    let seen = mark(stores, point - MARGIN, epoch.epoch, &mut difference, progress).await?;
+    progress.begin("compare receipts with events", 0);
+    missing(stores, since, &mut difference, progress).await?;
+    epochs::jump(stores.postgres, &seen).await?;
+    taskflow_stores::crash::point("agreed");
+    progress.begin("empty the caches", 0);
+    difference.keys_removed = stores.redis.empty().await?;
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let outcome = Outcome {
+        undone_commands: count(difference.undone_commands),
+        undone_events: count(difference.undone_events),
+        missing_events: count(difference.missing_events),
+        keys_removed: count(difference.keys_removed.unwrap_or(0)),
+    };
+    let figures = json!({
+        "undoneCommands": outcome.undone_commands, "undoneEvents": outcome.undone_events,
+        "missingEvents": outcome.missing_events, "point": difference.point,
+    });
+    let event = system_event::restored(clock::new_id(), epoch.epoch, author, &figures, clock::now());
+    epochs::end(stores.postgres, epoch.epoch, &outcome, &event).await?;
+    Ok(difference)
+}
+
+/// Marks the events of commands without a receipt; returns the newest batch of each partition that any event names.
+async fn mark(
+    stores: &Stores<'_>,
+    since: DateTime<Utc>,
+    epoch: i64,
+    difference: &mut Difference,
+    progress: &Progress,
+) -> Result<BTreeMap<String, i64>> {
+    let mut seen = BTreeMap::<String, i64>::new();
+    let mut commands = BTreeSet::new();
+    let at = clock::now();
+    let mut telling = undone::read(stores.mongo, since).await?;
+    while let Some(told) = telling.next(BATCH).await? {
+        progress.check()?;
+        for event in &told {
+            let newest = seen.entry(event.partition.clone()).or_insert(event.batch);
+            *newest = (*newest).max(event.batch);
+        }
+        let asked: Vec<Uuid> = told.iter().map(|event| event.command).collect();
+        let known = epochs::with_receipt(stores.postgres, &asked).await?;
+        let unknown = || told.iter().filter(|event| !known.contains(&event.command));
+        let ids: Vec<[u8; 12]> =
+            unknown().filter(|event| event.undone.is_none()).map(|event| event.id).collect();
+        if !ids.is_empty() {
+            undone::set_apart(stores.mongo, epoch, at, &ids).await?;
+            taskflow_stores::crash::point("marked");
+        }
+        // Those of a run that was broken off too; those of an earlier restore were told of then.
+        let ours = unknown().filter(|event| event.undone.is_none_or(|theirs| theirs == epoch));
+        commands.extend(ours.map(|event| event.command));
+    }
+    difference.undone_events = undone::count(stores.mongo, since, epoch).await?;
+    difference.undone_commands = commands.len() as u64;
+    difference.undone = commands.into_iter().take(LISTED_MAX).collect();
+    Ok(seen)
+}
+
+/// Lists the commands whose events are not there.
+async fn missing(
+    stores: &Stores<'_>,
+    since: DateTime<Utc>,
+    difference: &mut Difference,
+    progress: &Progress,
+) -> Result<()> {
+    let mut after = Uuid::nil();
+    loop {
+        progress.check()?;
+        let expected = epochs::expected_events(stores.postgres, since, after, BATCH as i64).await?;
+        let Some((last, ..)) = expected.last() else { return Ok(()) };
+        after = *last;
+        let ids = |(command, accepted, events): &(Uuid, DateTime<Utc>, i16)| -> Vec<[u8; 12]> {
+            (0..events.unsigned_abs()).map(|place| EventId::new(*accepted, *command, place).0).collect()
+        };
+        let wanted: Vec<[u8; 12]> = expected.iter().flat_map(ids).collect();
+        let there: BTreeSet<[u8; 12]> = undone::which(stores.mongo, &wanted).await?.into_iter().collect();
+        for row in &expected {
+            let lacking = ids(row).iter().filter(|id| !there.contains(*id)).count() as u64;
+            difference.missing_events += lacking;
+            if lacking > 0 && difference.missing.len() < LISTED_MAX {
+                difference.missing.insert(row.0);
+            }
+        }
+    }
+}

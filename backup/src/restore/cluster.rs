@@ -1,0 +1,340 @@
+//! A whole cluster to a point in time: a base backup, and the log of writes replayed up to there by Postgres itself.
+//!
+//! The files are a cluster that can be started when the restore is done; until then a note in the folder says that they
+//! are not, and the next restore into it begins anew.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, Utc};
+use taskflow_core::backup::wal::Lsn;
+use taskflow_servers::Recovered;
+use taskflow_stores::postgres::backup::{Facts, Moment, Sums};
+use taskflow_stores::postgres::{self, PgPool};
+use tokio::sync::mpsc;
+
+use super::postgres::must_know_schema;
+use super::replay::{self, Login, TOO_EARLY, forget};
+use super::{Restored, space};
+use crate::error::{Error, Result, Trouble};
+use crate::keys::Identities;
+use crate::manifest::{Kind, Manifest};
+use crate::postgres::archive::{Archive, Pieces};
+use crate::postgres::base::FILE;
+use crate::postgres::dump::by_table;
+use crate::progress::Progress;
+use crate::read::FileReader;
+use crate::vault::Vault;
+
+/// A folder with this in it is not a cluster yet.
+const NOTE: &str = "taskflow_restore_is_not_done";
+/// Where Postgres finds the log.
+const LOG: &str = "taskflow_wal";
+
+/// Up to where the log is replayed.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// As far as the archive goes.
+    Newest,
+    /// Everything that was committed up to then, and nothing later.
+    Time(DateTime<Utc>),
+    /// Everything that begins before a place in the log, behind which there is more.
+    Lsn(Lsn),
+    /// Up to a restore point, by its name.
+    Point(String),
+    /// Everything before this transaction, which was not over at a time.
+    Before { transaction: String, not_before: Option<DateTime<Utc>> },
+}
+
+impl Target {
+    fn time(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Time(at) => Some(*at),
+            Self::Newest | Self::Lsn(_) | Self::Point(_) | Self::Before { .. } => None,
+        }
+    }
+}
+
+/// What to restore and where to.
+pub struct Order<'o> {
+    /// `None`: the newest base backup before the target.
+    pub base: Option<&'o str>,
+    pub target: Target,
+    /// The new cluster's folder: not there, or empty.
+    pub data: &'o Path,
+    /// For the look at what came of it: who logs in, and into which database.
+    pub user: &'o str,
+    pub database: &'o str,
+}
+
+/// A restored cluster that is still running, for whoever wants to look at it.
+pub struct Running {
+    pub server: Recovered,
+    pub pool: PgPool,
+    pub base: Manifest,
+    pub facts: Facts,
+    /// When the log had been replayed, in seconds from the start.
+    pub replayed_s: f64,
+    started: Instant,
+    data: PathBuf,
+}
+
+/// Restores a cluster, checks it, and stops it again.
+pub async fn restore(
+    vault: &Vault,
+    identities: &Identities,
+    order: Order<'_>,
+    progress: &Progress,
+) -> Result<Restored> {
+    let running = recover(vault, identities, order, progress).await?;
+    progress.begin("check what was restored", 0);
+    let looked = examine(&running.pool).await;
+    let (sums, faults) = match looked {
+        Ok(looked) => looked,
+        Err(error) => {
+            running.stop().await?;
+            return Err(error);
+        }
+    };
+    let (facts, base, data) = (running.facts.clone(), running.base.clone(), running.data.clone());
+    let took_s = running.started.elapsed().as_secs_f64();
+    running.stop().await?;
+    if !faults.is_empty() {
+        return Err(Error::damaged(format!(
+            "{}: what was restored is broken: {}",
+            base.id,
+            faults.join("; ")
+        )));
+    }
+    std::fs::remove_file(data.join(NOTE)).map_err(|error| Error::io(data.display(), &error))?;
+    let rows: i64 = sums.values().map(|(count, _)| count).sum();
+    let mut checked = vec![
+        format!("{} with the log behind it, replayed by Postgres to its target", base.id),
+        format!("{} tables with {rows} rows read; every constraint and every index is valid", sums.len()),
+    ];
+    if let Some(newest) = facts.newest_receipt {
+        checked.push(format!("the newest receipt is of {}", newest.format("%Y-%m-%d %H:%M:%S%.3f UTC")));
+    }
+    Ok(Restored {
+        backups: vec![base.id],
+        database: data.display().to_string(),
+        counts: by_table(sums).into_iter().map(|(table, sum)| (table, sum.count)).collect(),
+        checked,
+        took_s,
+    })
+}
+
+/// Restores a cluster and leaves it running on a socket that nobody else reaches.
+pub async fn recover(
+    vault: &Vault,
+    identities: &Identities,
+    order: Order<'_>,
+    progress: &Progress,
+) -> Result<Running> {
+    let started = Instant::now();
+    let base = choose(vault, &order).await?;
+    must_know_schema("Postgres", &base, postgres::migrate::newest())?;
+    let position = &base.position;
+    let (Some(system), Some(start), Some(end)) = (&position.system, position.start_lsn, position.lsn) else {
+        return Err(Error::damaged(format!("{} does not say where its log begins", base.id)));
+    };
+    let archive = Archive::of(vault, system);
+    let pieces = log(&archive, &base, start, end, &order.target).await?;
+    vault.verify(&base, Some(identities), progress).await?;
+    prepare(order.data, &base, &pieces)?;
+    let note = order.data.join(NOTE);
+    std::fs::write(&note, &base.id).map_err(|error| Error::io(note.display(), &error))?;
+    unpack(vault, identities, &base, order.data, progress).await?;
+    let folder = order.data.join(LOG);
+    std::fs::create_dir(&folder).map_err(|error| Error::io(folder.display(), &error))?;
+    progress.begin("bring the log of writes", pieces.len() as u64 * reached_bytes(&archive).await?);
+    for (name, listed) in &pieces {
+        archive.fetch(listed, &folder.join(name), identities, progress).await?;
+    }
+    taskflow_stores::crash::point("unpacked");
+    progress.begin("replay the log of writes", 0);
+    let login = Login { user: order.user, database: order.database };
+    let replayed = replay::replay(order.data, &folder, &order.target, &login, progress).await;
+    let (server, pool, facts) = match (&order.target, replayed) {
+        // Nothing was committed between the moment and the archive's end: all there is, is what was there then.
+        (Target::Time(_), Err(error)) if error.text.contains(TOO_EARLY) => {
+            replay::replay(order.data, &folder, &Target::Newest, &login, progress).await?
+        }
+        (_, replayed) => replayed?,
+    };
+    let replayed_s = started.elapsed().as_secs_f64();
+    Ok(Running { server, pool, base, facts, replayed_s, started, data: order.data.to_owned() })
+}
+
+impl Running {
+    /// Stops the server; its files are a cluster then.
+    pub async fn stop(self) -> Result<()> {
+        self.pool.close().await;
+        self.server.stop().await;
+        // Postgres has taken what it needs of it.
+        let log = self.data.join(LOG);
+        if log.is_dir() {
+            std::fs::remove_dir_all(&log).map_err(|error| Error::io(log.display(), &error))?;
+        }
+        forget(&self.data)
+    }
+}
+
+/// The base backup that was asked for, or the newest before the target.
+async fn choose(vault: &Vault, order: &Order<'_>) -> Result<Manifest> {
+    let before = |manifest: &Manifest| {
+        let ended = manifest.position.through.unwrap_or(manifest.ended_at);
+        match &order.target {
+            // A name does not say when it was given: whoever knows names the base backup too.
+            Target::Newest | Target::Point(_) => true,
+            Target::Lsn(lsn) => manifest.position.lsn.is_some_and(|end| end <= *lsn),
+            Target::Time(at) => ended <= *at,
+            Target::Before { not_before, .. } => not_before.is_none_or(|at| ended <= at),
+        }
+    };
+    if let Some(id) = order.base {
+        let manifest = vault.read(id).await?;
+        if manifest.kind != Kind::PostgresBase {
+            return Err(Error::refused(format!("{id} is a backup of {}, not a base backup", manifest.kind)));
+        }
+        if !before(&manifest) {
+            return Err(Error::refused(format!(
+                "{id} ended after that moment; name an older base backup, or none"
+            )));
+        }
+        return Ok(manifest);
+    }
+    let mut found = vault.list().await?;
+    found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+    let bases = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
+    let mut bases = bases.filter(|manifest| manifest.kind == Kind::PostgresBase).peekable();
+    if bases.peek().is_none() {
+        return Err(Error::new(
+            Trouble::Missing,
+            "there is no base backup; a point in time takes one (`taskflow backup create postgres-base`)",
+        ));
+    }
+    bases.find(before).ok_or_else(|| {
+        Error::new(
+            Trouble::Missing,
+            "every base backup is later than that moment; it can't be reached any more",
+        )
+    })
+}
+
+/// The log that the restore takes: from the base backup's start, through its end, to the target.
+async fn log(
+    archive: &Archive<'_>,
+    base: &Manifest,
+    start: Lsn,
+    end: Lsn,
+    target: &Target,
+) -> Result<Pieces> {
+    let none = || Error::new(Trouble::Missing, format!("there is no archived log for {}", base.id));
+    let reached = archive.reached().await?.ok_or_else(none)?;
+    if reached.lsn < end {
+        return Err(Error::new(
+            Trouble::Missing,
+            format!("the archived log ends at {}, before the end of {}", reached.lsn, base.id),
+        ));
+    }
+    if let Some(at) = target.time()
+        && at > reached.at
+    {
+        return Err(Error::new(
+            Trouble::Missing,
+            format!(
+                "the archived log goes up to {}; leave --to out to restore as far as that",
+                reached.at.to_rfc3339_opts(SecondsFormat::Micros, true)
+            ),
+        ));
+    }
+    archive.pieces(start, reached.segment_bytes, target.time()).await
+}
+
+async fn reached_bytes(archive: &Archive<'_>) -> Result<u64> {
+    Ok(archive.reached().await?.map_or(16 << 20, |reached| reached.segment_bytes))
+}
+
+/// The folder is ours to fill, and there is room.
+fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io(data.display(), &error);
+    if data.join(NOTE).exists() {
+        tracing::info!(folder = %data.display(), "A restore that was broken off begins anew.");
+        std::fs::remove_dir_all(data).map_err(failed)?;
+    }
+    if data.exists() {
+        if std::fs::read_dir(data).map_err(failed)?.next().is_some() {
+            return Err(Error::refused(format!("{} is not empty; name a folder that is", data.display())));
+        }
+    } else {
+        std::fs::create_dir_all(data).map_err(failed)?;
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(data, mode).map_err(failed)?;
+    space::must_fit(data, base.restored_bytes + pieces.len() as u64 * (16 << 20))
+}
+
+/// The base backup's files into the folder.
+async fn unpack(
+    vault: &Vault,
+    identities: &Identities,
+    base: &Manifest,
+    data: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    let file = base.files.iter().find(|file| file.path.starts_with(FILE));
+    let file = file.ok_or_else(|| Error::damaged(format!("{} has no {FILE}", base.id)))?;
+    progress.begin(format!("unpack {}", base.id), file.content_bytes);
+    let (sender, receiver) = mpsc::channel(4);
+    let (into, id) = (data.to_owned(), base.id.clone());
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Archive::new(Pipe { input: receiver, piece: Bytes::new() });
+        archive.set_preserve_permissions(true);
+        archive
+            .unpack(&into)
+            .map_err(|error| Error::io(format!("unpack {id} into {}", into.display()), &error))
+    });
+    let mut reader = FileReader::begin(&vault.place, &Vault::folder(&base.id), file, identities);
+    while let Some(piece) = reader.next().await? {
+        progress.check()?;
+        progress.add(piece.len() as u64);
+        if sender.send(piece).await.is_err() {
+            // It has failed and says why, or has seen the archive's end.
+            break;
+        }
+    }
+    drop(sender);
+    unpacking.await.map_err(|error| Error::failed(error.to_string()))?
+}
+
+/// Pieces of a file as something to read.
+struct Pipe {
+    input: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.input.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.piece = piece,
+            }
+        }
+        let taken = buffer.len().min(self.piece.len());
+        buffer[..taken].copy_from_slice(&self.piece.split_to(taken));
+        Ok(taken)
+    }
+}
+
+/// Reads everything, and asks what is wrong.
+pub async fn examine(pool: &PgPool) -> Result<(Sums, Vec<String>)> {
+    let mut moment = Moment::begin(pool).await?;
+    let found = async { Ok::<_, Error>((moment.sums().await?, moment.faults().await?)) };
+    let found = found.await;
+    moment.end().await;
+    found
+}

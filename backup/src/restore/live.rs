@@ -1,0 +1,118 @@
+//! Over the live stores, after a backup of them: the restored database takes the live one's name, and the old one is kept
+//! under another. What can't be renamed (MongoDB's database) is removed and filled again; a run that dies goes on.
+
+use serde::Serialize;
+use taskflow_stores::clock;
+use taskflow_stores::mongo::{Database, refill};
+use taskflow_stores::postgres::{PgPool, backup as admin, restore_epochs};
+
+use super::{Restored, mongo as documents, postgres as dumps};
+use crate::error::{Error, Result};
+use crate::keys::Identities;
+use crate::manifest::{Kind, Manifest};
+use crate::mongo::dump as trail;
+use crate::postgres::dump;
+use crate::progress::Progress;
+use crate::vault::Vault;
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replaced {
+    pub restored: Restored,
+    /// The backup of what was live.
+    pub saved: String,
+    /// Where the old database is now, if it is still there.
+    pub old: Option<String>,
+}
+
+/// The installation, and how its Postgres is logged in to.
+pub struct Live<'l> {
+    pub postgres: &'l PgPool,
+    pub url: &'l str,
+    pub mongo: &'l Database,
+}
+
+/// Puts a backup in the place of the live store that it is of.
+pub async fn replace(
+    vault: &Vault,
+    identities: &Identities,
+    manifest: &Manifest,
+    live: &Live<'_>,
+    progress: &Progress,
+) -> Result<Replaced> {
+    match manifest.kind {
+        Kind::Postgres => postgres(vault, identities, manifest, live, progress).await,
+        Kind::MongoDb | Kind::MongoDbIncremental => {
+            mongodb(vault, identities, manifest, live, progress).await
+        }
+        other => Err(Error::refused(format!(
+            "a backup of {other} takes the place of nothing; it is restored with --data"
+        ))),
+    }
+}
+
+/// Nobody may work on what is replaced.
+async fn must_rest(pool: &PgPool) -> Result<()> {
+    let at_work = restore_epochs::at_work(pool).await?;
+    if at_work.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "somebody works on these stores ({}); stop every worker, API and scheduler first, or wait until their leases end",
+        at_work.join(", ")
+    )))
+}
+
+async fn postgres(
+    vault: &Vault,
+    identities: &Identities,
+    manifest: &Manifest,
+    live: &Live<'_>,
+    progress: &Progress,
+) -> Result<Replaced> {
+    let name = live.postgres.connect_options().get_database().unwrap_or_default().to_owned();
+    // A database can't be renamed from within.
+    let server = admin::other_database(live.postgres, "postgres");
+    let stamp = clock::now().format("%Y%m%d_%H%M%S");
+    let (new, old) = (format!("{name}_new_{stamp}"), format!("{name}_before_{stamp}"));
+    must_rest(live.postgres).await?;
+    let saved = dump::create(vault, live.url, live.postgres, progress).await?;
+    let order = dumps::Order { manifest, into: &new, url: live.url, pool: &server, only: None };
+    let mut restored = dumps::restore(vault, identities, order, progress).await?;
+    // Whoever began to work meanwhile has written what would be lost.
+    must_rest(live.postgres).await?;
+    admin::rename_database(&server, &name, &old).await?;
+    taskflow_stores::crash::point("renamed");
+    if let Err(error) = admin::rename_database(&server, &new, &name).await {
+        admin::rename_database(&server, &old, &name).await?;
+        return Err(
+            Error::from(error).during(format!("the live database is as it was; the restored one is {new}"))
+        );
+    }
+    restored.database = name;
+    Ok(Replaced { restored, saved: saved.id, old: Some(old) })
+}
+
+async fn mongodb(
+    vault: &Vault,
+    identities: &Identities,
+    manifest: &Manifest,
+    live: &Live<'_>,
+    progress: &Progress,
+) -> Result<Replaced> {
+    must_rest(live.postgres).await?;
+    // Before anything is removed: that it can be restored at all.
+    for one in super::chain::read(vault, &manifest.id).await? {
+        vault.verify(&one, Some(identities), progress).await?;
+    }
+    let saved = if refill::mark(live.mongo).await?.is_some() {
+        // A run that died: what was live is saved already, and what is there now is half of what it should be.
+        vault.newest(Kind::MongoDb).await?.map(|newest| newest.id).unwrap_or_default()
+    } else {
+        let saved = trail::create(vault, live.mongo, clock::now(), progress).await?;
+        refill::drop_database(live.mongo).await?;
+        saved.id
+    };
+    let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
+    Ok(Replaced { restored, saved, old: None })
+}

@@ -1,0 +1,32 @@
+//! Room, looked at before anything is written.
+
+use std::path::Path;
+
+use crate::error::{Error, Result, Trouble};
+
+/// What a restore needs beyond the data itself: the log of writes, sorting for indexes.
+const MARGIN: f64 = 1.2;
+
+/// Bytes that are free where a folder lies.
+pub fn free(folder: &Path) -> Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder)
+        .map_err(|error| Error::failed(format!("look at the room of {}: {error}", folder.display())))?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+/// Says that there is not enough before the disk does.
+pub fn must_fit(folder: &Path, bytes: u64) -> Result<()> {
+    let (free, wanted) = (free(folder)?, (bytes as f64 * MARGIN) as u64);
+    if free < wanted {
+        return Err(Error::new(
+            Trouble::Full,
+            format!(
+                "{} has {} MiB free and the restore takes about {}: make room, or restore elsewhere",
+                folder.display(),
+                free >> 20,
+                wanted >> 20
+            ),
+        ));
+    }
+    Ok(())
+}

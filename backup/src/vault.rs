@@ -1,0 +1,247 @@
+//! All backups of one installation: the two places, and what lies in them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use futures_util::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use taskflow_core::backup::keeping::{self, Item, Verdict};
+use taskflow_stores::clock;
+
+use crate::error::{Error, Result, Trouble};
+use crate::keys::{Identities, Recipients};
+use crate::manifest::{self, Kind, Manifest};
+use crate::place::Place;
+use crate::progress::Progress;
+use crate::read;
+use crate::settings::{Compression, Settings};
+use crate::write::Form;
+
+/// The folder of the backups; each has a folder of its own, named by its id.
+pub const FOLDER: &str = "backups";
+/// What a drill leaves beside the manifest.
+const PROOF: &str = "proven.json";
+/// Manifests read at a time.
+const AT_ONCE: usize = 8;
+
+/// What a drill has found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Proof {
+    pub at: DateTime<Utc>,
+    /// Seconds from the first byte to the end of the checks.
+    pub took_s: f64,
+    pub detail: String,
+}
+
+/// A backup as it lies there.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub id: String,
+    pub kind: Kind,
+    pub taken_at: DateTime<Utc>,
+    /// `Ok(None)`: it is not whole.
+    pub manifest: Result<Option<Manifest>>,
+    pub proof: Option<Proof>,
+}
+
+impl Found {
+    pub fn good(&self) -> Option<&Manifest> {
+        self.manifest.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// In a word.
+    pub fn state(&self) -> &'static str {
+        match &self.manifest {
+            Ok(Some(_)) if self.proof.is_some() => "proven",
+            Ok(Some(_)) => "unproven",
+            Ok(None) => "not whole",
+            Err(error) if error.trouble == Trouble::Newer => "of a newer version",
+            Err(_) => "damaged",
+        }
+    }
+}
+
+/// The backups, and how new ones are written.
+#[derive(Clone)]
+pub struct Vault {
+    pub settings: Settings,
+    pub place: Place,
+    pub second: Option<Place>,
+    pub recipients: Recipients,
+}
+
+impl Vault {
+    /// Opens the places that the settings name.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            place: Place::first(settings)?,
+            second: Place::second(settings)?,
+            recipients: Recipients::read(settings)?,
+            settings: settings.clone(),
+        })
+    }
+
+    pub(crate) fn form(&self, compression: Compression) -> Form {
+        Form { compression, level: self.settings.compression_level, recipients: self.recipients.clone() }
+    }
+
+    /// The keys that the settings name.
+    pub fn identities(&self) -> Result<Identities> {
+        Identities::read(&self.settings)
+    }
+
+    /// A backup's folder.
+    pub fn folder(id: &str) -> String {
+        format!("{FOLDER}/{id}")
+    }
+
+    /// Every backup, the oldest first.
+    pub async fn list(&self) -> Result<Vec<Found>> {
+        list(&self.place).await
+    }
+
+    /// One backup.
+    ///
+    /// # Errors
+    /// There is none of this id, or it is not whole.
+    pub async fn read(&self, id: &str) -> Result<Manifest> {
+        read_manifest(&self.place, id).await?.ok_or_else(|| {
+            Error::new(
+                Trouble::Missing,
+                format!(
+                    "{}/{} has no {}: there is no such backup, or it is not whole",
+                    self.place.name(),
+                    Self::folder(id),
+                    manifest::NAME
+                ),
+            )
+        })
+    }
+
+    /// The newest whole backup of a kind.
+    pub async fn newest(&self, kind: Kind) -> Result<Option<Manifest>> {
+        let mut found: Vec<Found> =
+            self.list().await?.into_iter().filter(|found| found.kind == kind).collect();
+        found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+        Ok(found.into_iter().rev().find_map(|found| found.manifest.ok().flatten()))
+    }
+
+    /// Holds every file of a backup against its manifest: sizes and digests; with identities, what is in them too.
+    pub async fn verify(
+        &self,
+        manifest: &Manifest,
+        identities: Option<&Identities>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let bytes = if identities.is_some() { manifest.content_bytes() } else { manifest.bytes() };
+        progress.begin(format!("verify {}", manifest.id), bytes);
+        let folder = Self::folder(&manifest.id);
+        for file in &manifest.files {
+            read::check(&self.place, &folder, file, identities, progress).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a drill has restored a backup.
+    pub async fn prove(&self, id: &str, proof: &Proof) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(proof).map_err(|error| Error::failed(error.to_string()))?;
+        self.place.put(&format!("{}/{PROOF}", Self::folder(id)), bytes).await
+    }
+
+    /// What the rules say about each backup, with why.
+    pub async fn plan(&self, now: DateTime<Utc>) -> Result<BTreeMap<String, Verdict>> {
+        Ok(keeping::decide(&items(&self.list().await?), &self.settings.keep, now))
+    }
+
+    /// Removes what the rules no longer keep, in both places; returns their ids.
+    pub async fn prune(&self, progress: &Progress) -> Result<Vec<String>> {
+        let now = clock::now();
+        let mut removed = Vec::new();
+        for place in [Some(&self.place), self.second.as_ref()].into_iter().flatten() {
+            // Each place by what it has itself: the last good one of a place stays, whatever the other has.
+            let verdicts = keeping::decide(&items(&list(place).await?), &self.settings.keep, now);
+            // What needs another goes before it: ids begin with their time.
+            for (id, _) in verdicts.iter().rev().filter(|(_, verdict)| !verdict.keeps()) {
+                progress.check()?;
+                place.remove_folder(&Self::folder(id), manifest::NAME).await?;
+                taskflow_stores::crash::point("backup_pruned");
+                tracing::info!(id, place = place.name(), "A backup that no rule keeps is removed.");
+                removed.push(id.clone());
+            }
+        }
+        removed.sort();
+        removed.dedup();
+        Ok(removed)
+    }
+
+    /// Copies what is whole and still kept to the second place, where it lacks; returns the ids of what was copied.
+    pub async fn copy(&self, progress: &Progress) -> Result<Vec<String>> {
+        let Some(second) = &self.second else { return Ok(Vec::new()) };
+        let there: Vec<String> = list(second)
+            .await?
+            .into_iter()
+            .filter(|found| found.good().is_some())
+            .map(|found| found.id)
+            .collect();
+        let verdicts = self.plan(clock::now()).await?;
+        let mut copied = Vec::new();
+        for found in self.list().await? {
+            let kept = verdicts.get(&found.id).is_some_and(Verdict::keeps);
+            let Some(manifest) = found.good().filter(|_| kept && !there.contains(&found.id)) else {
+                continue;
+            };
+            let folder = Self::folder(&manifest.id);
+            progress.begin(format!("copy {} to {}", manifest.id, second.name()), manifest.bytes());
+            for file in &manifest.files {
+                crate::copy::file(&self.place, second, &folder, file, progress).await?;
+            }
+            second.put(&format!("{folder}/{}", manifest::NAME), manifest.to_bytes()?).await?;
+            copied.push(found.id);
+        }
+        progress.begin(format!("copy the log of writes to {}", second.name()), 0);
+        crate::copy::log(&self.place, second, crate::postgres::archive::FOLDER, progress).await?;
+        Ok(copied)
+    }
+}
+
+/// As the rules see them.
+fn items(found: &[Found]) -> Vec<Item> {
+    let item = |found: &Found| Item {
+        id: found.id.clone(),
+        kind: found.kind.to_string(),
+        count: found.kind.count(),
+        taken_at: found.taken_at,
+        // What a later version wrote is whole as far as we can tell, and not ours to remove.
+        good: match &found.manifest {
+            Ok(manifest) => manifest.is_some(),
+            Err(error) => error.trouble == Trouble::Newer,
+        },
+        proven: found.proof.is_some(),
+        needs: found.good().map(|manifest| manifest.needs.clone()).unwrap_or_default(),
+    };
+    found.iter().map(item).collect()
+}
+
+async fn read_manifest(place: &Place, id: &str) -> Result<Option<Manifest>> {
+    let path = format!("{}/{}", Vault::folder(id), manifest::NAME);
+    place.find(&path).await?.map(|bytes| Manifest::from_bytes(id, &bytes)).transpose()
+}
+
+/// Every backup of a place, the oldest first.
+pub async fn list(place: &Place) -> Result<Vec<Found>> {
+    let known = place.folders(FOLDER).await?.into_iter().filter_map(|id| {
+        let (taken_at, kind) = manifest::read_id(&id)?;
+        Some((id, taken_at, kind))
+    });
+    let look = |(id, taken_at, kind): (String, DateTime<Utc>, Kind)| async move {
+        let manifest = match read_manifest(place, &id).await {
+            // A place that does not answer is no damaged backup.
+            Err(error) if error.may_pass() => return Err(error),
+            other => other,
+        };
+        let proof = place.find(&format!("{}/{PROOF}", Vault::folder(&id))).await?;
+        let proof = proof.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(Found { id, kind, taken_at, manifest, proof })
+    };
+    futures_util::stream::iter(known.map(look)).buffered(AT_ONCE).try_collect().await
+}

@@ -1,0 +1,89 @@
+//! The journal once more through the normal intake exchange: what has a receipt meets it, what was undone is applied again.
+
+use std::collections::VecDeque;
+use std::process::ExitCode;
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use taskflow_backup::Vault;
+use taskflow_backup::journal::Reader;
+use taskflow_backup::keys::Identities;
+use taskflow_core::envelope;
+use taskflow_stores::rabbit::publish::{Message, Pending, PublishError};
+use taskflow_stores::{StoreError, clock};
+use tokio_util::sync::CancellationToken;
+
+use crate::commands::backup::bar::Bar;
+use crate::connect;
+use crate::exit::{Exit, FAILED};
+use crate::settings::Settings;
+
+/// Messages that are on their way at once.
+const WINDOW: usize = 1_000;
+
+#[derive(Default)]
+struct Sent {
+    published: u64,
+    /// What is no command any more than it was then, or was refused by the broker.
+    refused: u64,
+}
+
+pub(super) async fn run(
+    vault: &Vault,
+    identities: &Identities,
+    from: DateTime<Utc>,
+    settings: &Settings,
+    json: bool,
+) -> Result<ExitCode, Exit> {
+    let stop = CancellationToken::new();
+    let stores = connect::stores(settings, "taskflow restore", &stop).await?;
+    // Waits for the connection, and says clearly if there is none.
+    drop(stores.publish.channel().await?);
+    let bar = Bar::start(json);
+    bar.progress().begin("replay the journal", 0);
+    let mut reader = Reader::begin(vault, identities, from).await?;
+    let mut sent = Sent::default();
+    let mut window: VecDeque<Pending> = VecDeque::with_capacity(WINDOW);
+    while let Some(record) = reader.next(bar.progress()).await? {
+        let Ok(command) = envelope::parse(&record.body) else {
+            sent.refused += 1;
+            continue;
+        };
+        if window.len() >= WINDOW
+            && let Some(pending) = window.pop_front()
+        {
+            confirm(pending, &mut sent).await?;
+        }
+        // As it was accepted then: its events have the same ids.
+        let message = Message::command(&command, record.accepted_at.unwrap_or_else(clock::now), None);
+        window.push_back(stores.publisher.send(message).await.map_err(StoreError::from)?);
+    }
+    for pending in window {
+        confirm(pending, &mut sent).await?;
+    }
+    bar.end();
+    if json {
+        println!("{}", json!({ "published": sent.published, "refused": sent.refused }));
+    } else {
+        println!(
+            "{} commands of the journal are published again, {} were refused",
+            sent.published, sent.refused
+        );
+        println!(
+            "What has its receipt already changes nothing; `taskflow doctor` shows how the queues empty."
+        );
+    }
+    Ok(if sent.refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+async fn confirm(pending: Pending, sent: &mut Sent) -> Result<(), Exit> {
+    match pending.confirmed().await {
+        Ok(()) => sent.published += 1,
+        Err(PublishError::Unavailable(error)) => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "A command of the journal was refused.");
+            sent.refused += 1;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+DROP TABLE restore_epochs;

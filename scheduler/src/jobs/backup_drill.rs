@@ -1,0 +1,81 @@
+//! A drill: a backup that nobody has restored is a hope. Each part is tried, whatever came of the one before.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use taskflow_backup::drill::{Drill, Outcome};
+use taskflow_backup::{Result, Trouble};
+use taskflow_core::metric;
+use taskflow_stores::observe::gauge;
+
+use super::{Job, backups};
+use crate::context::{Context, Failure};
+
+pub(super) const JOB: Job = Job {
+    name: "backup.drill",
+    about: "Restores the newest backups on scratch servers and holds them against the live stores",
+    cron: "0 0 5 1 * *",
+    jitter_s: 60,
+    timeout_s: 12 * 3_600,
+    word: Some("recovery_drill"),
+    work,
+    ..Job::DEFAULT
+};
+
+fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Failure>> {
+    Box::pin(async move {
+        let Some(vault) = backups::vault(&context)? else { return Ok(()) };
+        if context.dry_run() {
+            return Ok(());
+        }
+        context.fence.holds().await?;
+        let (identities, progress) = (vault.identities()?, backups::progress(&context));
+        let drill = Drill {
+            vault: &vault,
+            identities: &identities,
+            postgres: &context.stores.postgres,
+            folder: vault.settings.work_dir().join("drill"),
+            progress: &progress,
+        };
+        let cluster = tell(&context, "cluster", drill.cluster().await)?;
+        let dump = tell(&context, "dump", drill.dump().await)?;
+        let trail = tell(&context, "trail", drill.trail().await)?;
+        let failed: Vec<String> = [cluster, dump, trail].into_iter().flatten().collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Final(format!("backups can't be restored: {}", failed.join("; "))))
+    })
+}
+
+/// Writes down how a part ended; what failed is returned in words.
+fn tell(
+    context: &Context,
+    part: &str,
+    tried: Result<Result<Outcome, String>>,
+) -> std::result::Result<Option<String>, Failure> {
+    match tried {
+        Ok(Ok(outcome)) => {
+            gauge(&metric::DRILL_DURATION, &[("store", outcome.store)]).set(outcome.took_s);
+            context.log(format!(
+                "{part}: {} in {:.1} s: {}",
+                outcome.backups.join(", "),
+                outcome.took_s,
+                outcome.detail
+            ));
+            context.set(part, serde_json::json!(outcome));
+            Ok(None)
+        }
+        Ok(Err(why)) => {
+            context.log(format!("{part}: left out: {why}"));
+            context.set(part, format!("left out: {why}"));
+            Ok(None)
+        }
+        Err(error) if error.trouble == Trouble::Stopped => Err(Failure::Stopped),
+        Err(error) => {
+            context.log(format!("{part}: {error}"));
+            context.set(part, format!("failed: {error}"));
+            Ok(Some(format!("{part}: {error}")))
+        }
+    }
+}

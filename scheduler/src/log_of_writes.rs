@@ -1,0 +1,50 @@
+//! Postgres's log of writes is archived by one of the schedulers, whichever is first: that is what brings the recovery
+//! point down from a day to half a minute.
+
+use chrono::{DateTime, Utc};
+use taskflow_backup::postgres::receive::{self, Tell};
+use taskflow_backup::{Result, Vault};
+use taskflow_core::metric;
+use taskflow_stores::observe::gauge;
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::{clock, supervise};
+use tokio_util::sync::CancellationToken;
+
+use crate::Backups;
+use crate::recovery::Known;
+
+/// Archives the log until `stop`, where the settings say so.
+pub(crate) async fn run(backups: Backups, postgres: PgPool, stop: CancellationToken) {
+    if !(backups.settings.is_on() && backups.settings.wal) {
+        return;
+    }
+    supervise::forever("log of writes", &stop, || archive(backups.clone(), postgres.clone(), stop.clone()))
+        .await;
+}
+
+async fn archive(backups: Backups, postgres: PgPool, stop: CancellationToken) {
+    let told = Told(backups.known.clone());
+    let open = || -> Result<Vault> { Vault::open(&backups.settings) };
+    match open() {
+        Ok(vault) => receive::run(&vault, &backups.postgres_url, &postgres, &told, &stop).await,
+        Err(error) => {
+            tracing::error!(%error, "The log of writes can't be archived.");
+            // A setting that is wrong stays so.
+            stop.cancelled().await;
+        }
+    }
+}
+
+struct Told(Known);
+
+impl Tell for Told {
+    fn archived(&self, through: DateTime<Utc>) {
+        self.0.saved("postgres", through);
+        let age = (clock::now() - through).num_milliseconds().max(0) as f64 / 1_000.0;
+        gauge(&metric::RECOVERY_POINT, &[("store", "postgres")]).set(age);
+    }
+
+    fn kept(&self, bytes: u64) {
+        gauge(&metric::WAL_KEPT, &[]).set(bytes as f64);
+    }
+}

@@ -1,0 +1,284 @@
+//! What backups and restores ask of Postgres: one moment that several sessions see, checksums of all tables, and
+//! databases that are made, renamed and removed.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::failed;
+use crate::{Kind, StoreError};
+
+/// What is read of a whole database at one moment.
+pub struct Moment {
+    connection: PgConnection,
+}
+
+/// What a database says of itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Such as `15.18`.
+    pub server: String,
+    pub database: String,
+    /// The newest version of the schema.
+    pub schema: Option<i64>,
+    pub bytes: i64,
+    /// The server's clock at the moment.
+    pub at: DateTime<Utc>,
+    /// The place in the log of writes, as Postgres writes it; `None` on a standby.
+    pub lsn: Option<String>,
+    /// The cluster's own number.
+    pub system: Option<String>,
+    pub newest_receipt: Option<DateTime<Utc>>,
+}
+
+/// A table's rows: how many, and a checksum that does not depend on their order.
+pub type Sums = BTreeMap<String, (i64, String)>;
+
+impl Moment {
+    /// Begins a transaction that sees one moment, for as long as it takes. It holds vacuum up meanwhile.
+    pub async fn begin(pool: &PgPool) -> Result<Self, StoreError> {
+        let options = long(pool);
+        let mut connection =
+            PgConnection::connect_with(&options).await.map_err(failed("connect for a backup"))?;
+        sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .execute(&mut connection)
+            .await
+            .map_err(failed("begin a backup's moment"))?;
+        Ok(Self { connection })
+    }
+
+    /// The moment's name, under which other sessions see it too.
+    pub async fn export(&mut self) -> Result<String, StoreError> {
+        sqlx::query_scalar("SELECT pg_export_snapshot()")
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed("export a backup's moment"))
+    }
+
+    pub async fn facts(&mut self) -> Result<Facts, StoreError> {
+        let call = "look at the database";
+        let (server, database, bytes, at, lsn): (String, String, i64, DateTime<Utc>, Option<String>) = sqlx::query_as(
+            "SELECT current_setting('server_version'), current_database()::text, pg_database_size(current_database()),
+                    now(), CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn()::text END",
+        )
+        .fetch_one(&mut self.connection)
+        .await
+        .map_err(failed(call))?;
+        let system = system(&mut self.connection).await?;
+        let schema = if self.has("_sqlx_migrations").await? {
+            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(failed(call))?
+        } else {
+            None
+        };
+        let newest_receipt = if self.has("receipts").await? {
+            sqlx::query_scalar("SELECT max(finished_at) FROM receipts")
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(failed(call))?
+        } else {
+            None
+        };
+        Ok(Facts { server, database, schema, bytes, at, lsn, system, newest_receipt })
+    }
+
+    async fn has(&mut self, table: &str) -> Result<bool, StoreError> {
+        sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+            .bind(table)
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed("look for a table"))
+    }
+
+    /// Rows and checksum of every table. Reads all of them.
+    pub async fn sums(&mut self) -> Result<Sums, StoreError> {
+        let call = "sum up the tables";
+        let tables: Vec<String> = sqlx::query_scalar(
+            "SELECT c.relname::text FROM pg_class c
+             WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' ORDER BY 1",
+        )
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(failed(call))?;
+        let mut sums = Sums::new();
+        for table in tables {
+            let statement = format!(
+                "SELECT count(*), COALESCE(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM {} t",
+                quoted(&table)
+            );
+            let sum = sqlx::query_as(AssertSqlSafe(statement))
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(failed(call))?;
+            sums.insert(table, sum);
+        }
+        Ok(sums)
+    }
+
+    /// What is wrong with the database's own rules: constraints that were not checked, indexes that are not whole.
+    pub async fn faults(&mut self) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "SELECT format('constraint %s of %s is not validated', conname, conrelid::regclass) FROM pg_constraint
+             WHERE connamespace = current_schema()::regnamespace AND NOT convalidated
+             UNION ALL
+             SELECT format('index %s is not valid', indexrelid::regclass) FROM pg_index i
+             JOIN pg_class c ON c.oid = i.indexrelid
+             WHERE c.relnamespace = current_schema()::regnamespace AND NOT (i.indisvalid AND i.indisready)",
+        )
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(failed("check constraints and indexes"))
+    }
+
+    /// Ends the moment.
+    pub async fn end(self) {
+        // It has changed nothing.
+        let _ = self.connection.close().await;
+    }
+}
+
+/// Tables of commands and what they change: nobody changes them under the locks of [`quiet_moment`].
+pub const QUIET: [&str; 3] = ["receipts", "tasks", "users"];
+
+/// A moment, and the place in the log of writes at which exactly that was committed of the tables [`QUIET`]. Their writers
+/// wait for some milliseconds; who has to wait for them for more than two seconds gives up.
+pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
+    let call = "take a quiet moment";
+    let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let mut moment = Moment::begin(pool).await?;
+    let taken = async {
+        sqlx::query("BEGIN").execute(&mut lock).await.map_err(failed(call))?;
+        sqlx::query("SET LOCAL lock_timeout = 2000").execute(&mut lock).await.map_err(failed(call))?;
+        sqlx::query("LOCK TABLE receipts, tasks, users IN EXCLUSIVE MODE")
+            .execute(&mut lock)
+            .await
+            .map_err(failed(call))?;
+        // Its first statement fixes what it sees.
+        sqlx::query("SELECT 1 FROM receipts LIMIT 1")
+            .execute(&mut moment.connection)
+            .await
+            .map_err(failed(call))?;
+        sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
+            .fetch_one(&mut lock)
+            .await
+            .map_err(failed(call))
+    };
+    let lsn = taken.await;
+    // The end of the session gives the locks back.
+    let _ = lock.close().await;
+    Ok((moment, lsn?))
+}
+
+/// Sessions that work for long, and write rows as text in one way wherever they are.
+fn long(pool: &PgPool) -> PgConnectOptions {
+    pool.connect_options().as_ref().clone().application_name("taskflow backup").options([
+        ("statement_timeout", "0"),
+        ("lock_timeout", "10000"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("enable_seqscan", "on"),
+        ("timezone", "UTC"),
+        ("datestyle", "ISO"),
+        ("intervalstyle", "iso_8601"),
+        ("extra_float_digits", "1"),
+        ("bytea_output", "hex"),
+    ])
+}
+
+/// The cluster's own number; `None` where the role may not read it.
+async fn system(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    let call = "read the cluster's number";
+    let may: bool = sqlx::query_scalar("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed(call))?;
+    if !may {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT system_identifier::text FROM pg_control_system()")
+        .fetch_one(&mut *connection)
+        .await
+        .map(Some)
+        .map_err(failed(call))
+}
+
+/// A name as SQL takes it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A pool like this one for another database of the server.
+pub fn other_database(pool: &PgPool, database: &str) -> PgPool {
+    let options = pool.connect_options().as_ref().clone().database(database);
+    PgPoolOptions::new().max_connections(2).connect_lazy_with(options)
+}
+
+/// Whether there is a database of this name.
+pub async fn has_database(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(name)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("look for a database"))
+}
+
+/// Makes an empty database.
+pub async fn create_database(pool: &PgPool, name: &str) -> Result<(), StoreError> {
+    alone(pool, "create a database", format!("CREATE DATABASE {} TEMPLATE template0", quoted(name))).await
+}
+
+/// Removes a database, if it is there; sessions in it are ended.
+pub async fn drop_database(pool: &PgPool, name: &str) -> Result<(), StoreError> {
+    alone(pool, "remove a database", format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
+}
+
+/// Gives a database another name; sessions in it are ended first, and none can come back meanwhile.
+pub async fn rename_database(pool: &PgPool, from: &str, to: &str) -> Result<(), StoreError> {
+    let call = "rename a database";
+    alone(pool, call, format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quoted(from))).await?;
+    let renamed = async {
+        sqlx::query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1")
+            .bind(from)
+            .execute(pool)
+            .await
+            .map_err(failed(call))?;
+        alone(pool, call, format!("ALTER DATABASE {} RENAME TO {}", quoted(from), quoted(to))).await
+    };
+    let renamed = renamed.await;
+    let name = if renamed.is_ok() { to } else { from };
+    alone(pool, call, format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", quoted(name))).await?;
+    renamed
+}
+
+/// A statement that is no part of a transaction, with as much time as it takes.
+async fn alone(pool: &PgPool, call: &'static str, statement: String) -> Result<(), StoreError> {
+    let mut connection = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed(call));
+    let _ = connection.close().await;
+    done.map(|_| ()).map_err(|error| match error.kind {
+        Kind::Bug => StoreError {
+            detail: format!("{}; it takes a role with CREATEDB that owns the database", error.detail),
+            ..error
+        },
+        _ => error,
+    })
+}
+
+/// The folder of the server's data, as it calls it; `None` where the role may not read it.
+pub async fn data_directory(pool: &PgPool) -> Result<Option<String>, StoreError> {
+    let may: bool = sqlx::query_scalar("SELECT pg_has_role('pg_read_all_settings', 'USAGE')")
+        .fetch_one(pool)
+        .await
+        .map_err(failed("read a role"))?;
+    if !may {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SHOW data_directory")
+        .fetch_one(pool)
+        .await
+        .map(Some)
+        .map_err(failed("read a setting"))
+}

@@ -1,0 +1,161 @@
+//! The table `restore_epochs`: what Postgres is brought to when it has gone back in time.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::failed;
+use super::system_events;
+use crate::StoreError;
+use taskflow_core::system_event::Occurrence;
+
+/// A restore that is being brought to its end.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Epoch {
+    pub epoch: i64,
+    pub begun_at: DateTime<Utc>,
+    pub point: Option<DateTime<Utc>>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    pub undone_commands: i64,
+    pub undone_events: i64,
+    pub missing_events: i64,
+    pub keys_removed: i64,
+}
+
+/// Begins an epoch; one that was broken off goes on.
+pub async fn begin(pool: &PgPool, author: &str) -> Result<Epoch, StoreError> {
+    let call = "begin a restore epoch";
+    let open: Option<Epoch> = sqlx::query_as(
+        "SELECT epoch, begun_at, point FROM restore_epochs WHERE ended_at IS NULL ORDER BY epoch DESC LIMIT 1",
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(failed(call))?;
+    if let Some(open) = open {
+        return Ok(open);
+    }
+    // The newest receipt is not looked for by an index: there is a block range index only.
+    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    sqlx::query("SET LOCAL enable_seqscan = on").execute(&mut *transaction).await.map_err(failed(call))?;
+    sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await.map_err(failed(call))?;
+    let epoch = sqlx::query_as(
+        "INSERT INTO restore_epochs (begun_at, point, author)
+         SELECT clock_timestamp(), (SELECT max(finished_at) FROM receipts), $1 RETURNING epoch, begun_at, point",
+    )
+    .bind(author)
+    .fetch_one(&mut *transaction)
+    .await
+    .map_err(failed(call))?;
+    transaction.commit().await.map_err(failed(call))?;
+    Ok(epoch)
+}
+
+/// Processes that work on this database now.
+pub async fn at_work(pool: &PgPool) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar(
+        "SELECT 'worker ' || name FROM workers WHERE expires_at > clock_timestamp()
+         UNION ALL
+         SELECT 'scheduler ' || coalesce(host, '?') FROM scheduler_leader WHERE expires_at > clock_timestamp()",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(failed("look who works"))
+}
+
+/// Moves what must never go back beyond anything that was ever used: epochs of leases, numbers of batches. `seen` has the
+/// newest batch of each partition that any other store knows.
+pub async fn jump(pool: &PgPool, seen: &BTreeMap<String, i64>) -> Result<(), StoreError> {
+    let call = "move the epochs forward";
+    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let partitions: Vec<&str> = seen.keys().map(String::as_str).collect();
+    let batches: Vec<i64> = seen.values().copied().collect();
+    sqlx::query(
+        "UPDATE partition_heads h SET epoch = h.epoch + 1000,
+                batch = 1000 + greatest(h.batch, coalesce((
+                    SELECT s.batch FROM UNNEST($1::text[], $2::bigint[]) AS s (partition, batch)
+                    WHERE s.partition = h.partition), 0))",
+    )
+    .bind(&partitions)
+    .bind(&batches)
+    .execute(&mut *transaction)
+    .await
+    .map_err(failed(call))?;
+    // A partition that came up after the point to which Postgres was restored.
+    sqlx::query(
+        "INSERT INTO partition_heads (partition, epoch, batch)
+         SELECT s.partition, 1000, s.batch + 1000 FROM UNNEST($1::text[], $2::bigint[]) AS s (partition, batch)
+         ON CONFLICT (partition) DO NOTHING",
+    )
+    .bind(&partitions)
+    .bind(&batches)
+    .execute(&mut *transaction)
+    .await
+    .map_err(failed(call))?;
+    for statement in [
+        "UPDATE scheduler_leader SET epoch = epoch + 1000, expires_at = '-infinity'",
+        "DELETE FROM partition_leases",
+        "DELETE FROM workers",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await.map_err(failed(call))?;
+    }
+    transaction.commit().await.map_err(failed(call))
+}
+
+/// Those of these commands that have a receipt.
+pub async fn with_receipt(pool: &PgPool, commands: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
+    let found: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM receipts WHERE id = ANY($1)")
+        .bind(commands)
+        .fetch_all(pool)
+        .await
+        .map_err(failed("look for receipts"))?;
+    Ok(found.into_iter().collect())
+}
+
+/// Commands from a time on that have caused events, in the order of their ids behind `after`, with when they were accepted
+/// and how many events they have (the events' ids follow from all that). What still
+/// waits in the outbox is left out: it is on its way.
+pub async fn expected_events(
+    pool: &PgPool,
+    since: DateTime<Utc>,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<(Uuid, DateTime<Utc>, i16)>, StoreError> {
+    sqlx::query_as(
+        "SELECT r.id, r.accepted_at, r.events FROM receipts r
+         WHERE r.finished_at >= $1 AND r.events > 0 AND r.id > $2
+           AND NOT EXISTS (SELECT FROM outbox o WHERE (o.partition, o.number) = (r.partition, r.batch))
+         ORDER BY r.id LIMIT $3",
+    )
+    .bind(since)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("list the events that must be there"))
+}
+
+/// Ends an epoch, with the event that tells of it.
+pub async fn end(pool: &PgPool, epoch: i64, outcome: &Outcome, event: &Occurrence) -> Result<(), StoreError> {
+    let call = "end a restore epoch";
+    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    sqlx::query(
+        "UPDATE restore_epochs SET ended_at = clock_timestamp(), undone_commands = $2, undone_events = $3,
+                missing_events = $4, keys_removed = $5 WHERE epoch = $1",
+    )
+    .bind(epoch)
+    .bind(outcome.undone_commands)
+    .bind(outcome.undone_events)
+    .bind(outcome.missing_events)
+    .bind(outcome.keys_removed)
+    .execute(&mut *transaction)
+    .await
+    .map_err(failed(call))?;
+    system_events::insert(&mut transaction, std::slice::from_ref(event)).await?;
+    transaction.commit().await.map_err(failed(call))
+}

@@ -1,0 +1,73 @@
+//! Drills on real scratch servers.
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use taskflow_tests::world::Sync;
+use taskflow_tests::{Cluster, Result, Site, World, wait};
+
+use super::{Folder, Load, archived, reached};
+use crate::PROGRAM;
+
+/// A drill proves what is good, and says which part can't be restored.
+pub(super) async fn run() -> Result {
+    let world = World::start(Sync::Skipped).await?;
+    let tried = Box::pin(drilled(&world)).await;
+    world.stop().await;
+    tried
+}
+
+async fn drilled(world: &World) -> Result {
+    let site = Site::new(world).await?;
+    let folder = Folder::new()?;
+    let cluster = Cluster::new(&site, PROGRAM)?;
+    let backups = archived(&cluster, &folder.0);
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    let worker = cluster.worker()?;
+    wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
+    let mut load = Load::new(6);
+    load.send(&site, 10).await?;
+    let ids = [
+        backups.create("postgres-base").await?,
+        backups.create("postgres").await?,
+        backups.create("mongodb").await?,
+    ];
+    load.send(&site, 10).await?;
+    let drill = async || -> Result<Value> {
+        let output = backups.run(&["jobs", "run", "backup.drill", "--json"], &[]).await?;
+        serde_json::from_slice(&output.stdout).with_context(|| taskflow_tests::backups::text(&output))
+    };
+    // While commands are applied.
+    let (sent, done) = tokio::join!(load.send(&site, 60), drill());
+    sent?;
+    let done = done?;
+    ensure!(done["state"] == "completed", "{done}");
+    for part in ["cluster", "dump", "trail"] {
+        ensure!(done["figures"][part]["took_s"].is_number(), "{part}: {done}");
+    }
+    let listed = backups.ask(&["backup", "list"]).await?;
+    for id in &ids {
+        let row =
+            listed.as_array().into_iter().flatten().find(|row| row["id"] == **id).context("not listed")?;
+        ensure!(row["state"] == "proven", "{row}");
+    }
+    ensure!(!folder.0.join("work/drill/cluster").exists(), "the scratch cluster is left");
+    // A byte of the dump changes; the rest is tried all the same.
+    let path = backups.path(&ids[1]).join("database.dump.zst");
+    let mut bytes = std::fs::read(&path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes)?;
+    let done = drill().await?;
+    let detail = done["detail"].as_str().unwrap_or_default();
+    ensure!(done["state"] == "failed" && detail.contains("database.dump.zst"), "{done}");
+    ensure!(done["figures"]["trail"]["took_s"].is_number(), "{done}");
+    wait::until("the audit trail tells of both", async || {
+        let events = site.events().await?;
+        let has =
+            |kind: &str| events.iter().any(|event| event.get_str("type").is_ok_and(|found| found == kind));
+        Ok(has("system.recovery_drill.completed") && has("system.recovery_drill.failed"))
+    })
+    .await?;
+    worker.stop().await?;
+    scheduler.stop().await
+}

@@ -1,0 +1,86 @@
+//! The archived log of writes, through kills and damage.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use taskflow_tests::backups::own;
+use taskflow_tests::dice::Dice;
+use taskflow_tests::world::Sync;
+use taskflow_tests::{Cluster, Result, Site, World, wait};
+
+use super::{Folder, archived, now, reached, start, until_archived};
+use crate::PROGRAM;
+
+/// Schedulers killed at any moment while the log flows: what is archived has no gap, and leads to the end.
+pub(super) async fn killed() -> Result {
+    let world = World::start(Sync::Skipped).await?;
+    let tried = Box::pin(through_kills(&world)).await;
+    world.stop().await;
+    tried
+}
+
+async fn through_kills(world: &World) -> Result {
+    let site = Site::new(world).await?;
+    let folder = Folder::new()?;
+    let cluster = Cluster::new(&site, PROGRAM)?;
+    let backups = archived(&cluster, &folder.0);
+    let mut dice = Dice::new(5);
+    site.sql("CREATE TABLE marks (n BIGINT PRIMARY KEY, filler TEXT)").await?;
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
+    backups.create("postgres-base").await?;
+    scheduler.kill().await?;
+    let mut rows: i64 = 0;
+    for round in 0..5 {
+        let env = backups.env();
+        let crash = ("TASKFLOW_CRASH_AT", "wal_shipped:1");
+        let env = if round % 2 == 0 { [env.as_slice(), &[crash]].concat() } else { env };
+        let mut scheduler = cluster.spawn("scheduler", &env)?;
+        // Some megabytes each, so that whole files of the log go by.
+        for _ in 0..3 {
+            rows += 1;
+            sqlx::query("INSERT INTO marks SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, 250000)")
+                .bind(rows)
+                .execute(&site.postgres)
+                .await?;
+        }
+        if round % 2 == 0 {
+            scheduler.ended().await?;
+        } else {
+            tokio::time::sleep(Duration::from_millis(500 + dice.below(2_000))).await;
+            scheduler.kill().await?;
+        }
+    }
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    until_archived(&backups, now(&site).await?).await?;
+    scheduler.stop().await?;
+    let data = folder.0.join("data");
+    backups.ask(&["restore", "--data", &data.display().to_string()]).await?;
+    let (server, pool, _) = start(&data, &folder.0, &own(&site)).await?;
+    let found: i64 = sqlx::query_scalar("SELECT count(*) FROM marks").fetch_one(&pool).await?;
+    ensure!(found == rows, "{found} rows of {rows}");
+    pool.close().await;
+    server.stop().await;
+    // A file of the log that is missing is a gap, and that is said before anything is written.
+    let system = std::fs::read_dir(backups.folder.join("wal"))?.next().context("no archive")??.path();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&system)?.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.file_name().is_some_and(|name| name.len() == 28));
+    files.sort();
+    let middle = &files[files.len() - 2];
+    let bytes = std::fs::read(middle)?;
+    let data = folder.0.join("gap").display().to_string();
+    std::fs::remove_file(middle)?;
+    let (code, said) = backups.refused(&["restore", "--data", &data], &[]).await?;
+    ensure!(code == Some(1) && said.contains("lacks"), "{said}");
+    ensure!(!Path::new(&data).exists(), "something was restored");
+    // One that is damaged is named.
+    let mut flipped = bytes;
+    let at = flipped.len() / 2;
+    flipped[at] ^= 1;
+    std::fs::write(middle, flipped)?;
+    let (code, said) = backups.refused(&["restore", "--data", &data], &[]).await?;
+    let name = middle.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    ensure!(code == Some(1) && said.contains(name), "{said}");
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Backups of a test: a folder for them, the program's answers, and databases compared row by row.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Output;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::TryStreamExt;
+use mongodb::bson::{Document, doc};
+use serde_json::Value;
+use sqlx::{Connection, PgConnection};
+
+use crate::{Cluster, Site};
+
+/// A folder for a test's backups.
+pub struct Backups<'c> {
+    pub cluster: &'c Cluster<'c>,
+    pub folder: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+impl<'c> Backups<'c> {
+    pub fn new(cluster: &'c Cluster<'c>) -> Self {
+        let folder = cluster.folder().join("backups");
+        let env = vec![("TASKFLOW_BACKUP__DESTINATION".to_owned(), folder.display().to_string())];
+        Self { cluster, folder, env }
+    }
+
+    /// The same in another folder.
+    #[must_use]
+    pub fn at(mut self, folder: &std::path::Path) -> Self {
+        folder.clone_into(&mut self.folder);
+        self.env = vec![("TASKFLOW_BACKUP__DESTINATION".to_owned(), folder.display().to_string())];
+        self
+    }
+
+    /// One more setting.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.env.push((format!("TASKFLOW_BACKUP__{name}"), value.to_owned()));
+        self
+    }
+
+    pub fn env(&self) -> Vec<(&str, &str)> {
+        self.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    pub async fn run(&self, args: &[&str], more: &[(&str, &str)]) -> Result<Output> {
+        self.cluster.run(args, &[self.env().as_slice(), more].concat()).await
+    }
+
+    /// Runs a command that must succeed; its answer as JSON.
+    pub async fn ask(&self, args: &[&str]) -> Result<Value> {
+        let args = [args, &["--json"]].concat();
+        let output = self.run(&args, &[]).await?;
+        ensure!(output.status.success(), "{args:?}: {}", text(&output));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{args:?}: {}", text(&output)))
+    }
+
+    /// Runs a command that must fail; the code and what it says.
+    pub async fn refused(&self, args: &[&str], more: &[(&str, &str)]) -> Result<(Option<i32>, String)> {
+        let output = self.run(args, more).await?;
+        ensure!(!output.status.success(), "{args:?} succeeded: {}", text(&output));
+        Ok((output.status.code(), text(&output)))
+    }
+
+    /// Makes one backup; its id.
+    pub async fn create(&self, kind: &str) -> Result<String> {
+        let made = self.ask(&["backup", "create", kind]).await?;
+        let id = made["backups"][0]["id"].as_str();
+        Ok(id.with_context(|| format!("no backup was made: {made}"))?.to_owned())
+    }
+
+    pub fn path(&self, id: &str) -> PathBuf {
+        self.folder.join("backups").join(id)
+    }
+}
+
+/// Writes an age key into a file; returns whose it is.
+pub fn write_key(file: &std::path::Path) -> Result<String> {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    std::fs::write(file, format!("# a key of a test\n{}\n", identity.to_string().expose_secret()))?;
+    Ok(identity.to_public().to_string())
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Every row of every table, as text, in order.
+pub async fn rows(site: &Site, database: &str) -> Result<BTreeMap<String, Vec<String>>> {
+    let options = site.postgres.connect_options().as_ref().clone().database(database);
+    rows_of(&mut PgConnection::connect_with(&options).await?).await
+}
+
+/// The same of any connection.
+pub async fn rows_of(connection: &mut PgConnection) -> Result<BTreeMap<String, Vec<String>>> {
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'")
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut all = BTreeMap::new();
+    for table in tables {
+        let statement = format!("SELECT t::text FROM \"{table}\" t ORDER BY 1");
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_all(&mut *connection).await?;
+        all.insert(table, rows);
+    }
+    Ok(all)
+}
+
+/// Every document of every collection, in the order of its id.
+pub async fn documents(site: &Site, database: &str) -> Result<BTreeMap<String, Vec<Document>>> {
+    let database = site.mongo.client().database(database);
+    let mut all = BTreeMap::new();
+    for name in database.list_collection_names().await? {
+        let found = database.collection::<Document>(&name).find(doc! {}).sort(doc! { "_id": 1 }).await?;
+        all.insert(name, found.try_collect().await?);
+    }
+    Ok(all)
+}
+
+/// The names of a collection's indexes.
+pub async fn indexes(site: &Site, database: &str, collection: &str) -> Result<Vec<String>> {
+    let collection = site.mongo.client().database(database).collection::<Document>(collection);
+    let mut names = collection.list_index_names().await?;
+    names.sort();
+    Ok(names)
+}
+
+/// Says which part differs, if one does.
+pub fn must_be_alike<T: PartialEq + std::fmt::Debug>(
+    one: &BTreeMap<String, Vec<T>>,
+    other: &BTreeMap<String, Vec<T>>,
+) -> Result<()> {
+    ensure!(one.keys().eq(other.keys()), "{:?} and {:?}", one.keys(), other.keys());
+    for (name, rows) in one {
+        let theirs = &other[name];
+        if rows != theirs {
+            let first = rows.iter().zip(theirs).find(|(a, b)| a != b);
+            bail!(
+                "{name} differs: {} and {} rows, the first that differs: {first:?}",
+                rows.len(),
+                theirs.len()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether the server has a database.
+pub async fn has_database(site: &Site, name: &str) -> Result<bool> {
+    Ok(site.count(&format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'")).await? == 1)
+}
+
+/// The name of the site's own database.
+pub fn own(site: &Site) -> String {
+    site.mongo.name().to_owned()
+}
