@@ -92,7 +92,7 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
         "missingEvents": outcome.missing_events, "point": difference.point,
     });
     let event = system_event::restored(clock::new_id(), epoch.epoch, author, &figures, clock::now());
-    epochs::end(stores.postgres, epoch.epoch, &outcome, &event).await?;
+    epochs::end(stores.postgres, epoch.epoch, author, &outcome, &event).await?;
     Ok(difference)
 }
 

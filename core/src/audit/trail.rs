@@ -50,6 +50,8 @@ pub struct Counts {
     pub expired: u64,
     /// Events from before there were seals: nothing can be said about them.
     pub unsealed: u64,
+    /// Events of commands that a restore has undone, set apart with a mark.
+    pub undone: u64,
 }
 
 impl Counts {
@@ -59,6 +61,7 @@ impl Counts {
         self.erased += other.erased;
         self.expired += other.expired;
         self.unsealed += other.unsealed;
+        self.undone += other.undone;
     }
 }
 

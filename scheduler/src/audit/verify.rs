@@ -299,7 +299,7 @@ impl Verifier {
     ) -> Result<(), Error> {
         let mut trail = Trail::new(batches);
         let (mut strays, mut erased, mut left_out) = (Vec::new(), Vec::new(), 0_u64);
-        mongo::audit_trail::window(&self.stores.mongo, since, until, |seen| {
+        let undone = mongo::audit_trail::window(&self.stores.mongo, since, until, |seen| {
             if seen.erased {
                 erased.push((seen.id, seen.entity, seen.actor));
             }
@@ -318,6 +318,7 @@ impl Verifier {
             }
         })
         .await?;
+        self.report.counts.undone += undone;
         if left_out > 0 {
             let note =
                 format!("{left_out} more events of {since} to {until} ms belong to no batch of their time");

@@ -113,6 +113,7 @@ async fn tell(context: &Context, report: Report, verified: i64) -> Result<(), Fa
         ("erased", report.counts.erased),
         ("expired", report.counts.expired),
         ("unsealed", report.counts.unsealed),
+        ("undone", report.counts.undone),
         ("pending", report.pending),
     ] {
         context.set(name, value);

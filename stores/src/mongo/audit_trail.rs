@@ -18,7 +18,7 @@ use taskflow_core::event::{Class, EventId};
 use uuid::Uuid;
 
 use super::events::COLLECTION;
-use super::failed;
+use super::{failed, undone};
 use crate::StoreError;
 
 /// The fields of an event; a document with another one was not written by us.
@@ -56,13 +56,15 @@ pub struct Shown {
     pub data_digest: Option<Hash>,
 }
 
-/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order.
+/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order. Returns how
+/// many it has left out that a restore has set apart: they belong to no batch any more. An event that only bears the
+/// mark is missing from its batch.
 pub async fn window(
     database: &Database,
     from_ms: i64,
     to_ms: i64,
     mut each: impl FnMut(Seen),
-) -> Result<(), StoreError> {
+) -> Result<u64, StoreError> {
     const CALL: &str = "read the audit trail";
     let between = doc! { "$gte": DateTime::from_millis(from_ms), "$lte": DateTime::from_millis(to_ms) };
     let found = database
@@ -73,10 +75,15 @@ pub async fn window(
         .await;
     let mut found = found.map_err(failed(CALL))?;
     let mut buffer = Vec::new();
+    let mut undone = 0;
     while let Some(document) = found.try_next().await.map_err(failed(CALL))? {
-        each(seen(&document, &mut buffer));
+        if document.get_document(undone::FIELD).is_ok() {
+            undone += 1;
+        } else {
+            each(seen(&document, &mut buffer));
+        }
     }
-    Ok(())
+    Ok(undone)
 }
 
 /// Reads one event.

@@ -3,8 +3,8 @@
 pub mod audit_leaves;
 pub mod audit_seals;
 pub mod audit_trail;
-pub mod erasure;
 pub mod dump;
+pub mod erasure;
 pub mod event_query;
 pub mod events;
 pub mod gap;

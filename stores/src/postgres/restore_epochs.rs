@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::failed;
 use super::system_events;
+use super::{audit_seals, failed};
 use crate::StoreError;
 use taskflow_core::system_event::Occurrence;
 
@@ -98,6 +98,8 @@ pub async fn jump(pool: &PgPool, seen: &BTreeMap<String, i64>) -> Result<(), Sto
     .await
     .map_err(failed(call))?;
     for statement in [
+        // The system's own events: more than there can have been since the point.
+        "UPDATE audit_system_head SET number = number + 1000000",
         "UPDATE scheduler_leader SET epoch = epoch + 1000, expires_at = '-infinity'",
         "DELETE FROM partition_leases",
         "DELETE FROM workers",
@@ -140,8 +142,14 @@ pub async fn expected_events(
     .map_err(failed("list the events that must be there"))
 }
 
-/// Ends an epoch, with the event that tells of it.
-pub async fn end(pool: &PgPool, epoch: i64, outcome: &Outcome, event: &Occurrence) -> Result<(), StoreError> {
+/// Ends an epoch, with the event that tells of it; the next seal of the audit trail says that `author` has restored.
+pub async fn end(
+    pool: &PgPool,
+    epoch: i64,
+    author: &str,
+    outcome: &Outcome,
+    event: &Occurrence,
+) -> Result<(), StoreError> {
     let call = "end a restore epoch";
     let mut transaction = pool.begin().await.map_err(failed(call))?;
     sqlx::query(
@@ -157,5 +165,6 @@ pub async fn end(pool: &PgPool, epoch: i64, outcome: &Outcome, event: &Occurrenc
     .await
     .map_err(failed(call))?;
     system_events::insert(&mut transaction, std::slice::from_ref(event)).await?;
+    audit_seals::say_restored(&mut transaction, author, &format!("restore epoch {epoch}")).await?;
     transaction.commit().await.map_err(failed(call))
 }

@@ -36,9 +36,18 @@ async fn to_moments(world: &World) -> Result {
     let mut dice = Dice::new(11);
     let live = site.postgres.clone();
     site.sql("CREATE TABLE marks (n BIGINT PRIMARY KEY)").await?;
+    // Whoever goes on after the restore has the key and the seals of before.
+    for (name, file) in
+        [("KEY_PATH", "seal.key"), ("PUBLIC_KEYS_PATH", "seal.pub"), ("SEALS_FOLDER", "seals")]
+    {
+        let path = folder.0.join("audit").join(file).display().to_string();
+        site.env.push((format!("TASKFLOW_AUDIT__{name}"), path));
+    }
     let (load, data, journal) = {
         let cluster = Cluster::new(&site, PROGRAM)?;
         let backups = archived(&cluster, &folder.0);
+        let made = cluster.run(&["audit", "keygen"], &[]).await?;
+        ensure!(made.status.success(), "{made:?}");
         let (code, said) = backups.refused(&["backup", "create", "postgres-base"], &[]).await?;
         ensure!(code == Some(2) && said.contains("backup.wal"), "{said}");
         let scheduler = cluster.spawn("scheduler", &backups.env())?;
@@ -59,6 +68,7 @@ async fn to_moments(world: &World) -> Result {
             marks.push(Mark { at: now(&site).await?, rows });
         }
         until_settled(&site, load.sent.len()).await?;
+        seal(&cluster, &[]).await?;
         let before = *load.ids().get(load.sent.len() / 2).context("no command")?;
         until_archived(&backups, now(&site).await?).await?;
         // A moment that the log does not reach yet is refused.
@@ -235,8 +245,24 @@ async fn go_on(site: &mut Site, folder: &Path, data: &Path, journal: &Path, load
         let found = counts.get(id.to_string().as_str()).copied().unwrap_or(0);
         ensure!(found == *expected, "{found} events of {id} and not {expected}");
     }
+    // The seals of before, those that came after, and what was set apart go together.
+    let scheduler = cluster.spawn("scheduler", &env)?;
+    seal(&cluster, &env).await?;
+    scheduler.stop().await?;
+    let said = cluster.run(&["audit", "verify", "--json"], &env).await?;
+    let report: Value = serde_json::from_slice(&said.stdout).with_context(|| format!("{said:?}"))?;
+    ensure!(report["found"] == json!({}), "{report}");
+    ensure!(report["undone"].as_u64() > Some(0), "{report}");
     worker.stop().await?;
     pool.close().await;
     server.stop().await;
+    Ok(())
+}
+
+/// Seals what there is.
+async fn seal(cluster: &Cluster<'_>, env: &[(&str, &str)]) -> Result {
+    let run = cluster.run(&["jobs", "run", "audit.seal", "--json"], env).await?;
+    let run: Value = serde_json::from_slice(&run.stdout).with_context(|| format!("{run:?}"))?;
+    ensure!(run["state"] == "completed", "{run}");
     Ok(())
 }
