@@ -138,6 +138,7 @@ async fn stores(settings: &Settings) -> Result<taskflow_scheduler::Stores, Exit>
         postgres: postgres::connect(&settings.postgres, NAME)?,
         mongo: mongo::connect(&settings.mongodb, NAME).await?,
         redis: redis::connect(&settings.redis)?,
+        backups: taskflow_scheduler::Backups::new(settings.backup.clone(), settings.postgres.url.clone()),
     })
 }
 
