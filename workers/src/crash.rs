@@ -6,7 +6,8 @@
 pub const POINTS: [&str; 8] =
     ["collected", "claimed", "loaded", "written", "committed", "acknowledged", "audited", "relayed"];
 /// The boundaries between the steps of a dead letter: into Postgres, out again, into the audit trail.
-pub const LETTER_POINTS: [&str; 5] = ["drained", "stored", "replaying", "republished", "system_audited"];
+pub const LETTER_POINTS: [&str; 6] =
+    ["drained", "stored", "replaying", "republished", "system_linked", "system_audited"];
 /// The boundaries between the steps of a change of the number of partitions, whoever takes them.
 pub const CHANGE_POINTS: [&str; 9] = [
     "change_begun",

@@ -1,6 +1,7 @@
 //! The seals of the audit trail: what is sealed can be verified and proved, whatever is bent is found and named.
 
 mod bent;
+mod busy;
 mod roles;
 
 use std::path::Path;
@@ -28,8 +29,21 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("audit: without a key nothing is sealed, and the job says what to do", keyless),
     ];
     tests.extend(bent::tests());
+    tests.extend(busy::tests());
     tests.extend(roles::tests());
     tests
+}
+
+/// Seals what a site has, whoever has written it, and verifies it: everything is proved.
+pub(crate) async fn is_whole(site: &Site) -> Result {
+    let waits = "SELECT count(*) FROM outbox";
+    wait::until("no batch is on its way", async || Ok(site.count(waits).await? == 0)).await?;
+    let sealed = Sealed::of(site, crate::cluster(site)?, None).await?;
+    let events = sealed.events().count_documents(doc! {}).await?;
+    sealed.seal().await?;
+    let report = sealed.is_whole().await?;
+    ensure!(report["proved"] == events && report["pending"] == 0, "{events} events: {report}");
+    sealed.stop().await
 }
 
 /// A site at work, with keys.
@@ -52,7 +66,10 @@ impl<'s> Sealed<'s> {
 
     /// The same without commands. `scheduler` is how the scheduler reaches Postgres, if not as everybody does.
     async fn without_events(site: &'s Site, scheduler: Option<&str>) -> Result<Self> {
-        let cluster = cluster(site)?;
+        Self::of(site, cluster(site)?, scheduler).await
+    }
+
+    async fn of(site: &'s Site, cluster: Cluster<'s>, scheduler: Option<&str>) -> Result<Self> {
         // Every minute is too seldom for a test, and too often for one that bends what is sealed.
         let off = ["audit.seal", "audit.verify"]
             .map(|job| format!("[scheduler.jobs.\"{job}\"]\ncron = \"0 0 0 1 1 *\"\n"));

@@ -2,7 +2,7 @@
 
 mod access;
 mod amqp;
-mod audit;
+pub(crate) mod audit;
 mod backups;
 mod bad_input;
 mod canary;

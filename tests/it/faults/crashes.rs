@@ -1,4 +1,5 @@
-//! A worker that dies (SIGKILL) at each boundary between the steps of a batch, in the middle of a stream.
+//! A worker that dies (SIGKILL) at each boundary between the steps of a batch, in the middle of a stream. What it has
+//! left can be sealed: the chains and the audit trail agree.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use libtest_mimic::Trial;
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::{Result, Site};
 
+use crate::e2e::audit;
 use crate::{cluster, with_site};
 
 /// The boundaries, and which pass of each ends the process: not the first, so that there is a middle.
@@ -44,5 +46,6 @@ async fn dies(site: Arc<Site>, point: &str, pass: u32) -> Result {
     let worker = cluster.worker()?;
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
-    worker.stop().await
+    worker.stop().await?;
+    audit::is_whole(&site).await
 }

@@ -18,6 +18,7 @@ use taskflow_tests::letters::{self, forbid_poison, poison, publish};
 use taskflow_tests::{Result, Site, wait};
 use uuid::Uuid;
 
+use crate::e2e::audit;
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -25,7 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         let name = format!("a worker that dies when a dead letter is {point} stores it once");
         with_site(&name, async move |site| dies_while_draining(site, point).await)
     });
-    let replayed = ["replaying", "republished", "system_audited"].map(|point| {
+    let replayed = ["replaying", "republished", "system_linked", "system_audited"].map(|point| {
         let name = format!("a worker that dies when a replay is {point} applies its command once");
         with_site(&name, async move |site| dies_while_replaying(site, point).await)
     });
@@ -117,7 +118,8 @@ async fn dies_while_replaying(site: Arc<Site>, point: &str) -> Result {
     })
     .await?;
     ensure!(commands.len() == LETTERS as usize, "commands");
-    worker.stop().await
+    worker.stop().await?;
+    audit::is_whole(&site).await
 }
 
 /// Two workers may hold the same letter: one whose connection broke, and the one after it.
