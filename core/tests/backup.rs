@@ -1,5 +1,7 @@
 //! Keeping of backups and places in the log of writes, by properties.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
