@@ -1,7 +1,7 @@
 //! Makes the next seal, and carries seals to the places that lack them.
 //!
 //! A seal is first in Postgres, under the leader's fence, so that no two have one number; then outside, then in MongoDB.
-//! Whatever fails or dies in between, the next time adds what is missing. Nothing is sealed over that looks set back:
+//! Whatever fails or dies in between, the next run adds what is missing. Nothing is sealed over that looks set back:
 //! a person has to say so first.
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,7 +12,7 @@ use taskflow_core::metric;
 use taskflow_stores::observe::gauge;
 use taskflow_stores::postgres::leader::{self, Fence};
 use taskflow_stores::postgres::{audit_chain, audit_seals};
-use taskflow_stores::{clock, crash, mongo};
+use taskflow_stores::{Kind, clock, crash, mongo};
 
 use super::files::{self, FileError, Outside};
 use super::{Settings, blocking};
@@ -81,13 +81,16 @@ pub(crate) async fn seal(
         let next = Seal::next(before, now, heads, retention, told)
             .map_err(|set_back| Failure::Final(set_back.to_string()))?;
         number = next.number;
+        let signed = Signed::new(&next, &key);
         let mut transaction = fence.begin().await?;
-        audit_seals::insert(&mut transaction, number, at(&next), &Signed::new(&next, &key)).await?;
+        audit_seals::insert(&mut transaction, number, at(&next), &signed).await?;
         if let Some((id, _)) = restored {
             audit_seals::told_restored(&mut transaction, id, number).await?;
         }
         leader::commit(transaction).await?;
         crash::point("half_done");
+        // Who keeps the log elsewhere has a witness.
+        tracing::info!(seal = number, hash = %signed.hash(), "The audit trail is sealed.");
         gauge(&metric::AUDIT_SEALED, &[]).set(now.timestamp() as f64);
     }
     gauge(&metric::AUDIT_SEAL, &[]).set(number as f64);
@@ -117,8 +120,12 @@ async fn last(
     let own_number = own.as_ref().map_or(0, |(number, _)| *number);
     let folder = outside.clone();
     let beside = blocking(move || folder.newest()).await?;
-    let (beside_number, mongo_number) =
-        (beside.as_ref().map_or(0, |(number, _)| *number), mongo::audit_seals::newest(&stores.mongo).await?);
+    let beside_number = beside.as_ref().map_or(0, |(number, _)| *number);
+    let mongo_number = match mongo::audit_seals::newest(&stores.mongo).await {
+        // The trail is sealed while MongoDB is away; its copies come later, and until then the run says that they lack.
+        Err(error) if error.kind == Kind::Unavailable => 0,
+        known => known?,
+    };
     let newest = beside_number.max(mongo_number);
     if newest > own_number {
         if !restored {
@@ -169,36 +176,49 @@ async fn take_back(
     Ok(())
 }
 
-/// Adds to both other places what they lack, up to a seal.
+/// Adds to both other places what they lack, up to a seal. One that is away does not keep the other from it.
 async fn copy(stores: &Stores, outside: &Outside, keys: &[PublicKey], number: i64) -> Result<u64, Failure> {
+    let beside = copy_outside(stores, outside, keys, number).await;
+    let mongo = copy_to_mongo(stores, number).await;
+    Ok(beside? + mongo?)
+}
+
+async fn copy_outside(
+    stores: &Stores,
+    outside: &Outside,
+    keys: &[PublicKey],
+    number: i64,
+) -> Result<u64, Failure> {
     let folder = outside.clone();
-    let newest = blocking(move || folder.newest()).await?.map_or(0, |(newest, _)| newest);
+    let mut have = blocking(move || folder.newest()).await?.map_or(0, |(newest, _)| newest);
     let mut copied = 0;
-    let (mut to_folder, mut to_mongo) = (newest, mongo::audit_seals::newest(&stores.mongo).await?);
     for _ in 0..TIMES {
-        if to_folder >= number {
+        if have >= number {
             break;
         }
-        let seals =
-            audit_seals::read(&stores.postgres, to_folder + 1, (to_folder + TOGETHER).min(number)).await?;
+        let seals = audit_seals::read(&stores.postgres, have + 1, (have + TOGETHER).min(number)).await?;
         let timed = seals.into_iter().map(|(number, signed)| match signed.open(keys) {
             Ok(seal) => Ok((number, at(&seal), signed)),
             Err(why) => Err(disbelieved(number, "Postgres", why)),
         });
         let timed = timed.collect::<Result<Vec<_>, Failure>>()?;
         let Some((last, _, _)) = timed.last() else { break };
-        (to_folder, copied) = (*last, copied + timed.len() as u64);
+        (have, copied) = (*last, copied + timed.len() as u64);
         let folder = outside.clone();
         blocking(move || folder.append(&timed)).await?;
     }
+    Ok(copied)
+}
+
+async fn copy_to_mongo(stores: &Stores, number: i64) -> Result<u64, Failure> {
+    let (mut have, mut copied) = (mongo::audit_seals::newest(&stores.mongo).await?, 0);
     for _ in 0..TIMES {
-        if to_mongo >= number {
+        if have >= number {
             break;
         }
-        let seals =
-            audit_seals::read(&stores.postgres, to_mongo + 1, (to_mongo + TOGETHER).min(number)).await?;
+        let seals = audit_seals::read(&stores.postgres, have + 1, (have + TOGETHER).min(number)).await?;
         let Some((last, _)) = seals.last() else { break };
-        to_mongo = *last;
+        have = *last;
         mongo::audit_seals::insert(&stores.mongo, &seals).await?;
         copied += seals.len() as u64;
     }

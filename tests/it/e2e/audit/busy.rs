@@ -14,6 +14,7 @@ use crate::with_site;
 pub(super) fn tests() -> Vec<Trial> {
     vec![
         with_site("audit: what is sealed and verified while commands come is whole", busy),
+        with_site("audit: the trail is sealed while MongoDB is away, and the copies come later", away),
         with_site("audit: a scheduler that dies with a seal half made leaves a sequence without gaps", dies),
     ]
 }
@@ -71,6 +72,26 @@ async fn dies(site: Arc<Site>) -> Result {
     std::fs::write(&file, &text[..text.len() - 20])?;
     let mended = run(&sealed.cluster, "audit.seal").await?;
     ensure!(mended["figures"]["copied"] == 1, "{mended}");
+    sealed.is_whole().await?;
+    sealed.stop().await
+}
+
+async fn away(site: Arc<Site>) -> Result {
+    let mut sealed = Sealed::start(&site, &commands()).await?;
+    sealed.apply(&commands()[..2]).await?;
+    // Nobody listens there.
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let url = format!("mongodb://{nowhere}/taskflow");
+    let cut_off = sealed.cluster.spawn("scheduler", &[("TASKFLOW_MONGODB__URL", url.as_str())])?;
+    std::mem::replace(&mut sealed.scheduler, cut_off).stop().await?;
+    let failed = run(&sealed.cluster, "audit.seal").await?;
+    let why = failed["detail"].as_str().unwrap_or_default();
+    ensure!(failed["state"] == "failed" && why.starts_with("mongodb"), "{failed}");
+    ensure!(site.count("SELECT count(*) FROM audit_seals").await? == 2, "the trail was not sealed");
+    let back = sealed.cluster.spawn("scheduler", &[])?;
+    std::mem::replace(&mut sealed.scheduler, back).stop().await?;
+    let done = run(&sealed.cluster, "audit.seal").await?;
+    ensure!(done["figures"]["copied"] == 1, "{done}");
     sealed.is_whole().await?;
     sealed.stop().await
 }
