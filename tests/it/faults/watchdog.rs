@@ -28,12 +28,9 @@ pub(crate) fn tests() -> Vec<Trial> {
 
 async fn deaf(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
-    // The first consumer of partition 00 is deaf: connected, healthy, consuming nothing.
-    // A lease that is lost in between would end it, and the next one hears.
-    let lasting = ("TASKFLOW_WORKER__LEASE_MS", "60000");
-    // And more must wait than a prefetch holds, or nothing tells it from an idle one.
-    let small = ("TASKFLOW_WORKER__MAX_BATCH", "20");
-    let worker = cluster.spawn("worker", &[IMPATIENT, lasting, small, ("TASKFLOW_DEAF_AT", "00:1")])?;
+    // The first two consumers of partition 00 are deaf: connected, healthy, consuming nothing. Two, since a lease that a
+    // busy machine loses ends one of them without a repair.
+    let worker = cluster.spawn("worker", &[IMPATIENT, ("TASKFLOW_DEAF_AT", "00:2")])?;
     let stream = Stream::start(&site, 12, 20);
     wait::until("the watchdog repairs it", async || Ok(worker.log().contains("the watchdog repairs")))
         .await?;
