@@ -53,8 +53,9 @@ pub struct Stream {
     _look: AbortOnDropHandle<()>,
 }
 
-/// Commands that a stream is ahead at most, as far as its own looks tell.
-const LEAD: usize = 1_000;
+/// Commands that a stream is ahead at most, as far as its own looks tell: more than all prefetches of a worker that
+/// stands still hold, or nothing would be left for its successor.
+const LEAD: usize = 4_000;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Stream {

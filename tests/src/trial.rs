@@ -175,7 +175,12 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
     let behind = if fault.falls_behind { outbox(harness).await? } else { 0 };
     sleep(harness.hold / 2).await;
     if fault.falls_behind {
-        let now = outbox(harness).await?;
+        let patience = Instant::now() + SLOW;
+        let mut now = outbox(harness).await?;
+        while now < behind.max(1) && Instant::now() < patience {
+            sleep(LOOK_EVERY).await;
+            now = outbox(harness).await?;
+        }
         ensure!(now >= behind.max(1), "all sinks follow meanwhile: the fault shows no effect");
     }
     let mut now = progress(harness).await;
