@@ -63,9 +63,7 @@ pub async fn restore(
         )));
     }
     let unfinished = format!("{into}{UNFINISHED}");
-    // What a restore that died has left.
-    admin::drop_database(pool, &unfinished).await?;
-    admin::create_database(pool, &unfinished).await?;
+    make_empty(pool, &unfinished).await?;
     let filled = async {
         let fill = Fill { vault, identities, programs: &programs, database: &unfinished, manifest, progress };
         match only {
@@ -249,4 +247,28 @@ async fn examine(
         checked.push(format!("the newest receipt is of {}", newest.format("%Y-%m-%d %H:%M:%S%.3f UTC")));
     }
     Ok((sums.into_iter().map(|(table, sum)| (table, sum.count)).collect(), checked))
+}
+
+/// Tries to make the unfinished database, and the time between two.
+const TRIES: u32 = 40;
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// Makes an empty database, in the place of what a restore that died has left. The server may still be making the dead
+/// one's when we come; then its name is taken, and a moment later it can be removed.
+async fn make_empty(pool: &PgPool, name: &str) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        admin::drop_database(pool, name).await?;
+        match admin::create_database(pool, name).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let words = error.to_string();
+                tries += 1;
+                if tries == TRIES || !["23505", "42P04"].iter().any(|state| words.contains(state)) {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
 }
