@@ -106,7 +106,7 @@ pub struct Change<'c> {
 
 /// Operations that somebody should look at: a series of `taskflow_sensitive_operations_total` each, and the alerts
 /// that stand on it. Those whose events are kept as long as the law asks come first.
-pub const SENSITIVE: [(&str, &str); 7] = [
+pub const SENSITIVE: [(&str, &str); 9] = [
     ("system.role_changed", "role_change"),
     ("system.password_changed", "password_change"),
     ("system.api_key_created", "key_creation"),
@@ -114,6 +114,8 @@ pub const SENSITIVE: [(&str, &str); 7] = [
     ("system.logins_failed", "failed_logins"),
     ("system.dead_letter_edited", "dead_letter_edit"),
     ("system.dead_letter_discarded", "dead_letter_discard"),
+    ("system.restored", "restore"),
+    ("system.data_erased", "erasure"),
 ];
 /// How many of them, from the first, are about who may do what.
 pub(crate) const ABOUT_ACCESS: usize = 5;
