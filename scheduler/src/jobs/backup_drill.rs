@@ -15,20 +15,17 @@ pub(super) const JOB: Job = Job {
     name: "backup.drill",
     about: "Restores the newest backups on scratch servers and holds them against the live stores",
     cron: "0 0 5 1 * *",
-    jitter_s: 60,
     timeout_s: 12 * 3_600,
+    // It is long, and what fails says why: a person looks first.
+    retries: 0,
     word: Some("recovery_drill"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Failure>> {
     Box::pin(async move {
-        let Some(vault) = backups::vault(&context)? else { return Ok(()) };
-        if context.dry_run() {
-            return Ok(());
-        }
-        context.fence.holds().await?;
+        let Some(vault) = backups::begin(&context).await? else { return Ok(()) };
         let (identities, progress) = (vault.identities()?, backups::progress(&context));
         let drill = Drill {
             vault: &vault,

@@ -12,21 +12,13 @@ pub(super) const JOB: Job = Job {
     name: "backup.postgres",
     about: "Dumps Postgres into the place of the backups",
     cron: "0 20 0 * * *",
-    jitter_s: 60,
-    timeout_s: 6 * 3_600,
-    retries: 4,
-    word: Some("backup"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let Some(vault) = backups::vault(&context)? else { return Ok(()) };
-        if context.dry_run() {
-            return Ok(());
-        }
-        context.fence.holds().await?;
+        let Some(vault) = backups::begin(&context).await? else { return Ok(()) };
         let (url, pool) = (&context.stores.backups.postgres_url, &context.stores.postgres);
         let manifest = dump::create(&vault, url, pool, &backups::progress(&context)).await?;
         backups::made(&context, &vault, &manifest).await

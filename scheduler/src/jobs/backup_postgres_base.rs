@@ -14,12 +14,9 @@ pub(super) const JOB: Job = Job {
     name: "backup.postgres.base",
     about: "Copies Postgres's files when the last base backup is old, for restores to a point in time",
     cron: "0 20 22 * * *",
-    jitter_s: 60,
     timeout_s: 10 * 3_600,
-    retries: 4,
-    word: Some("backup"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {

@@ -14,12 +14,8 @@ pub(super) const JOB: Job = Job {
     name: "backup.prune",
     about: "Removes backups that the rules no longer keep",
     cron: "0 30 4 * * *",
-    jitter_s: 60,
-    timeout_s: 6 * 3_600,
-    retries: 4,
-    word: Some("backup"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {

@@ -11,21 +11,13 @@ pub(super) const JOB: Job = Job {
     name: "backup.redis",
     about: "Copies the snapshot of Redis into the place of the backups, where it can be reached",
     cron: "0 40 0 * * *",
-    jitter_s: 60,
-    timeout_s: 6 * 3_600,
-    retries: 4,
-    word: Some("backup"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let Some(vault) = backups::vault(&context)? else { return Ok(()) };
-        if context.dry_run() {
-            return Ok(());
-        }
-        context.fence.holds().await?;
+        let Some(vault) = backups::begin(&context).await? else { return Ok(()) };
         match taskflow_backup::redis::create(&vault, &context.stores.redis, &backups::progress(&context))
             .await?
         {

@@ -2,7 +2,22 @@
 
 use taskflow_backup::{Manifest, Progress, Vault};
 
+use super::Job;
 use crate::context::{Context, Failure};
+
+/// What holds of each of them, unless it says otherwise.
+pub(super) const DEFAULT: Job =
+    Job { jitter_s: 60, timeout_s: 6 * 3_600, retries: 4, word: Some("backup"), ..Job::DEFAULT };
+
+/// The backups, if there is something to do: not for a dry run, nor where none are made, nor for a leader of the past.
+pub(super) async fn begin(context: &Context) -> Result<Option<Vault>, Failure> {
+    let vault = vault(context)?;
+    if context.dry_run() {
+        return Ok(None);
+    }
+    context.fence.holds().await?;
+    Ok(vault)
+}
 
 /// The backups, unless none are made here.
 pub(super) fn vault(context: &Context) -> Result<Option<Vault>, Failure> {
