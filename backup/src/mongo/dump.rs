@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::hex;
 use taskflow_stores::mongo::dump::{self, Collection, Reading, WITHOUT_SNAPSHOT};
-use taskflow_stores::mongo::{self, Database, events};
+use taskflow_stores::mongo::{self, Database};
 use taskflow_stores::postgres::{PgPool, outbox};
 use taskflow_stores::{StoreError, clock};
 
@@ -172,10 +172,8 @@ async fn one(
     let compression = vault.settings.mongodb_compression;
     let base = base(database.name(), &collection.name);
     draft.bytes(&format!("{base}.metadata.json"), compression, collection.metadata()).await?;
-    let filter = match since {
-        Some(since) if collection.name == events::COLLECTION => events::since(since),
-        _ => mongo::Document::new(),
-    };
+    let newer = since.and_then(|since| dump::newer(&collection.name, since));
+    let filter = newer.unwrap_or_default();
     let mut writer = draft.file(&format!("{base}.bson"), compression)?;
     let mut sum = Summing::default();
     let mut documents = reading.read(database, &collection.name, filter).await.map_err(moment)?;

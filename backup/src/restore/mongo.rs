@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use mongodb::bson::RawDocumentBuf;
-use taskflow_stores::mongo::dump::{Collection, Reading};
-use taskflow_stores::mongo::{self, Database, Document, events, refill};
+use taskflow_stores::mongo::dump::{self, Collection, Reading};
+use taskflow_stores::mongo::{self, Database, Document, refill};
 
 use super::postgres::must_know_schema;
 use super::{Restored, chain};
@@ -158,8 +158,9 @@ impl Whole<'_> {
         let mut reader = FileReader::begin(&self.vault.place, &folder, file, self.identities);
         let mut cutter = Cutter::default();
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        // Events never change; of the rest, what came later counts.
-        let replaces = manifest.kind == Kind::MongoDbIncremental && collection != events::COLLECTION;
+        // Of what is only ever added to, an incremental backup has what is new; of the rest, what came later counts.
+        let grows = dump::newer(collection, manifest.begun_at).is_some();
+        let replaces = manifest.kind == Kind::MongoDbIncremental && !grows;
         while let Some(piece) = reader.next().await? {
             self.progress.check()?;
             self.progress.add(piece.len() as u64);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use taskflow_backup::Kind;
 use taskflow_backup::mongo::dump;
-use taskflow_backup::{Kind, Trouble};
+use taskflow_stores::postgres::restore_epochs;
 
 use super::{Job, backups};
 use crate::context::{Context, Failure};
@@ -13,32 +14,30 @@ pub(super) const JOB: Job = Job {
     name: "backup.mongodb.incremental",
     about: "Reads the events that are new since the last backup of MongoDB",
     cron: "0 12 * * * *",
-    jitter_s: 60,
-    timeout_s: 6 * 3_600,
-    retries: 4,
-    word: Some("backup"),
     work,
-    ..Job::DEFAULT
+    ..backups::DEFAULT
 };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let Some(vault) = backups::vault(&context)? else { return Ok(()) };
-        if context.dry_run() {
-            return Ok(());
-        }
-        context.fence.holds().await?;
+        let Some(vault) = backups::begin(&context).await? else { return Ok(()) };
         let (progress, trail) = (backups::progress(&context), &context.stores.mongo);
         let settled = dump::settled(&context.stores.postgres).await?;
-        let manifest = match dump::create_incremental(&vault, trail, settled, &progress).await {
-            // The first of all.
-            Err(error)
-                if error.trouble == Trouble::Missing && vault.newest(Kind::MongoDb).await?.is_none() =>
-            {
-                context.log("there is no whole backup yet; this one is");
-                dump::create(&vault, trail, settled, &progress).await?
+        let whole = vault.newest(Kind::MongoDb).await?;
+        let restored = restore_epochs::newest(&context.stores.postgres).await?;
+        let missing = match whole {
+            None => Some("there is no whole backup yet; this one is"),
+            // What a restore has set apart is old, and would be in no later part.
+            Some(whole) if restored.is_some_and(|at| at >= whole.begun_at) => {
+                Some("there was a restore since the last whole backup; this one is whole")
             }
-            made => made?,
+            Some(_) => None,
+        };
+        let manifest = if let Some(why) = missing {
+            context.log(why);
+            dump::create(&vault, trail, settled, &progress).await?
+        } else {
+            dump::create_incremental(&vault, trail, settled, &progress).await?
         };
         backups::made(&context, &vault, &manifest).await
     })

@@ -18,6 +18,7 @@ use taskflow_core::audit::leaves::Leaves;
 use taskflow_core::audit::trail::LeafList;
 use taskflow_core::event::{Class, EventId};
 
+use super::dump::ADDED_AT;
 use super::events::{Run, binary};
 use super::failed;
 use crate::StoreError;
@@ -53,6 +54,7 @@ pub(super) fn document(run: Run<'_>, events: &[Event], leaves: &Leaves) -> Optio
     list.append(cstr!("classes"), classes);
     let until = events.iter().map(|event| event.expires_at.timestamp_millis()).max()?;
     list.append(cstr!("until"), DateTime::from_millis(until));
+    list.append(ADDED_AT, DateTime::now());
     Some(list)
 }
 

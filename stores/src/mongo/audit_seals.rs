@@ -2,10 +2,11 @@
 
 use futures_util::TryStreamExt;
 use mongodb::Database;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, cstr, doc};
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, cstr, doc};
 use taskflow_core::audit::key::{PublicKey, Signature};
 use taskflow_core::audit::seal::Signed;
 
+use super::dump::ADDED_AT;
 use super::events::{binary, durable, insert_new};
 use super::failed;
 use crate::StoreError;
@@ -24,6 +25,7 @@ pub async fn insert(database: &Database, seals: &[(i64, Signed)]) -> Result<(), 
         seal.append(cstr!("seal"), signed.seal.as_str());
         seal.append(cstr!("signature"), binary(&signed.signature.0));
         seal.append(cstr!("key"), binary(&signed.key.0));
+        seal.append(ADDED_AT, DateTime::now());
         seal
     });
     insert_new(&durable(database, COLLECTION), documents.collect(), "insert seals").await

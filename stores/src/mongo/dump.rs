@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::bson::raw::CStr;
+use mongodb::bson::{Bson, Document, RawDocumentBuf, cstr, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::SessionOptions;
 use mongodb::{ClientSession, Cursor, Database, SessionCursor};
 use serde_json::Value;
 
-use super::failed;
+use super::{audit_leaves, audit_seals, events, failed};
 use crate::{Kind, StoreError};
 
 /// `SnapshotTooOld`, `SnapshotUnavailable`, `IllegalOperation`, `InvalidOptions`, `CommandNotSupported`, `NotImplemented`,
@@ -17,6 +19,22 @@ use crate::{Kind, StoreError};
 const NO_SNAPSHOT: [i32; 8] = [239, 246, 20, 72, 115, 238, 2, 9];
 /// Documents are handed on in pieces of about this many bytes.
 const PIECE: usize = 512 << 10;
+
+/// When a document came into a collection that is only ever added to.
+pub(super) const ADDED_AT: &CStr = cstr!("addedAt");
+
+/// What finds the documents that have come into a collection from a time on; `None` of one whose documents are changed,
+/// so that any of them may be new.
+pub fn newer(collection: &str, since: DateTime<Utc>) -> Option<Document> {
+    match collection {
+        events::COLLECTION => Some(events::since(since)),
+        audit_leaves::COLLECTION | audit_seals::COLLECTION => {
+            let since = mongodb::bson::DateTime::from_millis(since.timestamp_millis());
+            Some(doc! { ADDED_AT.as_str(): { "$gte": since } })
+        }
+        _ => None,
+    }
+}
 
 /// A collection as `mongodump` describes it.
 #[derive(Debug, Clone)]

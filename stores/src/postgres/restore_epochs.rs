@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
+use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
-use super::system_events;
-use super::{audit_seals, failed};
+use super::{audit_seals, failed, system_events};
 use crate::StoreError;
-use taskflow_core::system_event::Occurrence;
 
 /// A restore that is being brought to its end.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -54,6 +53,14 @@ pub async fn begin(pool: &PgPool, author: &str) -> Result<Epoch, StoreError> {
     .map_err(failed(call))?;
     transaction.commit().await.map_err(failed(call))?;
     Ok(epoch)
+}
+
+/// When the newest restore was brought to its end.
+pub async fn newest(pool: &PgPool) -> Result<Option<DateTime<Utc>>, StoreError> {
+    sqlx::query_scalar("SELECT max(ended_at) FROM restore_epochs")
+        .fetch_one(pool)
+        .await
+        .map_err(failed("look for restores"))
 }
 
 /// Processes that work on this database now.
