@@ -162,16 +162,21 @@ async fn take_back(
     for (number, signed) in mongo::audit_seals::read(&stores.mongo, from + 1, to).await? {
         seals.entry(number).or_insert(signed);
     }
-    for number in from + 1..=to {
-        let Some(signed) = seals.get(&number) else {
-            return Err(Failure::Final(format!(
-                "seal {number} is gone from all places; seals up to {to} are there"
-            )));
-        };
-        let seal = signed.open(keys).map_err(|why| disbelieved(number, "another place", why))?;
+    let mut next = from + 1;
+    while next <= to {
+        let last = to.min(next + TOGETHER - 1);
         let mut transaction = fence.begin().await?;
-        audit_seals::insert(&mut transaction, number, at(&seal), signed).await?;
+        for number in next..=last {
+            let Some(signed) = seals.get(&number) else {
+                return Err(Failure::Final(format!(
+                    "seal {number} is gone from all places; seals up to {to} are there"
+                )));
+            };
+            let seal = signed.open(keys).map_err(|why| disbelieved(number, "another place", why))?;
+            audit_seals::insert(&mut transaction, number, at(&seal), signed).await?;
+        }
         leader::commit(transaction).await?;
+        next = last + 1;
     }
     Ok(())
 }

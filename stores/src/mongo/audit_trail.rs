@@ -56,15 +56,17 @@ pub struct Shown {
     pub data_digest: Option<Hash>,
 }
 
-/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order. Returns how
-/// many it has left out that a restore has set apart: they belong to no batch any more. An event that only bears the
-/// mark is missing from its batch.
+/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order.
+///
+/// Those that a restore has set apart are left out, and `undone` is told when they were made: they belong to no batch
+/// any more. An event that only bears the mark is missing from its batch.
 pub async fn window(
     database: &Database,
     from_ms: i64,
     to_ms: i64,
     mut each: impl FnMut(Seen),
-) -> Result<u64, StoreError> {
+    mut undone: impl FnMut(i64),
+) -> Result<(), StoreError> {
     const CALL: &str = "read the audit trail";
     let between = doc! { "$gte": DateTime::from_millis(from_ms), "$lte": DateTime::from_millis(to_ms) };
     let found = database
@@ -75,30 +77,30 @@ pub async fn window(
         .await;
     let mut found = found.map_err(failed(CALL))?;
     let mut buffer = Vec::new();
-    let mut undone = 0;
     while let Some(document) = found.try_next().await.map_err(failed(CALL))? {
-        if document.get_document(undone::FIELD).is_ok() {
-            undone += 1;
-        } else {
-            each(seen(&document, &mut buffer));
-        }
+        let event = seen(&document, &mut buffer);
+        if document.get_document(undone::FIELD).is_ok() { undone(event.created_ms) } else { each(event) }
     }
-    Ok(undone)
+    Ok(())
 }
 
 /// Reads one event.
 pub async fn one(database: &Database, id: EventId) -> Result<Option<Shown>, StoreError> {
     let events = database.collection::<RawDocumentBuf>(COLLECTION);
     let found = events.find_one(doc! { "_id": ObjectId::from_bytes(id.0) }).await;
-    let Some(document) = found.map_err(failed("read an event"))? else { return Ok(None) };
-    let seen = seen(&document, &mut Vec::new());
-    let parts = read(&document);
+    Ok(found.map_err(failed("read an event"))?.as_deref().map(shown))
+}
+
+/// An event as a proof shows it.
+pub(super) fn shown(document: &RawDocument) -> Shown {
+    let seen = seen(document, &mut Vec::new());
+    let parts = read(document);
     let data = parts.as_ref().and_then(|parts| match parts.data {
         Data::Kept { ref personal, salt } => Some((personal.text(), salt)),
         Data::Erased(_) => None,
     });
     let data_digest = parts.as_ref().map(|parts| parts.data.digest(&mut Vec::new()));
-    Ok(Some(Shown { seen, fields: parts.map(|parts| parts.fields.text()), data, data_digest }))
+    Shown { seen, fields: parts.map(|parts| parts.fields.text()), data, data_digest }
 }
 
 /// Events that are counted at most.

@@ -7,8 +7,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Database;
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{self, Document, doc};
-use taskflow_core::event::EventId;
+use mongodb::bson::{self, Document, RawDocumentBuf, doc};
 
 use super::audit_trail::{self, Shown};
 use super::events::COLLECTION;
@@ -36,13 +35,15 @@ pub async fn step(database: &Database, subject: Subject, now: DateTime<Utc>) -> 
     const CALL: &str = "erase events' data";
     let mut filter = of(subject);
     filter.insert("erasedAt", doc! { "$exists": false });
-    let events = database.collection::<Document>(COLLECTION);
-    let found = events.find(filter).projection(doc! { "_id": 1 }).limit(TOGETHER).max_time(LOOK).await;
-    let found: Vec<Document> = found.map_err(failed(CALL))?.try_collect().await.map_err(failed(CALL))?;
+    let events = database.collection::<RawDocumentBuf>(COLLECTION);
+    let found = events.find(filter).limit(TOGETHER).max_time(LOOK).await;
+    let found: Vec<RawDocumentBuf> =
+        found.map_err(failed(CALL))?.try_collect().await.map_err(failed(CALL))?;
     let mut done = Erased { more: found.len() == TOGETHER as usize, ..Erased::default() };
     let mut updates = Vec::with_capacity(found.len());
-    for id in found.iter().filter_map(|event| event.get_object_id("_id").ok()) {
-        let Some(shown) = audit_trail::one(database, EventId(id.bytes())).await? else { continue };
+    for event in &found {
+        let Ok(id) = event.get_object_id("_id") else { continue };
+        let shown = audit_trail::shown(event);
         let digest = shown.data_digest.filter(|_| shown.seen.place.leaf.is_some());
         match digest {
             Some(_) => done.erased += 1,
