@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::backup::journal::Record;
+use taskflow_stores::backoff::Backoff;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,10 +28,11 @@ use crate::write::FileWriter;
 pub const FOLDER: &str = "journal";
 /// A file is written when it has so many bytes, whatever the time.
 const FULL: usize = 16 << 20;
-/// Between two tries to write a file.
-const AGAIN: Duration = Duration::from_secs(2);
+/// Between two tries to write a file, at first and at most.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
 /// Tries when the process ends.
-const LAST_TRIES: usize = 3;
+const LAST_TRIES: u32 = 3;
 /// Clocks of workers differ by no more.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(2);
 
@@ -55,18 +57,20 @@ pub async fn write(
                 Err(_) => break,
             }
         }
-        let mut tries = 0;
+        let (mut backoff, mut last) = (Backoff::new(AGAIN, AGAIN_MAX), Backoff::new(AGAIN, AGAIN));
         // Meanwhile what comes waits in the channel, and what it can't hold is counted as left out.
         while let Err(error) = part.write(vault, worker).await {
-            tries += 1;
-            if tries == 1 {
+            if backoff.tries() + last.tries() == 0 {
                 tracing::warn!(%error, "The journal can't be written at the moment.");
             }
-            if left.is_cancelled() && tries >= LAST_TRIES {
+            if !left.is_cancelled() {
+                backoff.wait(left).await;
+            } else if last.tries() < LAST_TRIES {
+                last.wait(&CancellationToken::new()).await;
+            } else {
                 tracing::error!(%error, bytes = part.bytes.len(), "The journal's last part is lost.");
                 break;
             }
-            tokio::time::sleep(AGAIN).await;
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use taskflow_stores::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result, Trouble};
@@ -52,6 +53,12 @@ impl Progress {
             return Err(Error::new(Trouble::Stopped, "it was told to stop"));
         }
         Ok(())
+    }
+
+    /// Waits before something is tried again; an error if the work is to stop.
+    pub async fn wait(&self, backoff: &mut Backoff) -> Result<()> {
+        backoff.wait(&self.0.stop).await;
+        self.check()
     }
 
     /// Waits until the work is to stop.

@@ -4,6 +4,7 @@
 //! Stores do not know each other: joining two of them is a role's business, but for [`declare`], which all roles need.
 //! What an error means for whoever called is decided in one place, [`error`].
 
+pub mod backoff;
 pub mod clock;
 pub mod crash;
 pub mod declare;

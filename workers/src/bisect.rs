@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::Context;
 use crate::apply::{Applied, Fence, Range, apply};
-use crate::backoff::Backoff;
+use taskflow_stores::backoff::Backoff;
 
 /// Conflicts in a row before the batch is halved: smaller batches meet fewer others.
 const CONFLICTS_MAX: u32 = 8;

@@ -11,8 +11,8 @@ use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::{Context, crash};
+use taskflow_stores::backoff::Backoff;
 
 /// Drains until `stop`. A consumer that ends is made anew.
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {

@@ -6,7 +6,6 @@
 
 mod announce;
 mod apply;
-mod backoff;
 mod bisect;
 pub mod change;
 mod collect;

@@ -26,7 +26,6 @@ use uuid::Uuid;
 
 use crate::announce::Announcement;
 use crate::apply::{Applied, Fence, observe_step};
-use crate::backoff::Backoff;
 use crate::bisect::{End, Source, apply_all, bury_dead};
 use crate::collect::{Collected, Collector};
 use crate::decode::decode;
@@ -36,6 +35,7 @@ use crate::relay::Relay;
 use crate::sink::Batch;
 use crate::suspect::Trial;
 use crate::waiting::{Due, Room, foreign};
+use taskflow_stores::backoff::Backoff;
 
 use self::waited::Careful;
 use crate::{Context, crash, pause, report};

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Context;
 use crate::apply::observe_step;
-use crate::backoff::Backoff;
 use crate::crash;
 use crate::sink::{Batch, Sink, deliver};
+use taskflow_stores::backoff::Backoff;
 
 /// How long a batch waits for a sink that is busy. One that needs longer is left to the outbox.
 const BUSY: Duration = Duration::from_secs(1);

@@ -16,8 +16,8 @@ use taskflow_stores::{StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::backoff::Backoff;
 use crate::{Context, crash};
+use taskflow_stores::backoff::Backoff;
 
 /// Letters that are published together.
 const TOGETHER: i64 = 100;

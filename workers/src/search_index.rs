@@ -7,7 +7,7 @@ use taskflow_stores::postgres::task_search;
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
-use crate::backoff::Backoff;
+use taskflow_stores::backoff::Backoff;
 
 /// Notes that are taken together: enough for the index to profit from it, few enough to be soon done.
 const TOGETHER: i64 = 1_000;

@@ -12,8 +12,8 @@ use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::{StoreError, mongo, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::{Context, crash};
+use taskflow_stores::backoff::Backoff;
 
 /// Events that are delivered together.
 const TOGETHER: i64 = 50;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use taskflow_core::backup::wal::{Lsn, Segment};
+use taskflow_stores::backoff::Backoff;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::wal::{self, Place, Turn};
@@ -25,8 +26,9 @@ use super::programs::{Programs, Running};
 use crate::error::{Error, Result, Trouble};
 use crate::vault::Vault;
 
-/// Between two tries to take the turn or to begin anew.
+/// Between two tries to take the turn or to begin anew; longer each time while that fails.
 const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// Looks at how far the receiver has got.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The receiver says every second how far it is; one that is so much slower is broken.
@@ -43,9 +45,11 @@ pub trait Tell: Send + Sync {
 /// Receives and ships until `stop`, whenever it is this process's turn.
 pub async fn run(vault: &Vault, url: &str, pool: &PgPool, tell: &dyn Tell, stop: &CancellationToken) {
     let mut told: Option<String> = None;
+    let fresh = || Backoff::new(AGAIN, AGAIN_MAX);
+    let mut backoff = fresh();
     while !stop.is_cancelled() {
         match turn(vault, url, pool, tell, stop).await {
-            Ok(()) => told = None,
+            Ok(()) => (told, backoff) = (None, fresh()),
             Err(error) => {
                 // Once, not every two seconds.
                 if told.as_ref() != Some(&error.text) {
@@ -54,10 +58,7 @@ pub async fn run(vault: &Vault, url: &str, pool: &PgPool, tell: &dyn Tell, stop:
                 }
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(AGAIN) => {}
-        }
+        backoff.wait(stop).await;
     }
 }
 

@@ -56,15 +56,21 @@ pub struct Stores<'s> {
     pub redis: &'s Redis,
 }
 
+/// Nobody may work on what is replaced or made to agree.
+pub(super) async fn must_rest(pool: &PgPool) -> Result<()> {
+    let at_work = epochs::at_work(pool).await?;
+    if at_work.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "somebody works on these stores ({}); stop every worker, API and scheduler first, or wait until their leases end",
+        at_work.join(", ")
+    )))
+}
+
 /// Brings the stores to agree.
 pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Result<Difference> {
-    let at_work = epochs::at_work(stores.postgres).await?;
-    if !at_work.is_empty() {
-        return Err(Error::refused(format!(
-            "somebody works on these stores ({}); stop every worker, API and scheduler first, or wait until their leases end",
-            at_work.join(", ")
-        )));
-    }
+    must_rest(stores.postgres).await?;
     let epoch = epochs::begin(stores.postgres, author).await?;
     let newest = undone::newest(stores.mongo).await?;
     // Without a receipt nothing has ever happened; without an event nothing was ever told.

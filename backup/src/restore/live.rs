@@ -4,8 +4,9 @@
 use serde::Serialize;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::{Database, refill};
-use taskflow_stores::postgres::{PgPool, backup as admin, restore_epochs};
+use taskflow_stores::postgres::{PgPool, backup as admin};
 
+use super::agree::must_rest;
 use super::{Restored, mongo as documents, postgres as dumps};
 use crate::error::{Error, Result};
 use crate::keys::Identities;
@@ -49,18 +50,6 @@ pub async fn replace(
             "a backup of {other} takes the place of nothing; it is restored with --data"
         ))),
     }
-}
-
-/// Nobody may work on what is replaced.
-async fn must_rest(pool: &PgPool) -> Result<()> {
-    let at_work = restore_epochs::at_work(pool).await?;
-    if at_work.is_empty() {
-        return Ok(());
-    }
-    Err(Error::refused(format!(
-        "somebody works on these stores ({}); stop every worker, API and scheduler first, or wait until their leases end",
-        at_work.join(", ")
-    )))
 }
 
 async fn postgres(

@@ -4,8 +4,9 @@
 //! that looks like a database of ours; the next one removes what is left.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use taskflow_stores::backoff::Backoff;
 use taskflow_stores::postgres::{self, PgPool, backup as admin};
 
 use super::{Restored, space};
@@ -63,7 +64,7 @@ pub async fn restore(
         )));
     }
     let unfinished = format!("{into}{UNFINISHED}");
-    make_empty(pool, &unfinished).await?;
+    make_empty(pool, &unfinished, progress).await?;
     let filled = async {
         let fill = Fill { vault, identities, programs: &programs, database: &unfinished, manifest, progress };
         match only {
@@ -249,26 +250,20 @@ async fn examine(
     Ok((sums.into_iter().map(|(table, sum)| (table, sum.count)).collect(), checked))
 }
 
-/// Tries to make the unfinished database, and the time between two.
+/// The server may need so long until it has made the database of a restore that was killed meanwhile.
 const TRIES: u32 = 40;
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Makes an empty database, in the place of what a restore that died has left. The server may still be making the dead
 /// one's when we come; then its name is taken, and a moment later it can be removed.
-async fn make_empty(pool: &PgPool, name: &str) -> Result<()> {
-    let mut tries = 0;
+async fn make_empty(pool: &PgPool, name: &str, progress: &Progress) -> Result<()> {
+    let mut backoff = Backoff::new(AGAIN, AGAIN);
     loop {
         admin::drop_database(pool, name).await?;
         match admin::create_database(pool, name).await {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                let words = error.to_string();
-                tries += 1;
-                if tries == TRIES || !["23505", "42P04"].iter().any(|state| words.contains(state)) {
-                    return Err(error.into());
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
+            Err(error) if error.kind == taskflow_stores::Kind::Conflict && backoff.tries() < TRIES => {}
+            made => return Ok(made?),
         }
+        progress.wait(&mut backoff).await?;
     }
 }

@@ -166,8 +166,8 @@ fn kind(error: &sqlx::Error) -> Kind {
 /// By SQLSTATE (PostgreSQL documentation, appendix A).
 fn kind_of_code(code: &str) -> Kind {
     match code {
-        // Serialization, deadlock, lock or statement time-out; a key that a twin has just taken.
-        "40001" | "40P01" | "55P03" | "57014" | "23505" => Kind::Conflict,
+        // Serialization, deadlock, lock or statement time-out; a key or a database's name that a twin has just taken.
+        "40001" | "40P01" | "55P03" | "57014" | "23505" | "42P04" => Kind::Conflict,
         // A standby that was not promoted yet.
         "25006" => Kind::Unavailable,
         _ => match code.get(..2) {

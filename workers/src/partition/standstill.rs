@@ -5,9 +5,9 @@ use taskflow_stores::{Kind, StoreError, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, QUIET, QUIET_LONG};
-use crate::backoff::Backoff;
 use crate::pause;
 use crate::pulse::Doing;
+use taskflow_stores::backoff::Backoff;
 
 impl Pipeline<'_> {
     /// Waits while an operator wants it to, and tidies meanwhile; `false` if it is time to stop.
