@@ -76,6 +76,8 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("POST", "/v1/admin/jobs/{schedule}/runs", Admin),
     ("POST", "/v1/admin/jobs/{schedule}/pause", Admin),
     ("DELETE", "/v1/admin/jobs/{schedule}/pause", Admin),
+    ("GET", "/v1/admin/backups", Admin),
+    ("GET", "/v1/admin/backups/{id}", Admin),
     ("GET", "/v1/admin/holds", Admin),
     ("POST", "/v1/admin/holds", Admin),
     ("GET", "/v1/admin/holds/{id}", Admin),

@@ -10,6 +10,7 @@ mod answer;
 mod asyncapi;
 mod auth;
 mod authority;
+mod backups;
 mod bodies;
 mod body;
 mod brief;
@@ -51,6 +52,8 @@ use taskflow_stores::{clock, mongo, rabbit, supervise};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+pub use backups::Backups;
 
 /// How the API listens, and its bounds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -104,6 +107,8 @@ pub struct Stores {
     /// The publisher's connection, for a look at the queues.
     pub broker: Link,
     pub rabbit: rabbit::Settings,
+    /// Where this process sees backups, if anywhere.
+    pub backups: Option<Arc<dyn Backups>>,
 }
 
 /// Renders the metrics of this process.
@@ -228,6 +233,7 @@ fn router(app: Arc<App>) -> Router {
         .merge(routes::tasks::routes())
         .merge(routes::jobs::routes())
         .merge(routes::holds::routes())
+        .merge(routes::backups::routes())
         .merge(routes::health::routes())
         // A route that is merged below this line would be open to everybody.
         .route_layer(from_fn_with_state(Arc::clone(&app), gate::gate))

@@ -1,4 +1,4 @@
-//! The calls about scheduled jobs and legal holds.
+//! The calls about scheduled jobs, backups and legal holds.
 
 use super::calls::{
     CURSOR, Call, ID, JSON, PAGE_SIZE, Parameter, admin, at, json, nothing, query, with_body,
@@ -6,6 +6,7 @@ use super::calls::{
 
 const SCHEDULE: Parameter = at("schedule", "text", "A schedule's name, such as retention.events");
 const RUN: Parameter = at("id", "text", "A run's number");
+const BACKUP: Parameter = at("id", "text", "A backup's name, as the list has it");
 
 pub(super) const CALLS: &[Call] = &[
     admin(
@@ -85,6 +86,22 @@ pub(super) const CALLS: &[Call] = &[
         "Lets a schedule go on with its next due time",
         &[SCHEDULE],
         &[nothing(204, "It goes on")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/backups",
+        "listBackups",
+        "The backups: age, size, whether a drill has restored each; they are made by the jobs backup.*",
+        &[],
+        &[json(200, "The backups, the oldest first", "List")],
+    ),
+    admin(
+        "get",
+        "/v1/admin/backups/{id}",
+        "readBackup",
+        "A backup with its manifest: what, when, sizes, sums, how to restore it",
+        &[BACKUP],
+        &[json(200, "The backup", "Object")],
     ),
     admin(
         "get",

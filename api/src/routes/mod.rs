@@ -1,6 +1,7 @@
 //! One file a resource: its types, its handlers.
 
 pub(crate) mod api_keys;
+pub(crate) mod backups;
 pub(crate) mod commands;
 mod dead_letter_replays;
 pub(crate) mod dead_letters;

@@ -53,19 +53,27 @@ pub async fn create(
     }
 }
 
-/// Makes a backup of the events that have come since another one; everything but events is in it whole.
+/// Makes a backup of what has come since another one: of collections that only grow what is new, of the others all.
+/// `restored` is when the newest restore was brought to its end: what it has set apart is old, and would be in no part
+/// that is made later.
+///
+/// # Errors
+/// [`Trouble::Missing`]: there is none to go on from; a whole backup is needed first.
 pub async fn create_incremental(
     vault: &Vault,
     database: &Database,
     settled: DateTime<Utc>,
+    restored: Option<DateTime<Utc>>,
     progress: &Progress,
 ) -> Result<Manifest> {
     let found = vault.list().await?;
     let good = |kind: Kind| found.iter().rev().filter_map(Found::good).find(|manifest| manifest.kind == kind);
-    let full = good(Kind::MongoDb).ok_or_else(|| {
+    let full = good(Kind::MongoDb).filter(|full| restored.is_none_or(|restored| full.begun_at > restored));
+    let full = full.ok_or_else(|| {
         Error::new(
             Trouble::Missing,
-            "there is no whole backup of MongoDB that an incremental one could go on from; run `taskflow backup create mongodb` first",
+            "there is no whole backup of MongoDB, none since the last restore, that an incremental one could go on from; \
+             run `taskflow backup create mongodb` first",
         )
     })?;
     // One that goes on from an older full backup stays with that; a new chain begins with the new one.

@@ -1,15 +1,18 @@
 //! `taskflow backup`: backups made, listed, shown, checked, and removed by the rules.
 
 pub(super) mod bar;
+mod look;
 mod print;
 
 use std::process::ExitCode;
 
 use serde_json::json;
 use taskflow_backup::error::Trouble;
+use taskflow_backup::mongo::dump;
 use taskflow_backup::{Error, Kind, Manifest, Progress, Vault};
 use taskflow_stores::{clock, mongo, postgres, redis};
 
+pub(super) use self::look::Look;
 use crate::exit::{Exit, FAILED};
 use crate::settings::Settings;
 
@@ -172,11 +175,12 @@ pub(super) async fn one(
         }
         Kind::MongoDb | Kind::MongoDbIncremental => {
             let database = mongo::connect(&settings.mongodb, NAME).await?;
-            let settled = taskflow_backup::mongo::dump::settled(&pool).await?;
+            let settled = dump::settled(&pool).await?;
             let made = if kind == Kind::MongoDb {
-                taskflow_backup::mongo::dump::create(vault, &database, settled, progress).await
+                dump::create(vault, &database, settled, progress).await
             } else {
-                taskflow_backup::mongo::dump::create_incremental(vault, &database, settled, progress).await
+                let restored = postgres::restore_epochs::newest(&pool).await?;
+                dump::create_incremental(vault, &database, settled, restored, progress).await
             };
             made.map(Ok)
         }

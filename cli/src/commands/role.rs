@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use taskflow_api::Metrics;
@@ -13,6 +14,7 @@ use taskflow_workers::Journal;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backup::Look;
 use crate::connect::{self, Stores};
 use crate::exit::Exit;
 use crate::lifecycle::Signals;
@@ -136,6 +138,10 @@ fn api(
         publisher: stores.publisher.clone(),
         broker: link.clone(),
         rabbit: stores.rabbit.clone(),
+        backups: settings.backup.is_on().then(|| {
+            let look: Arc<dyn taskflow_api::Backups> = Arc::new(Look(settings.backup.clone()));
+            look
+        }),
     };
     async move {
         let declare = async {

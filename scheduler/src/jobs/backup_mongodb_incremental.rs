@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use taskflow_backup::Kind;
+use taskflow_backup::Trouble;
 use taskflow_backup::mongo::dump;
 use taskflow_stores::postgres::restore_epochs;
 
@@ -23,21 +23,13 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         let Some(vault) = backups::begin(&context).await? else { return Ok(()) };
         let (progress, trail) = (backups::progress(&context), &context.stores.mongo);
         let settled = dump::settled(&context.stores.postgres).await?;
-        let whole = vault.newest(Kind::MongoDb).await?;
         let restored = restore_epochs::newest(&context.stores.postgres).await?;
-        let missing = match whole {
-            None => Some("there is no whole backup yet; this one is"),
-            // What a restore has set apart is old, and would be in no later part.
-            Some(whole) if restored.is_some_and(|at| at >= whole.begun_at) => {
-                Some("there was a restore since the last whole backup; this one is whole")
+        let manifest = match dump::create_incremental(&vault, trail, settled, restored, &progress).await {
+            Err(error) if error.trouble == Trouble::Missing => {
+                context.log("there is none that it could go on from; this one is whole");
+                dump::create(&vault, trail, settled, &progress).await?
             }
-            Some(_) => None,
-        };
-        let manifest = if let Some(why) = missing {
-            context.log(why);
-            dump::create(&vault, trail, settled, &progress).await?
-        } else {
-            dump::create_incremental(&vault, trail, settled, &progress).await?
+            made => made?,
         };
         backups::made(&context, &vault, &manifest).await
     })

@@ -236,6 +236,22 @@ async fn jobs(site: Arc<Site>) -> Result {
             == std::fs::read_dir(backups.folder.join("backups"))?.count(),
         "the places differ"
     );
+    // Admins see the same over HTTP.
+    let (api, client) = cluster.api_with(&backups.env()).await?;
+    let admin = client.admin().await?;
+    let all = backups.ask(&["backup", "list"]).await?;
+    let seen: Value = admin.get("/v1/admin/backups").await?.json().await?;
+    ensure!(seen["items"] == all, "{seen}\nand not {all}");
+    let id = listed[0]["id"].as_str().context("no id")?;
+    let seen: Value = admin.get(&format!("/v1/admin/backups/{id}")).await?.json().await?;
+    let shown = backups.ask(&["backup", "show", id]).await?;
+    ensure!(seen["manifest"] == shown["manifest"] && seen["state"] == "unproven", "{seen}");
+    ensure!(admin.get("/v1/admin/backups/..%2f..").await?.status() == 404, "there is something");
+    api.stop().await?;
+    let (api, client) = cluster.api().await?;
+    let answer = client.admin().await?.get("/v1/admin/backups").await?;
+    ensure!(answer.status() == 409, "{}", answer.status());
+    api.stop().await?;
     // Its events are in the outbox of the system's events, or in the trail already.
     ensure!(
         site.count("SELECT count(*) FROM job_runs WHERE job LIKE 'backup.%' AND state = 'completed'").await?
@@ -367,6 +383,11 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     must_be_alike(&trail_before, &documents(&site, &live).await?)?;
     let difference = backups.ask(&["restore", "--agree"]).await?;
     ensure!(difference["undone_events"] == 0 && difference["missing_events"] == 0, "{difference}");
+    // An incremental backup would lack what a restore sets apart: first a whole one.
+    let (code, said) = backups.refused(&["backup", "create", "mongodb-incremental"], &[]).await?;
+    ensure!(code == Some(1) && said.contains("since the last restore"), "{said}");
+    backups.create("mongodb").await?;
+    backups.create("mongodb-incremental").await?;
     // What was live is saved.
     let saved = replaced[0]["saved"].as_str().context("nothing is saved")?.to_owned();
     let into = format!("{live}_s");
