@@ -43,7 +43,11 @@ pub(crate) async fn file(
     Ok(())
 }
 
-/// Brings the archived log of writes in the second place up to that in the first; returns how many files were copied.
+/// Brings what no manifest speaks of, the log of writes and the journal, in the second place up to that in the first;
+/// returns how many files were copied.
+///
+/// What the first place no longer has stays: each place is pruned by what lies in it, and a first place that was lost
+/// must not take the copies with it.
 pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progress) -> Result<u64> {
     let (ours, theirs) = (from.files(folder).await?, to.files(folder).await?);
     let mut copied = 0;
@@ -72,8 +76,12 @@ pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progr
             }
         }
     }
-    for gone in theirs.iter().filter(|their| !ours.iter().any(|one| one.name == their.name)) {
-        to.remove(&format!("{folder}/{}", gone.name)).await?;
+    // Only a piece that has become whole goes.
+    for piece in theirs.iter().filter(|their| their.name.contains(archive::PARTIAL)) {
+        let whole = piece.name.replacen(archive::PARTIAL, "", 1);
+        if ours.iter().any(|one| one.name == whole) {
+            to.remove(&format!("{folder}/{}", piece.name)).await?;
+        }
     }
     Ok(copied)
 }

@@ -210,6 +210,7 @@ impl Drill<'_> {
     async fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         // What a drill that was killed has left, servers too.
+        taskflow_servers::kill_left(&folder).await;
         discard(&folder).await;
         let open = |folder: &Path| {
             std::fs::create_dir_all(folder)?;

@@ -205,15 +205,17 @@ impl Stream<'_> {
     }
 }
 
-/// Removes what is older than `backup.journal_hours`; returns how many files.
+/// Removes what is older than `backup.journal_hours`, in both places; returns how many files.
 pub async fn prune(vault: &Vault, now: DateTime<Utc>) -> Result<u64> {
     let oldest = now - TimeDelta::hours(vault.settings.journal_hours.into());
     let mut removed = 0;
-    for listed in vault.place.files(FOLDER).await? {
-        let name = listed.name.rsplit('/').next().unwrap_or_default();
-        if times(name).is_some_and(|(_, last)| last < oldest) {
-            vault.place.remove(&format!("{FOLDER}/{}", listed.name)).await?;
-            removed += 1;
+    for Vault { place, .. } in vault.each_place() {
+        for listed in place.files(FOLDER).await? {
+            let name = listed.name.rsplit('/').next().unwrap_or_default();
+            if times(name).is_some_and(|(_, last)| last < oldest) {
+                place.remove(&format!("{FOLDER}/{}", listed.name)).await?;
+                removed += 1;
+            }
         }
     }
     Ok(removed)

@@ -10,8 +10,10 @@ use taskflow_stores::clock;
 
 use crate::error::{Error, Result, Trouble};
 use crate::keys::{Identities, Recipients};
+use crate::journal;
 use crate::manifest::{self, Kind, Manifest};
 use crate::place::Place;
+use crate::postgres::archive;
 use crate::progress::Progress;
 use crate::read;
 use crate::settings::{Compression, Settings};
@@ -95,6 +97,12 @@ impl Vault {
         format!("{FOLDER}/{id}")
     }
 
+    /// Each place by itself, as if there were no other: what is removed from one follows from what lies in it.
+    pub(crate) fn each_place(&self) -> impl Iterator<Item = Self> {
+        let second = self.second.clone().map(|place| Self { place, second: None, ..self.clone() });
+        std::iter::once(Self { second: None, ..self.clone() }).chain(second)
+    }
+
     /// Every backup, the oldest first.
     pub async fn list(&self) -> Result<Vec<Found>> {
         list(&self.place).await
@@ -157,9 +165,9 @@ impl Vault {
     pub async fn prune(&self, progress: &Progress) -> Result<Vec<String>> {
         let now = clock::now();
         let mut removed = Vec::new();
-        for place in [Some(&self.place), self.second.as_ref()].into_iter().flatten() {
-            // Each place by what it has itself: the last good one of a place stays, whatever the other has.
-            let verdicts = keeping::decide(&items(&list(place).await?), &self.settings.keep, now);
+        for Self { place, settings, .. } in self.each_place() {
+            // The last good one of a place stays, whatever the other has.
+            let verdicts = keeping::decide(&items(&list(&place).await?), &settings.keep, now);
             // What needs another goes before it: ids begin with their time.
             for (id, _) in verdicts.iter().rev().filter(|(_, verdict)| !verdict.keeps()) {
                 progress.check()?;
@@ -198,8 +206,10 @@ impl Vault {
             second.put(&format!("{folder}/{}", manifest::NAME), manifest.to_bytes()?).await?;
             copied.push(found.id);
         }
-        progress.begin(format!("copy the log of writes to {}", second.name()), 0);
-        crate::copy::log(&self.place, second, crate::postgres::archive::FOLDER, progress).await?;
+        for (what, folder) in [("log of writes", archive::FOLDER), ("journal", journal::FOLDER)] {
+            progress.begin(format!("copy the {what} to {}", second.name()), 0);
+            crate::copy::log(&self.place, second, folder, progress).await?;
+        }
         Ok(copied)
     }
 }

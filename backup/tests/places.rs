@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, TimeDelta};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::local::LocalFileSystem;
@@ -25,7 +26,10 @@ use taskflow_backup::keys::{Identities, Recipients};
 use taskflow_backup::place::Place;
 use taskflow_backup::read::FileReader;
 use taskflow_backup::settings::Compression;
-use taskflow_backup::{Error, Kind, Manifest, Progress, Result, Settings, Trouble, Vault, vault};
+use taskflow_backup::{Error, Kind, Manifest, Progress, Result, Settings, Trouble, Vault, journal, vault};
+use taskflow_core::backup::journal::Record;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// A store that fails when it was asked so often.
 #[derive(Debug)]
@@ -312,6 +316,43 @@ async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
         }
     }
     panic!("with enough requests it must succeed");
+}
+
+#[tokio::test]
+async fn the_second_place_has_the_journal_though_the_first_is_lost() {
+    let (mut vault, _) = over(Arc::new(InMemory::new()), Recipients::default());
+    let (second, _) = over(Arc::new(InMemory::new()), Recipients::default());
+    vault.second = Some(second.place.clone());
+    let record = |nth: i64| Record {
+        at: DateTime::from_timestamp(1_790_000_000 + nth, 0).unwrap(),
+        accepted_at: None,
+        low: nth == 1,
+        body: format!("command {nth}").into_bytes(),
+    };
+    let keep = async |vault: &Vault, worker: &str, nth: i64| {
+        let (sender, receiver) = mpsc::channel(1);
+        sender.send(vec![record(nth)]).await.unwrap();
+        drop(sender);
+        journal::write(vault, worker, receiver, &CancellationToken::new()).await;
+        vault.copy(&Progress::default()).await.unwrap();
+    };
+    keep(&vault, "before", 1).await;
+    // A new, empty disk in the first one's stead: what was copied from the old one stays.
+    vault.place = over(Arc::new(InMemory::new()), Recipients::default()).0.place;
+    keep(&vault, "after", 2).await;
+
+    let keys = Identities::default();
+    let mut reader = journal::Reader::begin(&second, &keys, record(0).at).await.unwrap();
+    for nth in [1, 2] {
+        assert_eq!(reader.next(&Progress::default()).await.unwrap(), Some(record(nth)));
+    }
+    assert_eq!(reader.next(&Progress::default()).await.unwrap(), None);
+
+    let kept = TimeDelta::hours(vault.settings.journal_hours.into());
+    assert_eq!(journal::prune(&vault, record(1).at + kept).await.unwrap(), 0);
+    assert_eq!(journal::prune(&vault, record(2).at + kept).await.unwrap(), 1);
+    // One in each place.
+    assert_eq!(journal::prune(&vault, record(3).at + kept).await.unwrap(), 2);
 }
 
 #[tokio::test]

@@ -71,6 +71,8 @@ metrics! {
         "Tasks of this process that ended before their time and were started again.";
     DECLARED_AGAIN = "taskflow_declared_again_total" Kind::Counter, [],
         "Times that this process has declared queues and bindings again, since one was missing.";
+    PARTITIONS = "taskflow_partitions" Kind::Gauge, [],
+        "Partitions that are to be consumed, as each worker knows it.";
     PARTITIONS_CHANGING = "taskflow_partitions_changing" Kind::Gauge, [],
         "1 while the number of partitions is being changed.";
     QUEUE_AGE = "taskflow_queue_age_seconds" Kind::Gauge, ["queue"],

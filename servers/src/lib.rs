@@ -265,7 +265,15 @@ pub async fn discard(data_dir: &Path) -> Result<()> {
     let options =
         Options { data_dir: data_dir.clone(), ports: Ports::from(0), vhosts: Vec::new(), preload: None };
     let _locks = Kind::ALL.into_iter().map(|kind| lock(kind, &options)).collect::<Result<Vec<_>>>()?;
-    let left = proc::working_in(&data_dir, &NAMES);
+    kill_left(&data_dir).await;
+    std::fs::remove_dir_all(&data_dir).with_context(|| format!("remove {}", data_dir.display()))
+}
+
+/// Kills the servers that work in a folder, which a process that was killed has left; returns when they have ended. The
+/// folder's files can be removed then without a server that still writes to them.
+pub async fn kill_left(dir: &Path) {
+    let Ok(dir) = dir.canonicalize() else { return };
+    let left = proc::working_in(&dir, &NAMES);
     for process in &left {
         proc::kill_family(process.pid);
     }
@@ -273,7 +281,6 @@ pub async fn discard(data_dir: &Path) -> Result<()> {
     while left.iter().any(proc::Identity::is_alive) && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    std::fs::remove_dir_all(&data_dir).with_context(|| format!("remove {}", data_dir.display()))
 }
 
 /// All four.

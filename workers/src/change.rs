@@ -226,6 +226,7 @@ pub(crate) fn learn(context: &Context, course: Course) {
 pub(crate) fn show(course: &Course) {
     let changing = if course.is_settled() { 0.0 } else { 1.0 };
     observe::gauge(&metric::PARTITIONS_CHANGING, &[]).set(changing);
+    observe::gauge(&metric::PARTITIONS, &[]).set(course.consumed().len() as f64);
 }
 
 /// Whether partitions are the same to Postgres, where only names count.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result, Trouble};
 use crate::manifest::{Kind, Manifest, Position};
 use crate::progress::Progress;
 use crate::settings::Compression;
-use crate::vault::Vault;
+use crate::vault::{Found, Vault};
 
 /// The files, one behind the other.
 pub const FILE: &str = "base.tar";
@@ -110,24 +110,27 @@ pub async fn newest_usable(vault: &Vault, pool: &PgPool) -> Result<Option<Manife
 
 /// Removes what of the log no base backup that is there needs; returns how many files.
 pub async fn prune_log(vault: &Vault, pool: &PgPool) -> Result<u64> {
-    let place = wal::place(pool).await?;
-    let bases = vault.list().await?;
-    let starts = bases.iter().filter(|found| found.kind == Kind::PostgresBase);
-    let mut oldest: Option<Lsn> = None;
-    for found in starts {
-        // What one needs that can't be read is not known, so everything stays.
-        let Some(manifest) = found.good() else { return Ok(0) };
-        if manifest.position.system.as_ref() == Some(&place.system) {
-            oldest = match (oldest, manifest.position.start_lsn) {
-                (Some(oldest), Some(start)) => Some(oldest.min(start)),
-                (oldest, start) => oldest.or(start),
-            };
+    let wal = wal::place(pool).await?;
+    let mut removed = 0;
+    for vault in vault.each_place() {
+        if let Some(oldest) = oldest_start(&vault.list().await?, &wal.system) {
+            removed += Archive::of(&vault, &wal.system).prune(oldest, wal.segment_bytes).await?;
         }
     }
-    match oldest {
-        Some(oldest) => Archive::of(vault, &place.system).prune(oldest, place.segment_bytes).await,
-        None => Ok(0),
+    Ok(removed)
+}
+
+/// Where the oldest base backup of a cluster begins; `None` where that is not known.
+fn oldest_start(backups: &[Found], system: &str) -> Option<Lsn> {
+    let mut oldest: Option<Lsn> = None;
+    for found in backups.iter().filter(|found| found.kind == Kind::PostgresBase) {
+        // What one needs that can't be read is not known, so everything stays.
+        let position = &found.good()?.position;
+        if position.system.as_deref() == Some(system) {
+            oldest = oldest.into_iter().chain(position.start_lsn).min();
+        }
     }
+    oldest
 }
 
 /// A place that the cluster's own manifest tells; it is the last file of the archive, and the places are its end.

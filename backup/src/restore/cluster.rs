@@ -143,7 +143,7 @@ pub async fn recover(
     let archive = Archive::of(vault, system);
     let pieces = log(&archive, &base, start, end, &order.target).await?;
     vault.verify(&base, Some(identities), progress).await?;
-    prepare(order.data, &base, &pieces)?;
+    prepare(order.data, &base, &pieces).await?;
     let note = order.data.join(NOTE);
     std::fs::write(&note, &base.id).map_err(|error| Error::io(note.display(), &error))?;
     unpack(vault, identities, &base, order.data, progress).await?;
@@ -164,6 +164,7 @@ pub async fn recover(
         }
         (_, replayed) => replayed?,
     };
+    taskflow_stores::crash::point("replayed");
     let replayed_s = started.elapsed().as_secs_f64();
     Ok(Running { server, pool, base, facts, replayed_s, started, data: order.data.to_owned() })
 }
@@ -259,10 +260,12 @@ async fn reached_bytes(archive: &Archive<'_>) -> Result<u64> {
 }
 
 /// The folder is ours to fill, and there is room.
-fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
+async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(data.display(), &error);
     if data.join(NOTE).exists() {
         tracing::info!(folder = %data.display(), "A restore that was broken off begins anew.");
+        // It may have been replaying: its server would go on.
+        taskflow_servers::kill_left(data).await;
         std::fs::remove_dir_all(data).map_err(failed)?;
     }
     if data.exists() {
