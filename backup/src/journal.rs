@@ -5,113 +5,143 @@
 //! takes does not come back to its publisher, and the journal's queue takes all. So a missing binding of a partition
 //! would no longer show in `mandatory`, and a command would be confirmed that nobody applies. The journal also lies where
 //! the backups lie, and not on the broker's disks.
+//!
+//! A command is on the worker's disk before it is acknowledged ([`spool`]), and goes to the journal from there: a worker
+//! that is killed leaves it to the next one on its machine, and a place that is away costs disk, not commands.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use chrono::{DateTime, TimeDelta, Utc};
-use taskflow_core::backup::journal::Record;
+use sha2::{Digest, Sha256};
+use taskflow_core::backup::journal::{Record, measure};
+use taskflow_core::hex;
 use taskflow_stores::backoff::Backoff;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use taskflow_stores::clock;
+use taskflow_stores::spool::{Part, Spool};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::keys::Identities;
 use crate::progress::Progress;
 use crate::read::FileReader;
-use crate::settings::Compression;
+use crate::settings::{Compression, Settings};
 use crate::vault::Vault;
 use crate::write::FileWriter;
 
 pub const FOLDER: &str = "journal";
-/// A file is written when it has so many bytes, whatever the time.
-const FULL: usize = 16 << 20;
-/// Between two tries to write a file, at first and at most.
+/// A part is closed when it has so many bytes, whatever the time.
+const FULL: u64 = 16 << 20;
+/// Between two tries to write a part, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(15);
-/// Tries when the process ends.
+/// Tries when the process ends; the next one on this machine carries on what is left then.
 const LAST_TRIES: u32 = 3;
 /// Clocks of workers differ by no more.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(2);
 
-/// Writes what a worker has taken, until it has left (`left`). `worker` is new at every start.
-pub async fn write(
-    vault: &Vault,
-    worker: &str,
-    mut input: mpsc::Receiver<Vec<Record>>,
-    left: &CancellationToken,
-) {
+/// Where this machine keeps commands until they are in the journal: a folder for each journal, since the next worker
+/// carries on what it finds there.
+pub fn spool_dir(settings: &Settings) -> PathBuf {
+    let journal = Sha256::digest(settings.destination.as_bytes());
+    settings.work_dir().join(FOLDER).join(hex::of(&journal[..8]))
+}
+
+/// For one process, whose name is new.
+///
+/// # Errors
+/// The folder can't be made.
+pub fn spool(settings: &Settings) -> Result<Spool> {
+    let folder = spool_dir(settings);
+    let owner = clock::new_id().to_string();
+    Spool::begin(&folder, &owner, FULL, settings.journal_spool_max_bytes)
+        .map_err(|error| Error::io(folder.display(), &error))
+}
+
+/// Carries on what a worker has taken, until it has left (`left`), and what killed workers of this machine left behind.
+pub async fn write(vault: &Vault, spool: Arc<Spool>, left: &CancellationToken) {
     let every = Duration::from_millis(vault.settings.journal_every_ms.max(100));
-    let mut open = true;
-    while open {
-        let Some(first) = next(&mut input, left).await else { return };
-        let mut part = Part::default();
-        part.add(&first);
-        let until = Instant::now() + every;
-        while open && part.bytes.len() < FULL {
-            match tokio::time::timeout_at(until, next(&mut input, left)).await {
-                Ok(Some(batch)) => part.add(&batch),
-                Ok(None) => open = false,
-                Err(_) => break,
+    let mut backoff = Backoff::new(AGAIN, AGAIN_MAX);
+    while !left.is_cancelled() {
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = left.cancelled() => break,
+        }
+        match carry_on(vault, &spool).await {
+            Ok(()) => backoff = Backoff::new(AGAIN, AGAIN_MAX),
+            Err(error) => {
+                if backoff.tries() == 0 {
+                    tracing::warn!(%error, "The journal can't be written at the moment.");
+                }
+                backoff.wait(left).await;
             }
         }
-        let (mut backoff, mut last) = (Backoff::new(AGAIN, AGAIN_MAX), Backoff::new(AGAIN, AGAIN));
-        // Meanwhile what comes waits in the channel, and what it can't hold is counted as left out.
-        while let Err(error) = part.write(vault, worker).await {
-            if backoff.tries() + last.tries() == 0 {
-                tracing::warn!(%error, "The journal can't be written at the moment.");
+    }
+    let mut last = Backoff::new(AGAIN, AGAIN);
+    while let Err(error) = carry_on(vault, &spool).await {
+        if last.tries() == LAST_TRIES {
+            tracing::error!(
+                %error, folder = %spool_dir(&vault.settings).display(),
+                "The journal's last part waits on this machine for the next worker."
+            );
+            break;
+        }
+        last.wait(&CancellationToken::new()).await;
+    }
+    if let Some(spool) = Arc::into_inner(spool) {
+        spool.end();
+    }
+}
+
+async fn carry_on(vault: &Vault, spool: &Spool) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io("the journal's parts on this machine", &error);
+    for part in spool.close().map_err(failed)? {
+        ship(vault, spool.owner(), &part).await?;
+        spool.remove(&part).map_err(failed)?;
+    }
+    for left in spool.abandoned().map_err(failed)? {
+        let parts = left.parts().map_err(failed)?;
+        for part in &parts {
+            ship(vault, &left.owner, part).await?;
+        }
+        tracing::info!(worker = left.owner, parts = parts.len(), "What an ended worker left of the journal is in it.");
+        left.remove().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes a part into the journal; once more is the same file.
+async fn ship(vault: &Vault, owner: &str, part: &Part) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io(part.path.display(), &error);
+    let mut bytes = tokio::fs::read(&part.path).await.map_err(failed)?;
+    let (mut span, mut whole) = (None, 0);
+    loop {
+        match measure(&bytes[whole..]) {
+            Ok(Some((at, length))) => {
+                let (first, last) = span.unwrap_or((at, at));
+                span = Some((at.min(first), at.max(last)));
+                whole += length;
             }
-            if !left.is_cancelled() {
-                backoff.wait(left).await;
-            } else if last.tries() < LAST_TRIES {
-                last.wait(&CancellationToken::new()).await;
-            } else {
-                tracing::error!(%error, bytes = part.bytes.len(), "The journal's last part is lost.");
+            // The worker was killed as it wrote what follows, so it has not acknowledged it.
+            Ok(None) => break,
+            Err(error) => {
+                let path = part.path.display();
+                tracing::error!(error, %path, from = whole, "The rest of the journal's part is damaged, and left out.");
                 break;
             }
         }
     }
-}
-
-/// The next batch. Once the worker has left, what waits still comes.
-async fn next(input: &mut mpsc::Receiver<Vec<Record>>, left: &CancellationToken) -> Option<Vec<Record>> {
-    tokio::select! {
-        biased;
-        batch = input.recv() => batch,
-        () = left.cancelled(), if !input.is_closed() => {
-            input.close();
-            input.recv().await
-        }
-    }
-}
-
-#[derive(Default)]
-struct Part {
-    bytes: Vec<u8>,
-    first: Option<DateTime<Utc>>,
-    last: Option<DateTime<Utc>>,
-}
-
-impl Part {
-    fn add(&mut self, batch: &[Record]) {
-        for record in batch {
-            self.first.get_or_insert(record.at);
-            self.last = Some(record.at);
-            record.encode(&mut self.bytes);
-        }
-    }
-
-    async fn write(&self, vault: &Vault, worker: &str) -> Result<()> {
-        let (Some(first), Some(last)) = (self.first, self.last) else { return Ok(()) };
-        let form = vault.form(Compression::Zstd);
-        let path =
-            format!("{:020}-{:020}{}", first.timestamp_micros(), last.timestamp_micros(), form.ending());
-        let mut writer = FileWriter::begin(&vault.place, &format!("{FOLDER}/{worker}"), &path, &form)?;
-        writer.write(Bytes::copy_from_slice(&self.bytes)).await?;
-        writer.finish().await.map(|_| ())
-    }
+    bytes.truncate(whole);
+    let Some((first, last)) = span else { return Ok(()) };
+    let form = vault.form(Compression::Zstd);
+    let (first, last) = (first.timestamp_micros(), last.timestamp_micros());
+    let path = format!("{first:020}-{last:020}.{}{}", part.number, form.ending());
+    let mut writer = FileWriter::begin(&vault.place, &format!("{FOLDER}/{owner}"), &path, &form)?;
+    writer.write(Bytes::from(bytes)).await?;
+    writer.finish().await.map(|_| ())
 }
 
 /// The times that a file's name tells.
@@ -135,7 +165,7 @@ struct Stream<'r> {
     files: VecDeque<String>,
     open: Option<(String, FileReader)>,
     rest: BytesMut,
-    next: Option<Record>,
+    next: Option<Record<'static>>,
 }
 
 impl<'r> Reader<'r> {
@@ -161,7 +191,7 @@ impl<'r> Reader<'r> {
     }
 
     /// The next command; none at the end.
-    pub async fn next(&mut self, progress: &Progress) -> Result<Option<Record>> {
+    pub async fn next(&mut self, progress: &Progress) -> Result<Option<Record<'static>>> {
         progress.check()?;
         // As many as there were starts of workers: few.
         let first = self.streams.iter_mut().filter(|stream| stream.next.is_some());

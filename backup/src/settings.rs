@@ -46,6 +46,9 @@ pub struct Settings {
     pub journal_every_ms: u64,
     /// Hours that the journal is kept.
     pub journal_hours: u32,
+    /// What may wait on a worker's machine (below `work_dir`) while the destination is away, in bytes; what comes then is
+    /// applied all the same, is not in the journal, and counts as dropped.
+    pub journal_spool_max_bytes: u64,
     pub keep: Keep,
 }
 
@@ -70,6 +73,7 @@ impl Default for Settings {
             journal: true,
             journal_every_ms: 5_000,
             journal_hours: 72,
+            journal_spool_max_bytes: 1 << 30,
             keep: Keep::default(),
         }
     }

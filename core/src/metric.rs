@@ -150,7 +150,7 @@ metrics! {
     DRILL_DURATION = "taskflow_recovery_drill_duration_seconds" Kind::Gauge, ["store"],
         "How long the last drill took to restore a store's newest backups and to check them.";
     JOURNAL_DROPPED = "taskflow_journal_dropped_total" Kind::Counter, [],
-        "Commands that were applied and are not in the journal, since its place was away or too slow.";
+        "Commands that were applied and are not in the journal, since they found no room on this machine.";
     WAL_KEPT = "taskflow_wal_kept_bytes" Kind::Gauge, [],
         "Bytes of Postgres's log of writes that the server keeps until they are archived.";
     STORE_UP = "taskflow_store_up" Kind::Gauge, ["store"],

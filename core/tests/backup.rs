@@ -135,7 +135,7 @@ proptest! {
                 at: DateTime::from_timestamp_micros(at).unwrap(),
                 accepted_at: accepted.and_then(DateTime::from_timestamp_micros),
                 low,
-                body,
+                body: body.into(),
             })
             .collect();
         let mut bytes = Vec::new();

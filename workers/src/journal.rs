@@ -1,38 +1,46 @@
 //! Commands that were applied, on their way to a journal that does not lie in Postgres: who brings Postgres back to an
 //! earlier state replays from it what was confirmed since.
 //!
-//! A batch costs one hand-over of what it has in its hands anyway, after it was acknowledged. Nobody waits for the
-//! journal: what it can't take is left out and counted.
+//! A batch is on this machine's disk before it is acknowledged: one write of what the worker has in its hands anyway, which
+//! outlives the process. The journal is made from there. What can't be written is left out and counted; commands never
+//! wait for the journal's own place.
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use taskflow_core::backup::journal::Record;
 use taskflow_core::metric;
 use taskflow_stores::rabbit::consume::Delivery;
+use taskflow_stores::seldom::Seldom;
+use taskflow_stores::spool::Spool;
 use taskflow_stores::{clock, observe};
-use tokio::sync::mpsc;
 
-/// Batches that wait to be written.
-const WAITING: usize = 64;
+static DROPPED: Seldom = Seldom::new();
 
 /// Where applied commands go.
 #[derive(Clone)]
-pub struct Journal(mpsc::Sender<Vec<Record>>);
+pub struct Journal(Arc<Spool>);
 
 impl Journal {
-    /// A journal, and what is to be written into it.
-    pub fn new() -> (Self, mpsc::Receiver<Vec<Record>>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
+    pub fn new(spool: Arc<Spool>) -> Self {
+        Self(spool)
     }
 
-    /// Hands a batch over that is acknowledged.
-    pub(crate) fn keep(&self, low: bool, deliveries: Vec<Delivery>) {
-        let (at, count) = (clock::now(), deliveries.len());
-        let record = |delivery: Delivery| {
-            let accepted_at = delivery.accepted_at();
-            Record { at, accepted_at, low, body: delivery.into_body() }
-        };
-        if self.0.try_send(deliveries.into_iter().map(record).collect()).is_err() {
-            observe::counter(&metric::JOURNAL_DROPPED, &[]).increment(count as u64);
+    /// Takes a batch over that is applied and not yet acknowledged.
+    pub(crate) async fn keep(&self, low: bool, deliveries: &[Delivery]) {
+        let at = clock::now();
+        let mut bytes = Vec::new();
+        for delivery in deliveries {
+            let body = Cow::Borrowed(delivery.body());
+            Record { at, accepted_at: delivery.accepted_at(), low, body }.encode(&mut bytes);
+        }
+        let spool = Arc::clone(&self.0);
+        let written = tokio::task::spawn_blocking(move || spool.append(&bytes)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
+            observe::counter(&metric::JOURNAL_DROPPED, &[]).increment(deliveries.len() as u64);
+            if DROPPED.due().is_some() {
+                tracing::warn!(%error, "Commands are applied and left out of the journal: they can't be written down.");
+            }
         }
     }
 }

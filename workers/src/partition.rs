@@ -230,14 +230,15 @@ impl Pipeline<'_> {
             if let Some(left) = self.take(&deliveries, stop).await? {
                 return Ok(left);
             }
+            if let Some(journal) = &self.context.stores.journal {
+                journal.keep(self.partition.low, &deliveries).await;
+            }
+            crash::point("kept");
             let start = Instant::now();
             last.ack_through().await?;
             observe_step("ack", start);
             crash::point("acknowledged");
             self.pulse.finished(last.accepted_at());
-            if let Some(journal) = &self.context.stores.journal {
-                journal.keep(self.partition.low, deliveries);
-            }
             if self.held_by.is_some() {
                 return Ok(Left::Stopped);
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskflow_api::Metrics;
+use taskflow_backup::{Vault, journal};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::vitals::Vitals;
@@ -107,7 +108,7 @@ pub(crate) async fn start(
     }
     if roles.contains(&Role::Worker) {
         let left = CancellationToken::new();
-        let journal = journal(settings, &mut parts, &left);
+        let journal = start_journal(settings, &mut parts, &left);
         let worker = worker(settings.clone(), &stores, vitals, journal, stop.clone());
         parts.spawn(async move {
             // Also when it panics: the journal is written to its end.
@@ -175,7 +176,7 @@ fn canary(
 }
 
 /// Starts the journal of applied commands, where there is a place for it. It ends behind the worker.
-fn journal(
+fn start_journal(
     settings: &Settings,
     parts: &mut JoinSet<&'static str>,
     left: &CancellationToken,
@@ -184,13 +185,13 @@ fn journal(
     if !(backup.is_on() && backup.journal) {
         return None;
     }
-    match taskflow_backup::Vault::open(backup) {
-        Ok(vault) => {
-            let (journal, input) = Journal::new();
-            let worker = taskflow_stores::clock::new_id().to_string();
-            let left = left.clone();
+    let opened = Vault::open(backup).and_then(|vault| Ok((vault, journal::spool(backup)?)));
+    match opened {
+        Ok((vault, spool)) => {
+            let (spool, left) = (Arc::new(spool), left.clone());
+            let journal = Journal::new(Arc::clone(&spool));
             parts.spawn(async move {
-                taskflow_backup::journal::write(&vault, &worker, input, &left).await;
+                journal::write(&vault, spool, &left).await;
                 "journal"
             });
             Some(journal)

@@ -1,5 +1,7 @@
 //! The journal's records: commands as they came, one behind the other, for a replay after Postgres has gone back in time.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 
 /// Bytes before a record's body: its length, two times, the priority.
@@ -10,17 +12,17 @@ const NEVER: i64 = i64::MIN;
 
 /// One command as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    /// When its batch was committed, by the worker's clock: the order of the journal.
+pub struct Record<'b> {
+    /// When its batch was applied, by the worker's clock: the order of the journal.
     pub at: DateTime<Utc>,
     /// When an intake took it.
     pub accepted_at: Option<DateTime<Utc>>,
     pub low: bool,
     /// The message, untouched.
-    pub body: Vec<u8>,
+    pub body: Cow<'b, [u8]>,
 }
 
-impl Record {
+impl Record<'_> {
     /// Adds it to what is to be written.
     pub fn encode(&self, to: &mut Vec<u8>) {
         let length = (HEAD - 4 + self.body.len()) as u32;
@@ -36,27 +38,38 @@ impl Record {
     ///
     /// # Errors
     /// These bytes are no record.
-    pub fn decode(bytes: &[u8]) -> Result<Option<(Self, usize)>, String> {
-        let number = |from: usize| Some(i64::from_le_bytes(bytes.get(from..from + 8)?.try_into().ok()?));
-        let Some(length) = bytes.get(..4).and_then(|head| Some(u32::from_le_bytes(head.try_into().ok()?)))
-        else {
-            return Ok(None);
-        };
-        let length = length as usize + 4;
-        if !(HEAD..=LONGEST).contains(&length) {
-            return Err(format!("a record of {length} bytes can't be"));
-        }
-        if bytes.len() < length {
-            return Ok(None);
-        }
-        let (at, accepted) = (number(4).unwrap_or(NEVER), number(12).unwrap_or(NEVER));
-        let at = DateTime::from_timestamp_micros(at).ok_or_else(|| format!("{at} is no time"))?;
-        let record = Self {
+    pub fn decode(bytes: &[u8]) -> Result<Option<(Record<'static>, usize)>, String> {
+        let Some((at, length)) = measure(bytes)? else { return Ok(None) };
+        let accepted = number(bytes, 12);
+        let record = Record {
             at,
             accepted_at: DateTime::from_timestamp_micros(accepted).filter(|_| accepted != NEVER),
             low: bytes[20] != 0,
-            body: bytes[HEAD..length].to_vec(),
+            body: Cow::Owned(bytes[HEAD..length].to_vec()),
         };
         Ok(Some((record, length)))
     }
+}
+
+/// The time of the record at the beginning of some bytes, and how many it takes; `None` where its end is not there yet.
+///
+/// # Errors
+/// These bytes are no record.
+pub fn measure(bytes: &[u8]) -> Result<Option<(DateTime<Utc>, usize)>, String> {
+    let Some(length) = bytes.first_chunk().map(|head| u32::from_le_bytes(*head)) else { return Ok(None) };
+    let length = length as usize + 4;
+    if !(HEAD..=LONGEST).contains(&length) {
+        return Err(format!("a record of {length} bytes can't be"));
+    }
+    if bytes.len() < length {
+        return Ok(None);
+    }
+    let at = number(bytes, 4);
+    let at = DateTime::from_timestamp_micros(at).ok_or_else(|| format!("{at} is no time"))?;
+    Ok(Some((at, length)))
+}
+
+fn number(bytes: &[u8], from: usize) -> i64 {
+    let bytes = bytes.get(from..).and_then(<[u8]>::first_chunk);
+    bytes.map_or(NEVER, |bytes| i64::from_le_bytes(*bytes))
 }

@@ -48,11 +48,6 @@ impl Delivery {
         &self.0.data
     }
 
-    /// The bytes, when nothing else is wanted any more.
-    pub fn into_body(self) -> Vec<u8> {
-        self.0.data
-    }
-
     pub fn routing_key(&self) -> &str {
         self.0.routing_key.as_str()
     }

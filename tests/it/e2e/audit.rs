@@ -1,5 +1,6 @@
 //! The seals of the audit trail: what is sealed can be verified and proved, whatever is bent is found and named.
 
+mod aged;
 mod bent;
 mod busy;
 mod roles;
@@ -28,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("audit: lists of leaves go when all their events are gone", pruned),
         with_site("audit: without a key nothing is sealed, and the job says what to do", keyless),
     ];
+    tests.extend(aged::tests());
     tests.extend(bent::tests());
     tests.extend(busy::tests());
     tests.extend(roles::tests());

@@ -13,12 +13,13 @@ use crate::e2e::audit;
 use crate::{cluster, with_site};
 
 /// The boundaries, and which pass of each ends the process: not the first, so that there is a middle.
-const POINTS: [(&str, u32); 8] = [
+const POINTS: [(&str, u32); 9] = [
     ("collected", 4),
     ("claimed", 5),
     ("loaded", 6),
     ("written", 4),
     ("committed", 5),
+    ("kept", 4),
     ("acknowledged", 4),
     ("audited", 3),
     ("relayed", 7),
