@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Document, doc};
 use serde_json::Value;
-use taskflow_tests::faults::clock_ahead;
+use taskflow_tests::faults::process::clock_ahead;
 use taskflow_tests::{Result, Site};
 
 use super::bent::named;

@@ -24,7 +24,7 @@ pub(super) fn tests() -> Vec<Trial> {
 }
 
 /// The ids that findings of a kind name, the others must not be there.
-fn named(report: &Value, kind: &str) -> Result<Vec<String>> {
+pub(super) fn named(report: &Value, kind: &str) -> Result<Vec<String>> {
     let findings = report["findings"].as_array().context("no findings")?;
     let others: Vec<&Value> = findings.iter().filter(|one| one["kind"] != kind).collect();
     ensure!(others.is_empty() && !findings.is_empty(), "{kind} was looked for: {report}");
