@@ -157,3 +157,36 @@ pub async fn has_database(site: &Site, name: &str) -> Result<bool> {
 pub fn own(site: &Site) -> String {
     site.mongo.name().to_owned()
 }
+
+/// Holds a dump and a backup of MongoDB that were made under load and restored beside each other against one another;
+/// returns how many receipts had their events before MongoDB was read.
+pub async fn must_agree(backups: &Backups<'_>, site: &Site, trail: &str, into: &str) -> Result<usize> {
+    // Postgres is one moment: each task has the version that its receipts have left.
+    let options = site.postgres.connect_options().as_ref().clone().database(into);
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let torn: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM (SELECT subject, max(version) AS v FROM receipts WHERE version IS NOT NULL GROUP BY subject) r
+         LEFT JOIN tasks t ON t.id = r.subject WHERE t.version IS DISTINCT FROM r.v",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    ensure!(torn == 0, "{torn} tasks do not agree with their receipts");
+    // Every event of a receipt that was settled before MongoDB was read is there, and none twice.
+    let shown = backups.ask(&["backup", "show", trail]).await?;
+    let through = shown["manifest"]["position"]["through"].as_str().context("no position")?.to_owned();
+    let settled: Vec<(uuid::Uuid, i16)> =
+        sqlx::query_as("SELECT id, events FROM receipts WHERE finished_at < $1::timestamptz AND events > 0")
+            .bind(&through)
+            .fetch_all(&mut connection)
+            .await?;
+    let events = &documents(site, into).await?["event_logs"];
+    let mut counts = std::collections::HashMap::<&str, i16>::new();
+    for event in events {
+        *counts.entry(event.get_str("commandId")?).or_default() += 1;
+    }
+    for (id, expected) in &settled {
+        let found = counts.get(id.to_string().as_str()).copied().unwrap_or(0);
+        ensure!(found == *expected, "{found} events of {id} and not {expected}");
+    }
+    Ok(settled.len())
+}

@@ -122,36 +122,9 @@ async fn under_load(site: Arc<Site>) -> Result {
     let into = format!("{}_r", own(&site));
     backups.ask(&["restore", &dump, &trail, "--into", &into]).await?;
 
-    // Postgres is one moment: each task has the version that its receipts have left.
-    let restored = rows(&site, &into).await?;
-    ensure!(restored["receipts"].len() as i64 >= before, "the moment lies before the backup");
-    let options = site.postgres.connect_options().as_ref().clone().database(&into);
-    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect_with(&options).await?;
-    let torn: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM (SELECT subject, count(*) AS n, max(version) AS v FROM receipts GROUP BY subject) r
-         LEFT JOIN tasks t ON t.id = r.subject WHERE t.version IS DISTINCT FROM r.v OR r.n <> r.v",
-    )
-    .fetch_one(&mut connection)
-    .await?;
-    ensure!(torn == 0, "{torn} tasks do not agree with their receipts");
-    // Every event of a receipt that was settled before MongoDB was read is there, and none twice.
-    let shown = backups.ask(&["backup", "show", &trail]).await?;
-    let through = shown["manifest"]["position"]["through"].as_str().context("no position")?.to_owned();
-    let settled: Vec<(uuid::Uuid, i16)> =
-        sqlx::query_as("SELECT id, events FROM receipts WHERE finished_at < $1::timestamptz AND events > 0")
-            .bind(&through)
-            .fetch_all(&mut connection)
-            .await?;
-    ensure!(settled.len() > 100, "only {} receipts are settled", settled.len());
-    let events = &documents(&site, &into).await?["event_logs"];
-    let mut counts = std::collections::HashMap::<&str, i16>::new();
-    for event in events {
-        *counts.entry(event.get_str("commandId")?).or_default() += 1;
-    }
-    for (id, expected) in settled {
-        let found = counts.get(id.to_string().as_str()).copied().unwrap_or(0);
-        ensure!(found == expected, "{found} events of {id} and not {expected}");
-    }
+    let settled = must_agree(&backups, &site, &trail, &into).await?;
+    ensure!(settled > 100, "only {settled} receipts are settled");
+    ensure!(rows(&site, &into).await?["receipts"].len() as i64 >= before, "the moment lies before the backup");
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unused_async, reason = "every act has the same shape, also one that waits for nothing")]
 
+pub mod backups;
 pub mod broker;
 pub mod cluster;
 pub mod failover;
@@ -197,6 +198,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         redis::FAULTS,
         redis_cluster::FAULTS,
         network::FAULTS,
+        backups::FAULTS,
     ]
     .into_iter()
     .flatten()
