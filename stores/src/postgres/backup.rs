@@ -2,12 +2,15 @@
 //! databases that are made, renamed and removed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 
 use super::failed;
+use crate::backoff::Backoff;
 use crate::{Kind, StoreError};
 
 /// What is read of a whole database at one moment.
@@ -144,19 +147,39 @@ impl Moment {
 /// Tables of commands and what they change: nobody changes them under the locks of [`quiet_moment`].
 pub const QUIET: [&str; 3] = ["receipts", "tasks", "users"];
 
+/// Shorter than the time after which Postgres looks for deadlocks (1 s) and ends one of those concerned: batches take
+/// these locks in another order, and it is us who give up.
+const LOCK_LONGEST: &str = "SET LOCAL lock_timeout = 300";
+/// Tries to have all the locks at once, and the pauses between them.
+const LOCK_TRIES: u32 = 30;
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
+const LOCK_AGAIN_MAX: Duration = Duration::from_secs(2);
+
 /// A moment, and the place in the log of writes at which exactly that was committed of the tables [`QUIET`]. Their writers
-/// wait for some milliseconds; who has to wait for them for more than two seconds gives up.
+/// wait for some tenths of a second at most.
+///
+/// # Errors
+/// Somebody holds one of the tables for a minute, or Postgres is away.
 pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
+    let mut backoff = Backoff::new(LOCK_AGAIN, LOCK_AGAIN_MAX);
+    loop {
+        match try_quiet_moment(pool).await {
+            Err(error) if error.kind == Kind::Conflict && backoff.tries() < LOCK_TRIES => {
+                backoff.wait(&CancellationToken::new()).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn try_quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
     let call = "take a quiet moment";
     let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
     let mut moment = Moment::begin(pool).await?;
     let taken = async {
-        sqlx::query("BEGIN").execute(&mut lock).await.map_err(failed(call))?;
-        sqlx::query("SET LOCAL lock_timeout = 2000").execute(&mut lock).await.map_err(failed(call))?;
-        sqlx::query("LOCK TABLE receipts, tasks, users IN EXCLUSIVE MODE")
-            .execute(&mut lock)
-            .await
-            .map_err(failed(call))?;
+        for statement in ["BEGIN", LOCK_LONGEST, "LOCK TABLE users, tasks, receipts IN EXCLUSIVE MODE"] {
+            sqlx::query(statement).execute(&mut lock).await.map_err(failed(call))?;
+        }
         // Its first statement fixes what it sees.
         sqlx::query("SELECT 1 FROM receipts LIMIT 1")
             .execute(&mut moment.connection)
@@ -170,7 +193,13 @@ pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError>
     let lsn = taken.await;
     // The end of the session gives the locks back.
     let _ = lock.close().await;
-    Ok((moment, lsn?))
+    match lsn {
+        Ok(lsn) => Ok((moment, lsn)),
+        Err(error) => {
+            moment.end().await;
+            Err(error)
+        }
+    }
 }
 
 /// Sessions that work for long, and write rows as text in one way wherever they are.

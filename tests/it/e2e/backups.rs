@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_tests::backups::{
-    Backups, documents, has_database, indexes, must_be_alike, own, rows, text, write_key,
+    Backups, documents, has_database, indexes, must_agree, must_be_alike, own, rows, text, write_key,
 };
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::{Result, Site, wait};

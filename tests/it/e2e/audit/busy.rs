@@ -27,9 +27,12 @@ async fn busy(site: Arc<Site>) -> Result {
     for _ in 0..3 {
         let more = async || Ok(sealed.events().count_documents(doc! {}).await? > before);
         wait::until("more has happened", more).await?;
-        sealed.seal().await?;
-        let proved = sealed.is_whole().await?["proved"].as_u64().unwrap_or(0);
-        ensure!(proved > 0, "nothing is proved");
+        // A batch is proved when MongoDB has all of it.
+        wait::until("something is proved", async || {
+            sealed.seal().await?;
+            Ok(sealed.is_whole().await?["proved"].as_u64() > Some(0))
+        })
+        .await?;
         before = sealed.events().count_documents(doc! {}).await?;
     }
     stream.end().await?;
