@@ -107,7 +107,11 @@ async fn carry_on(vault: &Vault, spool: &Spool) -> Result<()> {
         for part in &parts {
             ship(vault, &left.owner, part).await?;
         }
-        tracing::info!(worker = left.owner, parts = parts.len(), "What an ended worker left of the journal is in it.");
+        tracing::info!(
+            worker = left.owner,
+            parts = parts.len(),
+            "What an ended worker left of the journal is in it."
+        );
         left.remove().map_err(failed)?;
     }
     Ok(())

@@ -9,8 +9,8 @@ use taskflow_core::backup::keeping::{self, Item, Verdict};
 use taskflow_stores::clock;
 
 use crate::error::{Error, Result, Trouble};
-use crate::keys::{Identities, Recipients};
 use crate::journal;
+use crate::keys::{Identities, Recipients};
 use crate::manifest::{self, Kind, Manifest};
 use crate::place::Place;
 use crate::postgres::archive;

@@ -380,7 +380,11 @@ async fn what_killed_workers_had_taken_is_in_the_journal() {
     carry_on(&vault, journal::spool(&vault.settings).unwrap()).await;
     let expected: Vec<_> = (1..=4).chain(10..=13).map(record).collect();
     assert_eq!(journal_of(&vault).await, expected);
-    assert_eq!(std::fs::read_dir(journal::spool_dir(&vault.settings)).unwrap().count(), 0, "something is left");
+    assert_eq!(
+        std::fs::read_dir(journal::spool_dir(&vault.settings)).unwrap().count(),
+        0,
+        "something is left"
+    );
 }
 
 #[tokio::test]

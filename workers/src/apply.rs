@@ -97,7 +97,7 @@ async fn work(
     let rules = Rules { now, retention: &context.retention, patience: &context.settings.patience };
     let mut folded = batch::fold(items, &known, lines, state, rules);
     assert_eq!(folded.verdicts.len(), items.len(), "every command has its verdict");
-    let payload = payload(&mut folded);
+    let payload = payload(&mut folded, context.settings.audit_chain);
     // Here, where it is timed, and not under the partition's fence.
     payload.leaves();
     observe_step("decide", start);
@@ -132,7 +132,7 @@ async fn work(
     Ok(Some(Applied { number, folded, payload, refresh, settled }))
 }
 
-fn payload(folded: &mut Folded) -> Payload {
+fn payload(folded: &mut Folded, chained: bool) -> Payload {
     let events = std::mem::take(&mut folded.events);
     let tasks = folded.new_tasks.iter().chain(&folded.changed_tasks);
     let users = folded.new_users.iter().chain(&folded.changed_users);
@@ -141,7 +141,7 @@ fn payload(folded: &mut Folded) -> Payload {
         tasks: tasks.map(|task| task.id).collect(),
         users: users.map(|user| user.id).collect(),
         lists: folded.lists.iter().copied().collect(),
-        seed: Some(Hash(rand::random())),
+        seed: chained.then(|| Hash(rand::random())),
         leaves: OnceLock::new(),
     }
 }

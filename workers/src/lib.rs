@@ -72,6 +72,9 @@ pub struct Settings {
     /// How long messages may wait in a partition in which nothing is finished, for no known cause, before the watchdog
     /// repairs it, in milliseconds.
     pub stuck_after_ms: u64,
+    /// Whether batches join the chain of the audit trail. Without it their events can be neither proved nor verified, then
+    /// or later; it is there so that the benchmark can tell what the chain costs.
+    pub audit_chain: bool,
 }
 
 impl Default for Settings {
@@ -84,6 +87,7 @@ impl Default for Settings {
             drain_ms: 10_000,
             patience: Patience::default(),
             stuck_after_ms: 15_000,
+            audit_chain: true,
         }
     }
 }

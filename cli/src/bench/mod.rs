@@ -57,6 +57,7 @@ pub(crate) async fn run(plan: &Plan) -> anyhow::Result<Report> {
     for phase in &plan.phases {
         let measured = match phase {
             Phase::Drain => throughput::drain(plan, &mut place, &tell).await,
+            Phase::Costs => throughput::costs(plan, &mut place, &tell).await,
             Phase::Mixed => throughput::mixed(plan, &mut place, &tell).await,
             Phase::Intake => intake::run(plan, &mut place, &tell).await,
             Phase::Latency => latency::run(plan, &mut place, &tell).await,

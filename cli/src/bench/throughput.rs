@@ -50,6 +50,42 @@ pub(super) async fn drain(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) 
     Ok(figures)
 }
 
+/// What makes the trail provable and a restore whole, and what each of it costs, in turn on the same backlog.
+pub(super) async fn costs(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<Figure>> {
+    let folder = std::env::temp_dir().join(format!("taskflow-bench-{}", std::process::id()));
+    let journal = folder.display().to_string();
+    let off = ("TASKFLOW_WORKER__AUDIT_CHAIN", "false");
+    let on =
+        [("TASKFLOW_BACKUP__DESTINATION", journal.as_str()), ("TASKFLOW_BACKUP__WORK_DIR", journal.as_str())];
+    let ways: [(&str, &[(&str, &str)]); 3] =
+        [("no chain, no journal", &[off]), ("the chain", &[]), ("the chain and the journal", &on)];
+    let mut runs = ways.map(|_| Vec::new());
+    for round in 0..plan.rounds {
+        // Each way comes first, second and third as often: the machine changes meanwhile.
+        for turn in 0..ways.len() {
+            let way = (round + turn) % ways.len();
+            tell(&format!("round {}: {}", round + 1, ways[way].0));
+            let site = place.site().await?;
+            preload(&site, creates(plan.commands)).await?;
+            runs[way].push(worker_with(place, &site, plan.commands, ways[way].1).await?);
+            site.close().await;
+        }
+    }
+    let [plain, chain, journal] = runs.map(|runs| median(&runs));
+    let mut figures: Vec<Figure> = [plain, chain, journal]
+        .iter()
+        .zip(ways)
+        .map(|(run, (name, _))| Figure::new(&format!("TaskFlow, {name}"), run.rate, "commands/s", None))
+        .collect();
+    figures.push(Figure::new("with the chain / without", chain.rate / plain.rate, "ratio", Some(0.95)));
+    figures.push(Figure::new("with the journal / without", journal.rate / chain.rate, "ratio", None));
+    figures.extend(cpu_figures("without the chain", &plain, plan.commands));
+    figures.extend(cpu_figures("with the chain", &chain, plan.commands));
+    figures.extend(cpu_figures("with the journal", &journal, plan.commands));
+    let _ = std::fs::remove_dir_all(folder);
+    Ok(figures)
+}
+
 /// Five kinds of commands on shared subjects.
 pub(super) async fn mixed(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) -> Result<Vec<Figure>> {
     tell("mixed commands");
@@ -106,8 +142,12 @@ async fn publish(publisher: &Publisher, commands: &[Command]) -> Result<()> {
 
 /// Starts a worker and times it from its first commit until the last event is in the audit trail and the outbox empty.
 async fn worker(place: &Place, site: &Site, commands: usize) -> Result<Run> {
+    worker_with(place, site, commands, &[]).await
+}
+
+async fn worker_with(place: &Place, site: &Site, commands: usize, env: &[(&str, &str)]) -> Result<Run> {
     let before = place.cpu();
-    let child = site.spawn("worker", None)?;
+    let child = site.command(&["worker"]).envs(env.iter().copied()).spawn().context("start a worker")?;
     let pid = child.id().context("the worker ended at once")?;
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -59,6 +59,8 @@ pub(crate) enum Phase {
     Reads,
     /// Hits of the first minute after a flush of Redis, without and with cache.warm; only if named: it takes three minutes
     Warming,
+    /// What the audit trail's chain costs, and the journal: drains without them and with them; only if named
+    Costs,
     /// Each shape of a query of the audit trail on many events (--events); only if named
     Trail,
 }

@@ -124,7 +124,10 @@ async fn under_load(site: Arc<Site>) -> Result {
 
     let settled = must_agree(&backups, &site, &trail, &into).await?;
     ensure!(settled > 100, "only {settled} receipts are settled");
-    ensure!(rows(&site, &into).await?["receipts"].len() as i64 >= before, "the moment lies before the backup");
+    ensure!(
+        rows(&site, &into).await?["receipts"].len() as i64 >= before,
+        "the moment lies before the backup"
+    );
     Ok(())
 }
 

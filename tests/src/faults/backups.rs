@@ -6,13 +6,15 @@ use super::{Fault, act};
 use crate::backups::{Backups, must_agree, own};
 use crate::harness::Harness;
 
-pub static FAULTS: &[Fault] = &[
-    Fault::new("backups: made and restored beside the commands", act!(there_and_back), act!(super::nothing))
-        .applies()
-        .takes()
-        .hold(0.0, 0.0)
-        .soak_only(),
-];
+pub static FAULTS: &[Fault] = &[Fault::new(
+    "backups: made and restored beside the commands",
+    act!(there_and_back),
+    act!(super::nothing),
+)
+.applies()
+.takes()
+.hold(0.0, 0.0)
+.soak_only()];
 
 async fn there_and_back(h: &mut Harness<'_>) -> Result<()> {
     let backups = Backups::new(h.cluster);
