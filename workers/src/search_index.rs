@@ -18,26 +18,53 @@ const REST: u32 = 2;
 /// While normal commands come, they come first: pieces that are over before one of them has to wait, and longer rests …
 const PIECE: i64 = 100;
 const LONG_REST: u32 = 9;
-/// … unless the index lacks so much: twice as much, and searches are refused.
+/// … unless the index lacks so much: twice as much, and searches are refused …
 const FAR_BEHIND: i64 = task_search::PENDING_MAX / 2;
-/// How long an answer to that question holds.
+/// … and when they are, hurry gains nothing until the commands are through. A load that goes on for so long is no burst:
+/// the index gets its share of it then.
+const BURST: Duration = Duration::from_secs(60);
+/// How long an answer to these questions holds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How it works at the moment.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Pace {
     notes: i64,
     rest: u32,
+}
+
+const HURRIED: Pace = Pace { notes: TOGETHER, rest: REST };
+const GENTLE: Pace = Pace { notes: PIECE, rest: LONG_REST };
+
+/// What the index lacks, as it was when somebody looked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lack {
+    Little,
+    Much,
+    /// So much that searches are refused, since then.
+    TooMuch(Instant),
+}
+
+impl Lack {
+    /// The pace beside normal commands.
+    fn pace(self, now: Instant) -> Pace {
+        match self {
+            Self::Little => GENTLE,
+            Self::Much => HURRIED,
+            Self::TooMuch(since) if now.duration_since(since) < BURST => GENTLE,
+            Self::TooMuch(_) => HURRIED,
+        }
+    }
 }
 
 /// Works until `stop`.
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let fresh = || Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let mut backoff = fresh();
-    let mut behind = (false, None::<Instant>);
+    let mut lack = None;
     loop {
         let indexed = async {
-            let pace = pace(context, &mut behind).await?;
+            let pace = pace(context, &mut lack).await?;
             let begun = Instant::now();
             let taken = task_search::index(&context.stores.postgres, pace.notes).await?;
             Ok::<_, StoreError>(if taken < pace.notes as u64 { IDLE } else { begun.elapsed() * pace.rest })
@@ -64,15 +91,45 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     }
 }
 
-/// `behind` is the last answer to whether the index lacks much, and when it was given.
-async fn pace(context: &Context, behind: &mut (bool, Option<Instant>)) -> Result<Pace, StoreError> {
-    let hurried = Pace { notes: TOGETHER, rest: REST };
+/// `lack` is the last look, and when it was.
+async fn pace(context: &Context, lack: &mut Option<(Lack, Instant)>) -> Result<Pace, StoreError> {
     if !context.give_way.is_busy() {
-        return Ok(hurried);
+        return Ok(HURRIED);
     }
-    if behind.1.is_none_or(|asked| asked.elapsed() >= LOOK_EVERY) {
-        let lacks = task_search::lacks_more_than(&context.stores.postgres, FAR_BEHIND).await?;
-        *behind = (lacks, Some(Instant::now()));
+    let now = Instant::now();
+    let known = lack.filter(|(_, at)| now.duration_since(*at) < LOOK_EVERY);
+    let known = match known {
+        Some((known, _)) => known,
+        None => {
+            let postgres = &context.stores.postgres;
+            let before = lack.map(|(before, _)| before);
+            let fresh = if !task_search::lacks_more_than(postgres, FAR_BEHIND).await? {
+                Lack::Little
+            } else if !task_search::lacks_more_than(postgres, task_search::PENDING_MAX).await? {
+                Lack::Much
+            } else {
+                match before {
+                    Some(Lack::TooMuch(since)) => Lack::TooMuch(since),
+                    _ => Lack::TooMuch(now),
+                }
+            };
+            *lack = Some((fresh, now));
+            fresh
+        }
+    };
+    Ok(known.pace(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_let_through_and_a_lasting_load_is_not() {
+        let since = Instant::now();
+        assert_eq!(Lack::Little.pace(since), GENTLE);
+        assert_eq!(Lack::Much.pace(since), HURRIED);
+        assert_eq!(Lack::TooMuch(since).pace(since + BURST / 2), GENTLE);
+        assert_eq!(Lack::TooMuch(since).pace(since + BURST), HURRIED);
     }
-    Ok(if behind.0 { hurried } else { Pace { notes: PIECE, rest: LONG_REST } })
 }
