@@ -1,5 +1,7 @@
 //! A file from one place to another, as it lies there: nothing is decrypted for it.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use crate::error::{Error, Result, Trouble};
@@ -50,12 +52,13 @@ pub(crate) async fn file(
 /// must not take the copies with it.
 pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progress) -> Result<u64> {
     let (ours, theirs) = (from.files(folder).await?, to.files(folder).await?);
+    let by_name: HashMap<&str, &Listed> = theirs.iter().map(|their| (their.name.as_str(), their)).collect();
     let mut copied = 0;
     // What says how far the log goes comes last.
     let (ends, pieces): (Vec<_>, Vec<_>) = ours.iter().partition(|one| one.name.ends_with(archive::POSITION));
     for one in pieces.into_iter().chain(ends) {
-        let same = |their: &&Listed| their.name == one.name && their.bytes == one.bytes && their.at >= one.at;
-        if theirs.iter().any(|their| same(&their)) {
+        let same = |their: &&Listed| their.bytes == one.bytes && their.at >= one.at;
+        if by_name.get(one.name.as_str()).is_some_and(same) {
             continue;
         }
         // No manifest speaks of it; it may have been replaced or removed since it was listed.

@@ -21,7 +21,7 @@ use taskflow_core::backup::journal::{Record, measure};
 use taskflow_core::hex;
 use taskflow_stores::backoff::Backoff;
 use taskflow_stores::clock;
-use taskflow_stores::spool::{Part, Spool};
+use taskflow_stores::spool::{self, Part, Spool};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
@@ -38,8 +38,8 @@ const FULL: u64 = 16 << 20;
 /// Between two tries to write a part, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(15);
-/// Tries when the process ends; the next one on this machine carries on what is left then.
-const LAST_TRIES: u32 = 3;
+/// The last try, when the process ends; the next one on this machine carries on what is left then.
+const LAST_LONGEST: Duration = Duration::from_secs(8);
 /// Clocks of workers differ by no more.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(2);
 
@@ -61,17 +61,38 @@ pub fn spool(settings: &Settings) -> Result<Spool> {
         .map_err(|error| Error::io(folder.display(), &error))
 }
 
+/// Whether this machine still has commands of workers that have ended, which are not in the journal yet.
+///
+/// # Errors
+/// The folder can't be read.
+pub fn lacks_what_ended_workers_left(settings: &Settings) -> Result<bool> {
+    let folder = spool_dir(settings);
+    let failed = |error: std::io::Error| Error::io(folder.display(), &error);
+    for left in spool::abandoned(&folder).map_err(failed)? {
+        if !left.parts().map_err(failed)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Carries on what a worker has taken, until it has left (`left`), and what killed workers of this machine left behind.
 pub async fn write(vault: &Vault, spool: Arc<Spool>, left: &CancellationToken) {
     let every = Duration::from_millis(vault.settings.journal_every_ms.max(100));
     let mut backoff = Backoff::new(AGAIN, AGAIN_MAX);
     while !left.is_cancelled() {
-        tokio::select! {
-            () = tokio::time::sleep(every) => {}
-            () = left.cancelled() => break,
-        }
-        match carry_on(vault, &spool).await {
-            Ok(()) => backoff = Backoff::new(AGAIN, AGAIN_MAX),
+        let carried = async {
+            carry_on(vault, &spool).await?;
+            adopt(vault, &spool).await
+        };
+        match carried.await {
+            Ok(()) => {
+                backoff = Backoff::new(AGAIN, AGAIN_MAX);
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    () = left.cancelled() => {}
+                }
+            }
             Err(error) => {
                 if backoff.tries() == 0 {
                     tracing::warn!(%error, "The journal can't be written at the moment.");
@@ -80,48 +101,66 @@ pub async fn write(vault: &Vault, spool: Arc<Spool>, left: &CancellationToken) {
             }
         }
     }
-    let mut last = Backoff::new(AGAIN, AGAIN);
-    while let Err(error) = carry_on(vault, &spool).await {
-        if last.tries() == LAST_TRIES {
-            tracing::error!(
-                %error, folder = %spool_dir(&vault.settings).display(),
-                "The journal's last part waits on this machine for the next worker."
-            );
-            break;
-        }
-        last.wait(&CancellationToken::new()).await;
+    let last = tokio::time::timeout(LAST_LONGEST, carry_on(vault, &spool)).await;
+    let late = || Err(Error::failed(format!("it took longer than {} s", LAST_LONGEST.as_secs())));
+    if let Err(error) = last.unwrap_or_else(|_| late()) {
+        tracing::error!(
+            %error, folder = %spool_dir(&vault.settings).display(),
+            "The journal's last part waits on this machine for the next worker."
+        );
     }
     if let Some(spool) = Arc::into_inner(spool) {
         spool.end();
     }
 }
 
+/// What this process has taken.
 async fn carry_on(vault: &Vault, spool: &Spool) -> Result<()> {
-    let failed = |error: std::io::Error| Error::io("the journal's parts on this machine", &error);
-    for part in spool.close().map_err(failed)? {
-        ship(vault, spool.owner(), &part).await?;
-        spool.remove(&part).map_err(failed)?;
-    }
-    for left in spool.abandoned().map_err(failed)? {
-        let parts = left.parts().map_err(failed)?;
-        for part in &parts {
-            ship(vault, &left.owner, part).await?;
+    for part in spool.close().map_err(unreadable)? {
+        if ship(vault, spool.owner(), &part).await? == Shipped::Whole {
+            spool.remove(&part).map_err(unreadable)?;
         }
-        tracing::info!(
-            worker = left.owner,
-            parts = parts.len(),
-            "What an ended worker left of the journal is in it."
-        );
-        left.remove().map_err(failed)?;
     }
     Ok(())
 }
 
+/// What others left that have ended.
+async fn adopt(vault: &Vault, spool: &Spool) -> Result<()> {
+    for left in spool.abandoned().map_err(unreadable)? {
+        let parts = left.parts().map_err(unreadable)?;
+        for part in &parts {
+            if ship(vault, &left.owner, part).await? == Shipped::Whole {
+                std::fs::remove_file(&part.path).map_err(unreadable)?;
+            }
+        }
+        if !parts.is_empty() {
+            tracing::info!(
+                worker = left.owner,
+                parts = parts.len(),
+                "What an ended worker left of the journal is in it."
+            );
+        }
+        left.end();
+    }
+    Ok(())
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::io("the journal's parts on this machine", &error)
+}
+
+#[derive(PartialEq)]
+enum Shipped {
+    Whole,
+    /// Up to where it is damaged; it was laid aside.
+    Damaged,
+}
+
 /// Writes a part into the journal; once more is the same file.
-async fn ship(vault: &Vault, owner: &str, part: &Part) -> Result<()> {
+async fn ship(vault: &Vault, owner: &str, part: &Part) -> Result<Shipped> {
     let failed = |error: std::io::Error| Error::io(part.path.display(), &error);
     let mut bytes = tokio::fs::read(&part.path).await.map_err(failed)?;
-    let (mut span, mut whole) = (None, 0);
+    let (mut span, mut whole, mut damage) = (None, 0, None);
     loop {
         match measure(&bytes[whole..]) {
             Ok(Some((at, length))) => {
@@ -132,20 +171,30 @@ async fn ship(vault: &Vault, owner: &str, part: &Part) -> Result<()> {
             // The worker was killed as it wrote what follows, so it has not acknowledged it.
             Ok(None) => break,
             Err(error) => {
-                let path = part.path.display();
-                tracing::error!(error, %path, from = whole, "The rest of the journal's part is damaged, and left out.");
+                damage = Some(error);
                 break;
             }
         }
     }
     bytes.truncate(whole);
-    let Some((first, last)) = span else { return Ok(()) };
-    let form = vault.form(Compression::Zstd);
-    let (first, last) = (first.timestamp_micros(), last.timestamp_micros());
-    let path = format!("{first:020}-{last:020}.{}{}", part.number, form.ending());
-    let mut writer = FileWriter::begin(&vault.place, &format!("{FOLDER}/{owner}"), &path, &form)?;
-    writer.write(Bytes::from(bytes)).await?;
-    writer.finish().await.map(|_| ())
+    if let Some((first, last)) = span {
+        let form = vault.form(Compression::Zstd);
+        let (first, last) = (first.timestamp_micros(), last.timestamp_micros());
+        let path = format!("{first:020}-{last:020}.{}{}", part.number, form.ending());
+        let mut writer = FileWriter::begin(&vault.place, &format!("{FOLDER}/{owner}"), &path, &form)?;
+        writer.write(Bytes::from(bytes)).await?;
+        writer.finish().await?;
+    }
+    let Some(error) = damage else { return Ok(Shipped::Whole) };
+    let aside = part.path.with_extension("damaged");
+    std::fs::rename(&part.path, &aside).map_err(failed)?;
+    tracing::error!(error, path = %aside.display(), from = whole, "The rest of a part of the journal is damaged.");
+    Ok(Shipped::Damaged)
+}
+
+/// A worker's files in the order in which it has written them: its clock may have been set back meanwhile.
+fn number(name: &str) -> Option<u64> {
+    name.split('.').nth(1)?.parse().ok()
 }
 
 /// The times that a file's name tells.
@@ -184,7 +233,7 @@ impl<'r> Reader<'r> {
         }
         let mut streams = Vec::new();
         for (worker, mut files) in workers {
-            files.sort();
+            files.sort_by_cached_key(|name| (number(name), name.clone()));
             let folder = format!("{FOLDER}/{worker}");
             let (files, rest) = (files.into(), BytesMut::new());
             let mut stream = Stream { vault, identities, folder, files, open: None, rest, next: None };

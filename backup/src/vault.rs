@@ -11,7 +11,7 @@ use taskflow_stores::clock;
 use crate::error::{Error, Result, Trouble};
 use crate::journal;
 use crate::keys::{Identities, Recipients};
-use crate::manifest::{self, Kind, Manifest};
+use crate::manifest::{self, File, Kind, Manifest};
 use crate::place::Place;
 use crate::postgres::archive;
 use crate::progress::Progress;
@@ -203,14 +203,44 @@ impl Vault {
             for file in &manifest.files {
                 crate::copy::file(&self.place, second, &folder, file, progress).await?;
             }
+            // A prune may have taken them for what was never whole.
+            let there = second.files(&folder).await?;
+            let has = |file: &File| there.iter().any(|one| one.name == file.path && one.bytes == file.bytes);
+            if let Some(gone) = manifest.files.iter().find(|file| !has(file)) {
+                return Err(Error::new(
+                    Trouble::Missing,
+                    format!(
+                        "{}/{folder}/{}: the copy has gone again; the next run makes it anew",
+                        second.name(),
+                        gone.path
+                    ),
+                ));
+            }
             second.put(&format!("{folder}/{}", manifest::NAME), manifest.to_bytes()?).await?;
             copied.push(found.id);
         }
+        self.copy_proofs(second).await?;
         for (what, folder) in [("log of writes", archive::FOLDER), ("journal", journal::FOLDER)] {
             progress.begin(format!("copy the {what} to {}", second.name()), 0);
             crate::copy::log(&self.place, second, folder, progress).await?;
         }
         Ok(copied)
+    }
+
+    /// What a drill has proven is proven in the second place too: both keep it for longer.
+    async fn copy_proofs(&self, second: &Place) -> Result<()> {
+        let theirs = list(second).await?;
+        for found in list(&self.place).await?.iter().filter(|found| found.proof.is_some()) {
+            let lacks =
+                |their: &&Found| their.id == found.id && their.good().is_some() && their.proof.is_none();
+            let path = format!("{}/{PROOF}", Self::folder(&found.id));
+            if theirs.iter().any(|their| lacks(&their))
+                && let Some(proof) = self.place.find(&path).await?
+            {
+                second.put(&path, proof.into()).await?;
+            }
+        }
+        Ok(())
     }
 }
 

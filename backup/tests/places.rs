@@ -336,7 +336,7 @@ fn bytes(nths: std::ops::RangeInclusive<i64>) -> Vec<u8> {
 
 /// With what waits on this machine in a folder of the test's own.
 fn working_in(vault: &mut Vault, folder: &tempfile::TempDir) {
-    vault.settings.work_dir = folder.path().to_owned();
+    folder.path().clone_into(&mut vault.settings.work_dir);
     vault.settings.journal_every_ms = 100;
 }
 

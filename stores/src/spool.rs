@@ -1,5 +1,6 @@
 //! Bytes on their way to a place that is slow or away: files on this machine first, so that neither a process that is
-//! killed nor a place that is gone for an hour costs any of them. Only a machine that is lost with its disk does.
+//! killed nor a place that is gone for an hour costs any of them. A machine that stops at once may: nothing waits for its
+//! disk.
 //!
 //! Each process has a folder of its own, which it locks: `FOLDER/OWNER/NUMBER.part`. What a process that has ended left
 //! behind is [`Abandoned`], and anybody's to carry on.
@@ -21,16 +22,19 @@ pub struct Spool {
     part_bytes: u64,
     bytes_max: u64,
     state: Mutex<State>,
-    _lock: File,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     open: Option<File>,
-    /// Of the file that is open, or of the next one.
+    /// Of the next file.
     number: u64,
     open_bytes: u64,
     closed_bytes: u64,
+    /// What other processes have here.
+    other_bytes: u64,
+    /// Held while we live.
+    lock: File,
 }
 
 /// A file that nobody writes to any more.
@@ -38,28 +42,30 @@ struct State {
 pub struct Part {
     pub number: u64,
     pub path: PathBuf,
+    pub bytes: u64,
 }
 
 impl Spool {
-    /// Makes a folder for `owner`, which must be new. A file is closed at `part_bytes`; all of them have no more than
-    /// `bytes_max`.
+    /// Makes a folder for `owner`, which must be new. A file is closed at `part_bytes`; all of `folder` has no more than
+    /// about `bytes_max`.
+    ///
+    /// # Errors
+    /// The folder can't be made.
     pub fn begin(folder: &Path, owner: &str, part_bytes: u64, bytes_max: u64) -> io::Result<Self> {
-        let mut builder = fs::DirBuilder::new();
-        // What is written here is what users have said.
-        builder.recursive(true).mode(0o700).create(folder)?;
-        // Under another name until it is locked, or somebody might take it for abandoned.
-        let (hidden, own) = (folder.join(format!(".{owner}")), folder.join(owner));
-        builder.create(&hidden)?;
-        let lock = File::create(hidden.join(LOCK))?;
-        lock.lock()?;
-        fs::rename(&hidden, &own)?;
+        let state = State {
+            open: None,
+            number: 0,
+            open_bytes: 0,
+            closed_bytes: 0,
+            lock: make(folder, owner)?,
+            other_bytes: others_bytes(folder, owner)?,
+        };
         Ok(Self {
             folder: folder.to_owned(),
             owner: owner.to_owned(),
             part_bytes,
             bytes_max,
-            state: Mutex::default(),
-            _lock: lock,
+            state: Mutex::new(state),
         })
     }
 
@@ -82,16 +88,14 @@ impl Spool {
     /// The disk or `bytes_max` is full, or the disk fails; nothing of them is kept then.
     pub fn append(&self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
-        if state.open_bytes + state.closed_bytes + bytes.len() as u64 > self.bytes_max {
-            let full = format!("{} holds {} bytes already", self.own().display(), self.bytes_max);
+        let held = state.open_bytes + state.closed_bytes + state.other_bytes;
+        if held + bytes.len() as u64 > self.bytes_max {
+            let full = format!("{} holds {held} bytes already", self.folder.display());
             return Err(io::Error::new(io::ErrorKind::StorageFull, full));
         }
         let mut file = match state.open.take() {
             Some(file) => file,
-            None => {
-                let path = self.own().join(format!("{:012}.{ENDING}", state.number));
-                File::options().append(true).create_new(true).mode(0o600).open(path)?
-            }
+            None => self.create(&mut state)?,
         };
         if let Err(error) = file.write_all(bytes) {
             // Without what was written of them; a file that can't be cut is closed, and its end is nobody's.
@@ -110,13 +114,33 @@ impl Spool {
         Ok(())
     }
 
+    fn create(&self, state: &mut State) -> io::Result<File> {
+        let path = self.own().join(format!("{:012}.{ENDING}", state.number));
+        let create = || File::options().append(true).create_new(true).mode(0o600).open(&path);
+        let file = match create() {
+            // Somebody has tidied the folder away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                drop(std::mem::replace(&mut state.lock, make(&self.folder, &self.owner)?));
+                create()?
+            }
+            created => created?,
+        };
+        state.number += 1;
+        Ok(file)
+    }
+
     /// Closes the file that is open; returns all that are to be carried on, in order.
     ///
     /// # Errors
     /// The folder can't be read.
     pub fn close(&self) -> io::Result<Vec<Part>> {
-        self.state().close();
-        parts(&self.own())
+        // Under one lock: what is listed is not written to any more.
+        let mut state = self.state();
+        state.close();
+        let parts = parts(&self.own())?;
+        state.closed_bytes = bytes_of(&parts);
+        state.other_bytes = others_bytes(&self.folder, &self.owner)?;
+        Ok(parts)
     }
 
     /// Removes a part that was carried on.
@@ -124,10 +148,9 @@ impl Spool {
     /// # Errors
     /// It can't be removed.
     pub fn remove(&self, part: &Part) -> io::Result<()> {
-        let bytes = fs::metadata(&part.path)?.len();
         fs::remove_file(&part.path)?;
         let mut state = self.state();
-        state.closed_bytes = state.closed_bytes.saturating_sub(bytes);
+        state.closed_bytes = state.closed_bytes.saturating_sub(part.bytes);
         Ok(())
     }
 
@@ -136,20 +159,7 @@ impl Spool {
     /// # Errors
     /// The folder can't be read.
     pub fn abandoned(&self) -> io::Result<Vec<Abandoned>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let Ok(owner) = entry.file_name().into_string() else { continue };
-            if owner == self.owner || owner.starts_with('.') {
-                continue;
-            }
-            // Its owner lives, or somebody else is about to remove it.
-            let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
-            if lock.try_lock().is_ok() {
-                found.push(Abandoned { owner, folder: entry.path(), _lock: lock });
-            }
-        }
-        Ok(found)
+        abandoned(&self.folder)
     }
 
     /// Removes the folder if everything in it was carried on; what was not stays for the next process.
@@ -162,10 +172,8 @@ impl Spool {
 
 impl State {
     fn close(&mut self) {
-        if self.open.take().is_some() || self.open_bytes > 0 {
-            self.number += 1;
-            self.closed_bytes += std::mem::take(&mut self.open_bytes);
-        }
+        self.open = None;
+        self.closed_bytes += std::mem::take(&mut self.open_bytes);
     }
 }
 
@@ -184,26 +192,91 @@ impl Abandoned {
         parts(&self.folder)
     }
 
-    /// Removes everything.
-    ///
-    /// # Errors
-    /// It can't be removed.
-    pub fn remove(self) -> io::Result<()> {
-        fs::remove_dir_all(&self.folder)
+    /// Removes the folder, whose parts were carried on and removed. What else lies there stays, and so does the folder.
+    pub fn end(self) {
+        // Without its lock it is nobody's any more; so that comes last but one.
+        if parts(&self.folder).is_ok_and(|left| left.is_empty()) {
+            let _ = fs::remove_file(self.folder.join(LOCK));
+            let _ = fs::remove_dir(&self.folder);
+        }
     }
+}
+
+/// Makes a process's folder; it is locked as long as the file is open.
+fn make(folder: &Path, owner: &str) -> io::Result<File> {
+    // Those above it are others' too.
+    if let Some(above) = folder.parent() {
+        fs::create_dir_all(above)?;
+    }
+    let mut builder = fs::DirBuilder::new();
+    // What is written here is what users have said.
+    builder.recursive(true).mode(0o700).create(folder)?;
+    // Under another name until it is locked, or somebody might take it for abandoned.
+    let (hidden, own) = (folder.join(format!(".{owner}")), folder.join(owner));
+    builder.create(&hidden)?;
+    let lock = File::create(hidden.join(LOCK))?;
+    lock.lock()?;
+    fs::rename(&hidden, &own)?;
+    Ok(lock)
+}
+
+/// What processes that have ended left in a folder, each locked until it is dropped.
+///
+/// # Errors
+/// The folder can't be read.
+pub fn abandoned(folder: &Path) -> io::Result<Vec<Abandoned>> {
+    let mut found = Vec::new();
+    for (owner, folder) in owners(folder)? {
+        // Its owner lives, or somebody else is about to remove it.
+        let Ok(lock) = File::open(folder.join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() {
+            found.push(Abandoned { owner, folder, _lock: lock });
+        }
+    }
+    Ok(found)
+}
+
+fn owners(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = entries(folder)?.into_iter();
+    let named = entries.filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)));
+    Ok(named.filter(|(owner, _)| !owner.starts_with('.')).collect())
+}
+
+fn others_bytes(folder: &Path, owner: &str) -> io::Result<u64> {
+    let mut bytes = 0;
+    for (_, folder) in owners(folder)?.iter().filter(|(other, _)| other != owner) {
+        bytes += bytes_of(&parts(folder)?);
+    }
+    Ok(bytes)
+}
+
+fn bytes_of(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.bytes).sum()
 }
 
 fn parts(folder: &Path) -> io::Result<Vec<Part>> {
     let mut parts = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
+    for path in entries(folder)? {
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
         if let Some(number) = number.filter(|_| path.extension().is_some_and(|ending| ending == ENDING)) {
-            parts.push(Part { number, path });
+            // It may have been carried on meanwhile.
+            let Ok(about) = fs::metadata(&path) else { continue };
+            parts.push(Part { number, path, bytes: about.len() });
         }
     }
     parts.sort();
     Ok(parts)
+}
+
+/// What lies in a folder; nothing where it is gone.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -232,8 +305,51 @@ mod tests {
         let [one] = <[Abandoned; 1]>::try_from(left).unwrap();
         assert_eq!(one.owner, "first");
         assert_eq!(content(&one.parts().unwrap()), [b"onetwo".to_vec(), b"three".to_vec(), b"!".to_vec()]);
-        one.remove().unwrap();
+        one.parts().unwrap().iter().for_each(|part| fs::remove_file(&part.path).unwrap());
+        one.end();
         assert!(second.abandoned().unwrap().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_lost_between_one_who_writes_and_one_who_carries_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::begin(folder.path(), "own", 64, 1 << 20).unwrap();
+        let written = std::sync::atomic::AtomicBool::new(false);
+        let mut found = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..20_000_u32 {
+                    while spool.append(&number.to_be_bytes()).is_err() {
+                        std::thread::yield_now();
+                    }
+                }
+                written.store(true, std::sync::atomic::Ordering::SeqCst);
+            });
+            loop {
+                let last = written.load(std::sync::atomic::Ordering::SeqCst);
+                for part in spool.close().unwrap() {
+                    found.extend(fs::read(&part.path).unwrap());
+                    spool.remove(&part).unwrap();
+                }
+                if last {
+                    break;
+                }
+            }
+        });
+        assert_eq!(found, (0..20_000_u32).flat_map(u32::to_be_bytes).collect::<Vec<u8>>());
+        let state = spool.state();
+        assert_eq!((state.open_bytes, state.closed_bytes, state.other_bytes), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_folder_that_is_tidied_away_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::begin(folder.path(), "own", 4, 100).unwrap();
+        spool.append(b"lost").unwrap();
+        fs::remove_dir_all(folder.path().join("own")).unwrap();
+        spool.append(b"kept").unwrap();
+        assert_eq!(content(&spool.close().unwrap()), [b"kept".to_vec()]);
+        assert!(abandoned(folder.path()).unwrap().is_empty(), "its owner lives");
     }
 
     #[test]

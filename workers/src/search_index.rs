@@ -50,9 +50,8 @@ impl Lack {
     fn pace(self, now: Instant) -> Pace {
         match self {
             Self::Little => GENTLE,
-            Self::Much => HURRIED,
             Self::TooMuch(since) if now.duration_since(since) < BURST => GENTLE,
-            Self::TooMuch(_) => HURRIED,
+            Self::Much | Self::TooMuch(_) => HURRIED,
         }
     }
 }

@@ -148,22 +148,25 @@ impl Moment {
 pub const QUIET: [&str; 3] = ["receipts", "tasks", "users"];
 
 /// Shorter than the time after which Postgres looks for deadlocks (1 s) and ends one of those concerned: batches take
-/// these locks in another order, and it is us who give up.
+/// these locks in another order, and it is us who give up …
 const LOCK_LONGEST: &str = "SET LOCAL lock_timeout = 300";
+/// … but each fifth time: only who waits for so long makes an autovacuum give way.
+const LOCK_PATIENT: &str = "SET LOCAL lock_timeout = 1500";
 /// Tries to have all the locks at once, and the pauses between them.
 const LOCK_TRIES: u32 = 30;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 const LOCK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// A moment, and the place in the log of writes at which exactly that was committed of the tables [`QUIET`]. Their writers
-/// wait for some tenths of a second at most.
+/// wait for some tenths of a second at a time.
 ///
 /// # Errors
 /// Somebody holds one of the tables for a minute, or Postgres is away.
 pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
     let mut backoff = Backoff::new(LOCK_AGAIN, LOCK_AGAIN_MAX);
     loop {
-        match try_quiet_moment(pool).await {
+        let longest = if backoff.tries() % 5 == 4 { LOCK_PATIENT } else { LOCK_LONGEST };
+        match try_quiet_moment(pool, longest).await {
             Err(error) if error.kind == Kind::Conflict && backoff.tries() < LOCK_TRIES => {
                 backoff.wait(&CancellationToken::new()).await;
             }
@@ -172,12 +175,12 @@ pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError>
     }
 }
 
-async fn try_quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
+async fn try_quiet_moment(pool: &PgPool, longest: &'static str) -> Result<(Moment, String), StoreError> {
     let call = "take a quiet moment";
     let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
     let mut moment = Moment::begin(pool).await?;
     let taken = async {
-        for statement in ["BEGIN", LOCK_LONGEST, "LOCK TABLE users, tasks, receipts IN EXCLUSIVE MODE"] {
+        for statement in ["BEGIN", longest, "LOCK TABLE users, tasks, receipts IN EXCLUSIVE MODE"] {
             sqlx::query(statement).execute(&mut lock).await.map_err(failed(call))?;
         }
         // Its first statement fixes what it sees.

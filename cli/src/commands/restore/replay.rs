@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use taskflow_backup::Vault;
-use taskflow_backup::journal::Reader;
+use taskflow_backup::journal::{Reader, lacks_what_ended_workers_left};
 use taskflow_backup::keys::Identities;
 use taskflow_core::envelope;
 use taskflow_stores::rabbit::publish::{Message, Pending, PublishError};
@@ -35,6 +35,12 @@ pub(super) async fn run(
     settings: &Settings,
     json: bool,
 ) -> Result<ExitCode, Exit> {
+    if lacks_what_ended_workers_left(&vault.settings)? {
+        return Err(Exit::failed(
+            "a worker of this machine that has ended left commands which are not in the journal yet; the next one brings \
+             them there: start it with the same backup.work_dir, and try again in some seconds",
+        ));
+    }
     let stop = CancellationToken::new();
     let stores = connect::stores(settings, "taskflow restore", &stop).await?;
     // Waits for the connection, and says clearly if there is none.

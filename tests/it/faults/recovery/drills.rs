@@ -23,7 +23,8 @@ async fn drilled(world: &World) -> Result {
     let cluster = Cluster::new(&site, PROGRAM)?;
     let backups = archived(&cluster, &folder.0);
     let scheduler = cluster.spawn("scheduler", &backups.env())?;
-    let worker = cluster.worker()?;
+    // It keeps a journal, in the same folder.
+    let worker = cluster.spawn("worker", &backups.env())?;
     wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
     let mut load = Load::new(6);
     load.send(&site, 10).await?;
