@@ -340,11 +340,23 @@ fn working_in(vault: &mut Vault, folder: &tempfile::TempDir) {
     vault.settings.journal_every_ms = 100;
 }
 
-/// A worker that takes nothing any more and ends: what waits is carried on.
+/// A worker that takes nothing any more and ends when nothing waits on its machine.
 async fn carry_on(vault: &Vault, spool: Spool) {
     let left = CancellationToken::new();
-    left.cancel();
-    journal::write(vault, Arc::new(spool), &left).await;
+    let end = async {
+        while waiting(vault) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        left.cancel();
+    };
+    tokio::join!(journal::write(vault, Arc::new(spool), &left), end);
+}
+
+/// Parts that are not in the journal yet.
+fn waiting(vault: &Vault) -> usize {
+    let owners = std::fs::read_dir(journal::spool_dir(&vault.settings)).unwrap().flatten();
+    let files = owners.filter_map(|owner| std::fs::read_dir(owner.path()).ok()).flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|ending| ending == "part")).count()
 }
 
 async fn journal_of(vault: &Vault) -> Vec<Record<'static>> {
@@ -368,6 +380,7 @@ async fn what_killed_workers_had_taken_is_in_the_journal() {
     // In the middle of a record, as it would be if the machine stopped there.
     killed.append(&bytes(4..=5)[..bytes(4..=4).len() + 9]).unwrap();
     drop(killed);
+    assert!(journal::lacks_what_ended_workers_left(&vault.settings).unwrap());
     // The place is away: nothing is lost by trying.
     for requests in [0, 1, 2, 3] {
         let next = journal::spool(&vault.settings).unwrap();
@@ -378,6 +391,7 @@ async fn what_killed_workers_had_taken_is_in_the_journal() {
         left.store(i64::MAX, Ordering::SeqCst);
     }
     carry_on(&vault, journal::spool(&vault.settings).unwrap()).await;
+    assert!(!journal::lacks_what_ended_workers_left(&vault.settings).unwrap());
     let expected: Vec<_> = (1..=4).chain(10..=13).map(record).collect();
     assert_eq!(journal_of(&vault).await, expected);
     assert_eq!(
