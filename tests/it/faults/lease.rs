@@ -50,15 +50,24 @@ async fn handed_over(world: &World) -> Result {
     let stream = Stream::start(&site, 12, 40);
     applied(&site, 60).await?;
     world.servers.lock().await.mongodb.pause();
-    let second = cluster.spawn("worker", &patient)?;
-    let held = "SELECT count(DISTINCT holder) FROM partition_leases WHERE expires_at > now()";
-    wait::until("both have partitions", async || Ok(site.count(held).await? == 2)).await?;
-    let before = heads(&site).await?;
-    wait::until("all partitions go on", async || {
-        Ok(heads(&site).await?.iter().all(|(name, batch)| before.iter().any(|(n, b)| n == name && b < batch)))
-    })
-    .await?;
+    let handed = async {
+        let second = cluster.spawn("worker", &patient)?;
+        let held = "SELECT count(DISTINCT holder) FROM partition_leases WHERE expires_at > now()";
+        wait::until("both have partitions", async || Ok(site.count(held).await? == 2)).await?;
+        let before = heads(&site).await?;
+        wait::until("all partitions go on", async || {
+            // One that has had no batch yet is not among them.
+            let begun =
+                |name: &str| before.iter().find(|(known, _)| known == name).map_or(0, |(_, batch)| *batch);
+            Ok(heads(&site).await?.iter().all(|(name, batch)| begun(name) < *batch))
+        })
+        .await?;
+        Ok::<_, anyhow::Error>(second)
+    };
+    let handed = handed.await;
+    // Whatever came of it: others use these servers too.
     world.servers.lock().await.mongodb.resume();
+    let second = handed?;
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
     first.stop().await?;
