@@ -17,8 +17,8 @@ use taskflow_stores::redis::Redis;
 use taskflow_stores::{declare, mongo, postgres, rabbit, redis};
 use tokio_util::sync::CancellationToken;
 
-use crate::World;
 use crate::world::with_name;
+use crate::{World, wait};
 
 pub struct Site {
     pub postgres: PgPool,
@@ -71,7 +71,12 @@ impl Site {
         let mongo = mongo::connect(&mongo_settings, "taskflow test").await?;
         mongo::migrate::up(&mongo, None).await?;
         let postgres = postgres::connect(&postgres_settings, "taskflow test")?;
-        declare::declare(&postgres, &link, &rabbit_settings).await?;
+        // A busy machine's broker may be slow to let anybody in.
+        wait::until("the site's queues are declared", async || {
+            declare::declare(&postgres, &link, &rabbit_settings).await?;
+            Ok(true)
+        })
+        .await?;
         let env = [
             ("POSTGRES__URL", postgres_settings.url.as_str()),
             ("POSTGRES__CONNECTIONS_MAX", "12"),
