@@ -246,9 +246,9 @@ fn record_statement(tidy: &str) -> String {
 }
 
 /// Writes the receipts of a batch, its entry in `batches`, its outbox row, its link of the audit trail's chain and its
-/// new tasks, in one statement, under the fence: the partition's head row, which gives the batch its number. Its lock is kept until the commit: batches of one
-/// partition commit in the order of their numbers, and whoever takes the lease over waits for a batch that is being
-/// recorded.
+/// new tasks, in one statement, under the fence: the partition's head row, which gives the batch its number. Its lock is
+/// kept until the commit: batches of one partition commit in the order of their numbers, and whoever takes the lease over
+/// waits for a batch that is being recorded.
 ///
 /// # Errors
 /// [`crate::Kind::Conflict`] when a twin of one of the commands has been applied meanwhile, or a task exists by now.
