@@ -90,16 +90,16 @@ async fn receive(
     let before = archive.reached().await?.filter(|reached| whole && reached.lsn >= restart);
     let since = before.map_or(restart, |reached| reached.since);
     let begin = Segment::holding(place.timeline, restart, place.segment_bytes);
-    let spool = Spool::make(&settings.work_dir(), &place.system, &begin.name(place.segment_bytes))?;
+    let landing = Landing::make(&settings.work_dir(), &place.system, &begin.name(place.segment_bytes))?;
     let application = format!("taskflow_wal_{}", clock::new_id().simple());
     let programs = Programs::find(settings, url)?.called(&application);
-    let directory = spool.folder.display().to_string();
+    let directory = landing.folder.display().to_string();
     // Not under the slot: the receiver would advance it before anything is shipped.
     let args =
         ["--directory", &directory, "--no-loop", "--synchronous", "--status-interval=1", "--no-password"];
     let mut receiver = programs.start_guarded("pg_receivewal", &args.map(str::to_owned))?;
     tracing::info!(slot = settings.wal_slot, from = %restart, "The log of writes is archived from here on.");
-    let work = Work { vault, pool, archive, spool: &spool, application: &application, since };
+    let work = Work { vault, pool, archive, landing: &landing, application: &application, since };
     loop {
         turn.holds().await?;
         let place = wal::place(pool).await?;
@@ -148,7 +148,7 @@ struct Work<'w> {
     vault: &'w Vault,
     pool: &'w PgPool,
     archive: Archive<'w>,
-    spool: &'w Spool,
+    landing: &'w Landing,
     application: &'w str,
     since: Lsn,
 }
@@ -176,9 +176,9 @@ impl Work<'_> {
         let mut newest = None;
         // A file may become whole while we look: then it is looked at again.
         for _ in 0..3 {
-            let names = self.spool.names()?;
+            let names = self.landing.names()?;
             for name in names.iter().filter(|name| !name.ends_with(PARTIAL)) {
-                let file = self.spool.folder.join(name);
+                let file = self.landing.folder.join(name);
                 self.archive.ship(&file, name).await?;
                 if let Some(segment) = Segment::from_name(name, size) {
                     self.archive.forget_partial(name).await?;
@@ -189,7 +189,7 @@ impl Work<'_> {
                 std::fs::remove_file(&file).map_err(|error| Error::io(file.display(), &error))?;
             }
             let Some(partial) = names.iter().find(|name| name.ends_with(PARTIAL)) else { break };
-            match self.archive.ship(&self.spool.folder.join(partial), partial).await {
+            match self.archive.ship(&self.landing.folder.join(partial), partial).await {
                 Err(error) if error.trouble == Trouble::Missing => {}
                 shipped => {
                     shipped?;
@@ -231,11 +231,11 @@ impl Work<'_> {
 }
 
 /// The folder that the receiver writes into. It may be lost at any moment.
-struct Spool {
+struct Landing {
     folder: PathBuf,
 }
 
-impl Spool {
+impl Landing {
     /// Makes the folder, in which the receiver finds where to begin: it goes on with the newest piece it sees.
     fn make(work: &Path, system: &str, begin: &str) -> Result<Self> {
         let folder = work.join(format!("wal-{system}"));
@@ -264,7 +264,7 @@ impl Spool {
     }
 }
 
-impl Drop for Spool {
+impl Drop for Landing {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
