@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 use taskflow_core::backup::wal::Lsn;
@@ -13,7 +13,7 @@ use taskflow_stores::mongo::{self, refill};
 use taskflow_stores::postgres::backup::{QUIET, Sums, quiet_moment};
 use taskflow_stores::postgres::{self, PgPool, wal};
 
-use crate::error::{Error, Result, Trouble};
+use crate::error::{Error, Result};
 use crate::keys::Identities;
 use crate::manifest::{Kind, Manifest};
 use crate::postgres::archive::Archive;
@@ -21,10 +21,6 @@ use crate::progress::Progress;
 use crate::restore::cluster::{self, Target};
 use crate::restore::{mongo as documents, postgres as dumps};
 use crate::vault::{Proof, Vault};
-
-/// The log must have come to the drill's moment within this.
-const PATIENCE: Duration = Duration::from_secs(300);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How one store's drill ended.
 #[derive(Debug, Clone, Serialize)]
@@ -64,7 +60,8 @@ impl Drill<'_> {
         let live = moment.sums().await;
         moment.end().await;
         let live = live?;
-        self.wait(&archive, lsn).await?;
+        // With the first byte behind it: only then all of it is there.
+        archive.wait(Lsn(lsn.0 + 1), self.progress).await?;
         let started = Instant::now();
         let folder = self.scratch("cluster").await?;
         let data = folder.join("data");
@@ -184,26 +181,6 @@ impl Drill<'_> {
             took_s,
             detail,
         })
-    }
-
-    /// Waits until the archived log has the drill's moment.
-    async fn wait(&self, archive: &Archive<'_>, lsn: Lsn) -> Result<()> {
-        self.progress.begin("wait for the log of writes", 0);
-        let since = Instant::now();
-        while archive.reached().await?.is_none_or(|reached| reached.lsn <= lsn) {
-            self.progress.check()?;
-            if since.elapsed() > PATIENCE {
-                return Err(Error::new(
-                    Trouble::Away,
-                    format!(
-                        "the archived log has not come to {lsn} within {} s; does a scheduler archive it?",
-                        PATIENCE.as_secs()
-                    ),
-                ));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Ok(())
     }
 
     /// An empty folder that servers' users reach.

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use taskflow_core::backup::wal::{Lsn, Segment, gaps};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
@@ -24,6 +26,9 @@ pub(crate) const POSITION: &str = "position.json";
 pub(crate) const PARTIAL: &str = ".partial";
 /// Clocks of the place and of the server may differ by so much.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(10);
+/// The log must reach a place that it is waited for within this.
+const PATIENCE: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How far the archive goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +67,26 @@ impl<'v> Archive<'v> {
         let Some(bytes) = self.vault.place.find(&path).await? else { return Ok(None) };
         let reached = serde_json::from_slice(&bytes);
         reached.map(Some).map_err(|error| Error::damaged(format!("{path}: it can't be read: {error}")))
+    }
+
+    /// Waits until everything before a place is in the archive.
+    pub(crate) async fn wait(&self, place: Lsn, progress: &Progress) -> Result<()> {
+        progress.begin("wait for the log of writes", 0);
+        let since = Instant::now();
+        while self.reached().await?.is_none_or(|reached| reached.lsn < place) {
+            progress.check()?;
+            if since.elapsed() > PATIENCE {
+                return Err(Error::new(
+                    Trouble::Away,
+                    format!(
+                        "the archived log has not reached {place} within {} s; does a scheduler run with backup.wal?",
+                        PATIENCE.as_secs()
+                    ),
+                ));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     pub(crate) async fn set_reached(&self, reached: &Reached) -> Result<()> {

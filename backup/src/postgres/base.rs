@@ -1,7 +1,5 @@
 //! A base backup: the whole cluster's files (`pg_basebackup`), from which the archived log leads to any later moment.
 
-use std::time::Duration;
-
 use taskflow_core::backup::wal::Lsn;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::backup::Moment;
@@ -10,7 +8,7 @@ use taskflow_stores::postgres::{PgPool, wal};
 use super::archive::Archive;
 use super::programs::Programs;
 use crate::draft::{Draft, Facts};
-use crate::error::{Error, Result, Trouble};
+use crate::error::{Error, Result};
 use crate::manifest::{Kind, Manifest, Position};
 use crate::progress::Progress;
 use crate::settings::Compression;
@@ -18,9 +16,6 @@ use crate::vault::{Found, Vault};
 
 /// The files, one behind the other.
 pub const FILE: &str = "base.tar";
-/// The log must reach the backup's end within this.
-const PATIENCE: Duration = Duration::from_secs(600);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Makes a base backup. It is whole when the archived log has reached its end.
 pub async fn create(vault: &Vault, url: &str, pool: &PgPool, progress: &Progress) -> Result<Manifest> {
@@ -59,7 +54,8 @@ pub async fn create(vault: &Vault, url: &str, pool: &PgPool, progress: &Progress
         ended?;
         let start = told(&tail, "\"Start-LSN\": \"")?;
         let end = told(&tail, "\"End-LSN\": \"")?;
-        wait(&archive, end, progress).await?;
+        // Before that, the backup can't be restored.
+        archive.wait(end, progress).await?;
         Ok::<_, Error>((start, end))
     };
     match made.await {
@@ -139,26 +135,4 @@ fn told(tail: &[u8], what: &str) -> Result<Lsn> {
     let place = tail.rsplit(what).next().filter(|_| tail.contains(what));
     let place = place.and_then(|rest| rest.split('"').next()?.parse().ok());
     place.ok_or_else(|| Error::failed(format!("the manifest of pg_basebackup does not tell {what}")))
-}
-
-/// Waits until the archived log has a place: before that, the backup can't be restored.
-async fn wait(archive: &Archive<'_>, end: Lsn, progress: &Progress) -> Result<()> {
-    progress.begin("wait for the log of writes", 0);
-    let since = tokio::time::Instant::now();
-    loop {
-        progress.check()?;
-        if archive.reached().await?.is_some_and(|reached| reached.lsn >= end) {
-            return Ok(());
-        }
-        if since.elapsed() > PATIENCE {
-            return Err(Error::new(
-                Trouble::Away,
-                format!(
-                    "the archived log has not reached {end} within {} s; does a scheduler run with backup.wal?",
-                    PATIENCE.as_secs()
-                ),
-            ));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }

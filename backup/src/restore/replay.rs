@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use taskflow_servers::Recovered;
+use taskflow_stores::Kind;
 use taskflow_stores::postgres::backup::{Facts, Moment};
 use taskflow_stores::postgres::{self, PgPool, wal};
 
@@ -98,11 +99,17 @@ async fn ready(server: &Recovered, pool: &PgPool, progress: &Progress) -> Result
     loop {
         progress.check()?;
         server.must_run().map_err(|error| Error::failed(format!("{error:#}")))?;
-        if matches!(wal::in_recovery(pool).await, Ok(false)) {
-            let mut moment = Moment::begin(pool).await?;
-            let facts = moment.facts().await;
-            moment.end().await;
-            return Ok(facts?);
+        match wal::in_recovery(pool).await {
+            Ok(false) => {
+                let mut moment = Moment::begin(pool).await?;
+                let facts = moment.facts().await;
+                moment.end().await;
+                return Ok(facts?);
+            }
+            Ok(true) => {}
+            // It lets nobody in yet.
+            Err(error) if error.kind == Kind::Unavailable => {}
+            Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
