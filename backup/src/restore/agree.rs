@@ -1,7 +1,8 @@
 //! After Postgres has gone back in time: the other stores are brought to agree with it, and what differs is listed.
 //!
 //! Postgres says what is true. An event of a command that has no receipt tells of what has not happened: it is marked
-//! with the epoch of this restore and kept apart, under an id of its own. Events that should be there and are not (MongoDB
+//! with the epoch of this restore and kept apart, under an id of its own. So is an event of the system itself whose link
+//! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. Events that should be there and are not (MongoDB
 //! went back further than Postgres) are listed; what of them still lies in the outbox comes by itself. Epochs of leases
 //! and numbers of batches jump beyond everything that was ever used, and the caches are emptied: they may be ahead of the
 //! data.
@@ -16,7 +17,8 @@ use serde_json::json;
 use taskflow_core::event::EventId;
 use taskflow_core::system_event;
 use taskflow_stores::clock;
-use taskflow_stores::mongo::{Database, undone};
+use taskflow_stores::mongo::Database;
+use taskflow_stores::mongo::undone::{self, By, Told};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::restore_epochs::{self as epochs, Outcome};
 use taskflow_stores::redis::Redis;
@@ -41,6 +43,7 @@ pub struct Difference {
     /// Commands that had been applied and are not any more, the first ten thousand.
     pub undone: BTreeSet<Uuid>,
     pub undone_commands: u64,
+    /// Events that were set apart: of those commands, and of the system itself.
     pub undone_events: u64,
     /// Commands whose events MongoDB lacks, the first ten thousand.
     pub missing: BTreeSet<Uuid>,
@@ -102,7 +105,8 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     Ok(difference)
 }
 
-/// Marks the events of commands without a receipt; returns the newest batch of each partition that any event names.
+/// Marks the events of commands without a receipt, and those of the system without a link; returns the newest batch of
+/// each partition that any event names.
 async fn mark(
     stores: &Stores<'_>,
     since: DateTime<Utc>,
@@ -113,16 +117,26 @@ async fn mark(
     let mut seen = BTreeMap::<String, i64>::new();
     let mut commands = BTreeSet::new();
     let at = clock::now();
+    let (last_link, pending) = epochs::system_chain(stores.postgres).await?;
+    // What was told late is told again.
+    let since = pending.map_or(since, |pending| since.min(pending));
     let mut telling = undone::read(stores.mongo, since).await?;
     while let Some(told) = telling.next(BATCH).await? {
         progress.check()?;
+        let mut asked = Vec::with_capacity(told.len());
         for event in &told {
-            let newest = seen.entry(event.partition.clone()).or_insert(event.batch);
-            *newest = (*newest).max(event.batch);
+            if let By::Command { id, partition } = &event.by {
+                let newest = seen.entry(partition.clone()).or_insert(event.batch);
+                *newest = (*newest).max(event.batch);
+                asked.push(*id);
+            }
         }
-        let asked: Vec<Uuid> = told.iter().map(|event| event.command).collect();
         let known = epochs::with_receipt(stores.postgres, &asked).await?;
-        let unknown = || told.iter().filter(|event| !known.contains(&event.command));
+        let is_unknown = |event: &&Told| match &event.by {
+            By::Command { id, .. } => !known.contains(id),
+            By::System => event.batch > last_link,
+        };
+        let unknown = || told.iter().filter(is_unknown);
         let ids: Vec<[u8; 12]> =
             unknown().filter(|event| event.undone.is_none()).map(|event| event.id).collect();
         if !ids.is_empty() {
@@ -130,8 +144,11 @@ async fn mark(
             taskflow_stores::crash::point("marked");
         }
         // Those of a run that was broken off too; those of an earlier restore were told of then.
-        let ours = unknown().filter(|event| event.undone.is_none_or(|theirs| theirs == epoch));
-        commands.extend(ours.map(|event| event.command));
+        for event in unknown().filter(|event| event.undone.is_none_or(|theirs| theirs == epoch)) {
+            if let By::Command { id, .. } = event.by {
+                commands.insert(id);
+            }
+        }
     }
     difference.undone_events = undone::count(stores.mongo, since, epoch).await?;
     difference.undone_commands = commands.len() as u64;

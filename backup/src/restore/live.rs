@@ -70,14 +70,10 @@ async fn postgres(
     let mut restored = dumps::restore(vault, identities, order, progress).await?;
     // Whoever began to work meanwhile has written what would be lost.
     must_rest(live.postgres).await?;
-    admin::rename_database(&server, &name, &old).await?;
-    taskflow_stores::crash::point("renamed");
-    if let Err(error) = admin::rename_database(&server, &new, &name).await {
-        admin::rename_database(&server, &old, &name).await?;
-        return Err(
-            Error::from(error).during(format!("the live database is as it was; the restored one is {new}"))
-        );
-    }
+    // Both or none: there is a live database whatever dies.
+    admin::rename_databases(&server, &[(&name, &old), (&new, &name)]).await.map_err(|error| {
+        Error::from(error).during(format!("the live database is as it was; the restored one is {new}"))
+    })?;
     restored.database = name;
     Ok(Replaced { restored, saved: saved.id, old: Some(old) })
 }

@@ -89,7 +89,7 @@ pub async fn restore(
             return Err(error);
         }
     };
-    admin::rename_database(pool, &unfinished, into).await?;
+    admin::rename_databases(pool, &[(&unfinished, into)]).await?;
     Ok(Restored {
         backups: vec![manifest.id.clone()],
         database: into.to_owned(),

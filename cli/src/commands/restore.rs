@@ -308,7 +308,7 @@ fn print_difference(difference: &Difference) {
         .map_or_else(|| "none".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S%.3f UTC").to_string());
     println!("restore epoch {}: the newest receipt is of {point}", difference.epoch);
     println!(
-        "{} events of {} commands that were undone are marked and kept apart",
+        "{} events are marked and kept apart: those of {} commands that were undone, and of what was done to the system since",
         difference.undone_events, difference.undone_commands
     );
     difference.undone.iter().for_each(|id| println!("    undone {id}"));

@@ -1,5 +1,4 @@
-//! Events of commands that were undone, since Postgres has gone back in time: they are marked and kept
-//! apart, never removed.
+//! Events of what was undone, since Postgres has gone back in time: they are marked and kept apart, never removed.
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
@@ -18,11 +17,21 @@ pub const FIELD: &str = "undone";
 #[derive(Debug, Clone)]
 pub struct Told {
     pub id: [u8; 12],
-    pub command: Uuid,
-    pub partition: String,
+    pub by: By,
     pub batch: i64,
     /// The epoch in which it was marked.
     pub undone: Option<i64>,
+}
+
+/// What has caused an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    Command {
+        id: Uuid,
+        partition: String,
+    },
+    /// Something that was done to the system; the batch is a link of its own chain.
+    System,
 }
 
 /// Events from a time on.
@@ -37,8 +46,7 @@ pub async fn read(database: &Database, since: DateTime<Utc>) -> Result<Telling, 
 }
 
 impl Telling {
-    /// The next events, `most` at most; none at the end. Those of the system itself are left out: they tell of what was
-    /// done to it, and that was done.
+    /// The next events, `most` at most; none at the end.
     pub async fn next(&mut self, most: usize) -> Result<Option<Vec<Told>>, StoreError> {
         let mut told = Vec::new();
         let mut seen = 0;
@@ -55,14 +63,15 @@ impl Telling {
 
 fn read_one(event: &Document) -> Option<Told> {
     let run = event.get_document("run").ok()?;
-    let partition = run.get_str("p").ok()?.to_owned();
-    if partition == super::gap::SYSTEM {
-        return None;
-    }
+    let partition = run.get_str("p").ok()?;
+    let by = if partition == super::gap::SYSTEM {
+        By::System
+    } else {
+        By::Command { id: event.get_str("commandId").ok()?.parse().ok()?, partition: partition.to_owned() }
+    };
     Some(Told {
         id: event.get_object_id("_id").ok()?.bytes(),
-        command: event.get_str("commandId").ok()?.parse().ok()?,
-        partition,
+        by,
         batch: run.get_i64("n").ok()?,
         undone: event.get_document(FIELD).ok().and_then(|mark| mark.get_i64("epoch").ok()),
     })

@@ -13,6 +13,9 @@ use super::failed;
 use crate::backoff::Backoff;
 use crate::{Kind, StoreError};
 
+/// How often those who are in a database that is renamed are sent away.
+const EMPTY_EVERY: Duration = Duration::from_millis(100);
+
 /// What is read of a whole database at one moment.
 pub struct Moment {
     connection: PgConnection,
@@ -267,22 +270,39 @@ pub async fn drop_database(pool: &PgPool, name: &str) -> Result<(), StoreError> 
     alone(pool, "remove a database", format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
 }
 
-/// Gives a database another name; sessions in it are ended first, and none can come back meanwhile.
-pub async fn rename_database(pool: &PgPool, from: &str, to: &str) -> Result<(), StoreError> {
+/// Gives databases other names, `(from, to)`, all of them or none, whatever dies meanwhile; sessions in them are ended.
+///
+/// The server refuses while somebody is in the database, for five seconds, and lets nobody else in meanwhile: so those
+/// within are ended from beside, and no database is ever closed by a setting that would outlast this process.
+pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(), StoreError> {
     let call = "rename a database";
-    alone(pool, call, format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quoted(from))).await?;
-    let renamed = async {
-        sqlx::query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1")
-            .bind(from)
-            .execute(pool)
-            .await
-            .map_err(failed(call))?;
-        alone(pool, call, format!("ALTER DATABASE {} RENAME TO {}", quoted(from), quoted(to))).await
+    let mut connection = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let rename = async {
+        let mut transaction = connection.begin().await?;
+        for (from, to) in names {
+            let statement = format!("ALTER DATABASE {} RENAME TO {}", quoted(from), quoted(to));
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+            crate::crash::point("renamed");
+        }
+        transaction.commit().await
     };
-    let renamed = renamed.await;
-    let name = if renamed.is_ok() { to } else { from };
-    alone(pool, call, format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", quoted(name))).await?;
-    renamed
+    let from: Vec<&str> = names.iter().map(|(from, _)| *from).collect();
+    let empty = async {
+        let mut beside = PgConnection::connect_with(&long(pool)).await?;
+        loop {
+            sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1)")
+                .bind(&from)
+                .execute(&mut beside)
+                .await?;
+            tokio::time::sleep(EMPTY_EVERY).await;
+        }
+    };
+    let renamed: Result<(), sqlx::Error> = tokio::select! {
+        biased;
+        renamed = rename => renamed,
+        failed = empty => failed,
+    };
+    renamed.map_err(failed(call)).map_err(needs_owner)
 }
 
 /// A statement that is no part of a transaction, with as much time as it takes.
@@ -290,13 +310,17 @@ async fn alone(pool: &PgPool, call: &'static str, statement: String) -> Result<(
     let mut connection = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
     let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed(call));
     let _ = connection.close().await;
-    done.map(|_| ()).map_err(|error| match error.kind {
+    done.map(|_| ()).map_err(needs_owner)
+}
+
+fn needs_owner(error: StoreError) -> StoreError {
+    match error.kind {
         Kind::Bug => StoreError {
             detail: format!("{}; it takes a role with CREATEDB that owns the database", error.detail),
             ..error
         },
         _ => error,
-    })
+    }
 }
 
 /// The folder of the server's data, as it calls it; `None` where the role may not read it.

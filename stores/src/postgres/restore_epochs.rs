@@ -75,6 +75,17 @@ pub async fn at_work(pool: &PgPool) -> Result<Vec<String>, StoreError> {
     .map_err(failed("look who works"))
 }
 
+/// The newest link of the chain of the system's events, and when the oldest event was made that is not delivered yet.
+pub async fn system_chain(pool: &PgPool) -> Result<(i64, Option<DateTime<Utc>>), StoreError> {
+    sqlx::query_as(
+        "SELECT h.number, (SELECT min((convert_from(s.event, 'UTF8')::jsonb ->> 'at')::timestamptz) FROM system_events s)
+         FROM audit_system_head h",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("read the head of the system's events"))
+}
+
 /// Moves what must never go back beyond anything that was ever used: epochs of leases, numbers of batches. `seen` has the
 /// newest batch of each partition that any other store knows.
 pub async fn jump(pool: &PgPool, seen: &BTreeMap<String, i64>) -> Result<(), StoreError> {

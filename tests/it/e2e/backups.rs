@@ -341,6 +341,13 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     ensure!(code == Some(2) && said.contains(&live), "{said}");
     let count = "SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()";
     wait::until("nobody works", async || Ok(site.count(count).await? == 0)).await?;
+    // Killed at any of the renames (the first is the restored database's own), it leaves what is live as it is.
+    for point in ["renamed:1", "renamed:2", "renamed:3"] {
+        let live_before = rows(&site, &live).await?;
+        let died = backups.run(&live_twice, &[("TASKFLOW_CRASH_AT", point)]).await?;
+        ensure!(!died.status.success(), "it went by {point}");
+        must_be_alike(&live_before, &rows(&site, &live).await?)?;
+    }
     // Our own sessions end with the rename.
     let replaced = backups.ask(&live_twice).await?;
     let old = replaced[0]["old"].as_str().context("no old database")?.to_owned();

@@ -85,8 +85,9 @@ pub(super) async fn a_closed_channel_is_made_anew(url: &str) -> Outcome {
         let start = Instant::now();
         let mut pending = vec![client.publisher.send(nowhere).await?];
         for number in 3..50 {
-            // Some go to the dying channel, some to the next.
-            pending.push(client.publisher.send(numbered(number)).await?);
+            // Some go to the dying channel, some to the next; if one comes between the broker's close and our answer to
+            // it, the broker ends the whole connection, and some are refused at once.
+            pending.extend(client.publisher.send(numbered(number)).await.ok());
         }
         let first = pending.remove(0).confirmed().await;
         assert!(matches!(first, Err(PublishError::Unavailable(_))), "{first:?}");
@@ -94,7 +95,7 @@ pub(super) async fn a_closed_channel_is_made_anew(url: &str) -> Outcome {
             let _ = pending.confirmed().await;
         }
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        client.publisher.publish(numbered(99)).await?;
+        until(Duration::from_secs(20), async || client.publisher.publish(numbered(99)).await.is_ok()).await?;
     }
     Ok(())
 }

@@ -68,6 +68,13 @@ async fn to_moments(world: &World) -> Result {
             marks.push(Mark { at: now(&site).await?, rows });
         }
         until_settled(&site, load.sent.len()).await?;
+        // What was done to the system is told too, and will be undone.
+        let run = cluster.run(&["jobs", "run", "retention.dead_letters", "--json"], &[]).await?;
+        ensure!(run.status.success(), "{run:?}");
+        wait::until("the system's events are told", async || {
+            Ok(site.count("SELECT count(*) FROM system_events").await? == 0)
+        })
+        .await?;
         seal(&cluster, &[]).await?;
         let before = *load.ids().get(load.sent.len() / 2).context("no command")?;
         until_archived(&backups, now(&site).await?).await?;
@@ -204,6 +211,10 @@ async fn go_on(site: &mut Site, folder: &Path, data: &Path, journal: &Path, load
     ensure!(all.len() == events, "{} events of {events}", all.len());
     let undone = all.iter().filter(|event| event.contains_key("undone")).count();
     ensure!(json!(undone) == difference["undone_events"], "{undone} are marked: {difference}");
+    let of_system = all.iter().filter(|event| {
+        event.contains_key("undone") && event.get_str("type").is_ok_and(|kind| kind.starts_with("system."))
+    });
+    ensure!(of_system.count() >= 2, "what was done to the system since is not set apart");
     for (partition, epoch, batch) in epochs {
         let (now_epoch, now_batch): (i64, i64) =
             sqlx::query_as("SELECT epoch, batch FROM partition_heads WHERE partition = $1")
