@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 /// Longest wait, in seconds: generous, since a busy machine is slow and a right test never needs it.
 const PATIENCE_S: u64 = 240;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Waits until the condition holds; an error names it.
+/// What was waited for in vain.
+#[derive(Debug, thiserror::Error)]
+#[error("waited {patience_s} s in vain until {until}")]
+pub struct Waited {
+    patience_s: u64,
+    until: String,
+}
+
+/// Waits until the condition holds; an error names it ([`Waited`]).
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(PATIENCE_S);
     loop {
@@ -17,10 +25,11 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>)
             return Ok(());
         }
         if tokio::time::Instant::now() > deadline {
-            match last {
-                Err(error) => return Err(error.context(format!("waited {PATIENCE_S} s until {what}"))),
-                Ok(_) => bail!("waited {PATIENCE_S} s in vain until {what}"),
-            }
+            let waited = Waited { patience_s: PATIENCE_S, until: what.to_owned() };
+            return Err(match last {
+                Err(error) => error.context(waited),
+                Ok(_) => waited.into(),
+            });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
