@@ -1,8 +1,9 @@
 //! Finding the message that kills: one that makes the process abort, or exhausts its memory.
 //!
 //! When a worker dies, the broker's count of returns rises for everything that it held, so the count can't tell the
-//! culprit. It only says when to go slowly: a message that came back twice is tried alone, and that is written down
-//! before. Who was alone so often and never came to an end is dead; nobody else is charged.
+//! culprit. It only says of whom to take note: messages that came back are written down before they are tried together,
+//! and whoever was among them when a worker died once more is tried alone, which is written down too. Who was alone so
+//! often and never came to an end is dead; nobody else is charged.
 //!
 //! A command that has waited is not the broker's any more. There the lease tells: a holder that dies leaves it to run
 //! out, and after two of those what is due is taken one by one ([`crate::partition`]).
@@ -15,8 +16,8 @@ use taskflow_stores::rabbit::consume::Delivery;
 use taskflow_stores::{StoreError, clock};
 use uuid::Uuid;
 
-/// Returns after which a message is tried alone. The first may be a deployment.
-const RETURNS: i64 = 2;
+/// Returns after which a message is taken note of: it may be a deployment, and costs two statements a batch.
+const RETURNS: i64 = 1;
 /// Deaths in a row after which commands that have waited are tried alone.
 pub(crate) const DEATHS: i16 = 2;
 /// Tries alone before a message is given up.
@@ -25,7 +26,7 @@ const REASON: &str = "poison";
 
 /// How a message is to be taken.
 pub(crate) enum Trial {
-    /// As any other.
+    /// As any other: it is under no suspicion.
     None,
     /// Alone; the try is written down.
     Alone(Fingerprint),
@@ -36,19 +37,6 @@ pub(crate) enum Trial {
 /// Whether a message may have killed somebody.
 pub(crate) fn is_suspicious(delivery: &Delivery) -> bool {
     delivery.returns() >= RETURNS
-}
-
-/// Says how a message is to be taken, and writes down if it is alone.
-pub(crate) async fn trial(
-    pool: &PgPool,
-    partition: &str,
-    epoch: i64,
-    delivery: &Delivery,
-) -> Result<Trial, StoreError> {
-    if !is_suspicious(delivery) {
-        return Ok(Trial::None);
-    }
-    try_alone(pool, partition, epoch, delivery.body()).await
 }
 
 /// Writes down that a message is tried alone, and says whether it still may be.

@@ -199,7 +199,7 @@ fn start_journal(
         // Commands are applied all the same.
         Err(error) => {
             tracing::error!(%error, "There is no journal of commands.");
-            None
+            Some(Journal::missing(&error.to_string()))
         }
     }
 }

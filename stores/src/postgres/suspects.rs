@@ -1,10 +1,40 @@
 //! The table `suspects`: messages that may kill the process that reads them.
 
+use std::collections::HashSet;
+
 use sqlx::PgPool;
 use taskflow_core::command::Fingerprint;
 
 use super::failed;
 use crate::StoreError;
+
+/// Notes that messages are about to be tried together. Returns those among them that must be tried alone: somebody died
+/// who had them together, or one of them is tried alone already. It lasts before this returns.
+pub async fn note_together(
+    pool: &PgPool,
+    digests: &[Fingerprint],
+    partition: &str,
+    epoch: i64,
+) -> Result<HashSet<Fingerprint>, StoreError> {
+    let digests: Vec<&[u8]> = digests.iter().map(<[u8; 16]>::as_slice).collect();
+    // What is noted here is not seen by the select. A pipeline that only waited for a store has them together again.
+    let known: Vec<Vec<u8>> = sqlx::query_scalar(
+        "/* note_together */
+        WITH noted AS (
+            INSERT INTO suspects (digest, partition, tries, epoch, last_tried_at)
+            SELECT DISTINCT d, $2, 0, $3, now() FROM UNNEST($1::bytea[]) AS d ORDER BY d
+            ON CONFLICT DO NOTHING
+        )
+        SELECT digest FROM suspects WHERE digest = ANY($1) AND (tries > 0 OR (partition, epoch) <> ($2, $3))",
+    )
+    .bind(&digests)
+    .bind(partition)
+    .bind(epoch)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("note suspects"))?;
+    Ok(known.into_iter().filter_map(|digest| digest.try_into().ok()).collect())
+}
 
 /// Notes that a message is about to be tried alone. Returns which try it is, from 1. It lasts before this returns: what
 /// comes next may be the end of the process. Under one epoch a message has one try: whoever tries it again there waited
@@ -32,14 +62,15 @@ pub async fn note_try(
     .map_err(failed("note a suspect"))
 }
 
-/// Forgets a suspect: it was applied, or is dead. Suspects of which nothing was heard for a day go with it.
-pub async fn forget(pool: &PgPool, digest: Fingerprint) -> Result<(), StoreError> {
+/// Forgets suspects: they were applied, or are dead. Suspects of which nothing was heard for a day go with them.
+pub async fn forget(pool: &PgPool, digests: &[Fingerprint]) -> Result<(), StoreError> {
+    let digests: Vec<&[u8]> = digests.iter().map(<[u8; 16]>::as_slice).collect();
     sqlx::query(
-        "/* forget_suspect */ DELETE FROM suspects WHERE digest = $1 OR last_tried_at < now() - interval '1 day'",
+        "/* forget_suspects */ DELETE FROM suspects WHERE digest = ANY($1) OR last_tried_at < now() - interval '1 day'",
     )
-    .bind(digest.as_slice())
+    .bind(&digests)
     .execute(pool)
     .await
-    .map_err(failed("forget a suspect"))?;
+    .map_err(failed("forget suspects"))?;
     Ok(())
 }

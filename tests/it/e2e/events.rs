@@ -50,6 +50,8 @@ async fn trail(site: Arc<Site>) -> Result {
     let (admin, user) = (client.admin().await?, client.user().await?);
     let (mine, other, correlation) = (id(), id(), id());
     let before = taskflow_stores::clock::now();
+    // Nobody waits for the command that tells of a login.
+    wait::until("the logins are told", async || Ok(site.events().await?.len() == 2)).await?;
     let mut create = command("task.create", mine, json!({ "title": "mine" }));
     create["correlationid"] = json!(correlation);
     let receipt = admin.apply(&create).await?;

@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use crate::{cluster, with_site};
 
-/// Two crashes until it is suspected, three alone; one more for a crash that comes before the broker has counted.
+/// One crash until it is suspected, one together with its neighbours, three alone; one more for a crash that comes before
+/// the broker has counted.
 const CRASHES_MAX: usize = 6;
 
 pub(crate) fn tests() -> Vec<Trial> {

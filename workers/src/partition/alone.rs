@@ -1,5 +1,6 @@
-//! Taking messages one by one where one of them may be what kills workers.
+//! Taking messages of which one may be what kills workers: together as long as nobody has died of that, else one by one.
 
+use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::StoreError;
 use taskflow_stores::postgres::suspects;
 use taskflow_stores::rabbit::consume::Delivery;
@@ -11,38 +12,63 @@ use crate::messages::Messages;
 use crate::suspect::{self, Trial};
 
 impl Pipeline<'_> {
-    /// A batch, unless one of its messages may be what kills workers: then one by one.
+    /// A batch; the messages in it that were with somebody who died are taken alone, those between them together.
     pub(super) async fn take(
         &mut self,
         deliveries: &[Delivery],
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
-        if !deliveries.iter().any(suspect::is_suspicious) {
+        let suspicious = |delivery: &&Delivery| suspect::is_suspicious(delivery);
+        let digests: Vec<Fingerprint> =
+            deliveries.iter().filter(suspicious).map(|delivery| digest(delivery.body())).collect();
+        if digests.is_empty() {
             return self.batch(deliveries, stop).await;
         }
         let postgres = &self.context.stores.postgres;
-        for delivery in deliveries {
-            let alone = std::slice::from_ref(delivery);
-            let left = match suspect::trial(postgres, &self.name, self.epoch, delivery).await? {
-                Trial::None => self.batch(alone, stop).await?,
-                Trial::Alone(digest) => {
-                    let left = self.batch(alone, stop).await?;
-                    if left.is_none() {
-                        suspects::forget(postgres, digest).await?;
-                    }
-                    left
-                }
-                Trial::Condemned(digest) => {
-                    let left = self.condemn(delivery, stop).await?;
-                    suspects::forget(postgres, digest).await?;
-                    left
-                }
+        let known = suspects::note_together(postgres, &digests, &self.name, self.epoch).await?;
+        let is_alone = |delivery: &Delivery| {
+            suspect::is_suspicious(delivery) && known.contains(&digest(delivery.body()))
+        };
+        let mut left = None;
+        for some in deliveries.chunk_by(|one, next| !is_alone(one) && !is_alone(next)) {
+            left = match some {
+                [one] if is_alone(one) => self.alone(one, stop).await?,
+                together => self.batch(together, stop).await?,
             };
             if left.is_some() {
-                return Ok(left);
+                break;
             }
         }
-        Ok(None)
+        // Who was told to stop has died of nothing. Those that are tried alone are forgotten one by one.
+        if !matches!(left, Some(Left::Fenced)) {
+            let together: Vec<Fingerprint> =
+                digests.into_iter().filter(|digest| !known.contains(digest)).collect();
+            suspects::forget(postgres, &together).await?;
+        }
+        Ok(left)
+    }
+
+    /// One that was with somebody who died.
+    async fn alone(
+        &mut self,
+        delivery: &Delivery,
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        let postgres = &self.context.stores.postgres;
+        let (left, digest) =
+            match suspect::try_alone(postgres, &self.name, self.epoch, delivery.body()).await? {
+                Trial::Condemned(digest) => (self.condemn(delivery, stop).await?, digest),
+                Trial::Alone(digest) => {
+                    let left = self.batch(std::slice::from_ref(delivery), stop).await?;
+                    if matches!(left, Some(Left::Fenced)) {
+                        return Ok(left);
+                    }
+                    (left, digest)
+                }
+                Trial::None => return self.batch(std::slice::from_ref(delivery), stop).await,
+            };
+        suspects::forget(postgres, &[digest]).await?;
+        Ok(left)
     }
 
     /// Buries a message that kills, unread.

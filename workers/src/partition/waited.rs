@@ -48,7 +48,7 @@ impl Pipeline<'_> {
     pub(super) async fn survived(&mut self, trial: Trial) -> Result<(), StoreError> {
         let postgres = &self.context.stores.postgres;
         if let Trial::Alone(digest) | Trial::Condemned(digest) = trial {
-            suspects::forget(postgres, digest).await?;
+            suspects::forget(postgres, &[digest]).await?;
         }
         // Who died once may have died of anything; who was condemned has been found.
         let found = matches!(trial, Trial::Condemned(_));
