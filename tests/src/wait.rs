@@ -8,7 +8,7 @@ use anyhow::Result;
 const PATIENCE_S: u64 = 240;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What was waited for in vain.
+/// What was waited for in vain, though nothing failed.
 #[derive(Debug, thiserror::Error)]
 #[error("waited {patience_s} s in vain until {until}")]
 pub struct Waited {
@@ -16,7 +16,7 @@ pub struct Waited {
     until: String,
 }
 
-/// Waits until the condition holds; an error names it ([`Waited`]).
+/// Waits until the condition holds; an error names it, a [`Waited`] if the condition itself never failed at the end.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(PATIENCE_S);
     loop {
@@ -27,7 +27,8 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>)
         if tokio::time::Instant::now() > deadline {
             let waited = Waited { patience_s: PATIENCE_S, until: what.to_owned() };
             return Err(match last {
-                Err(error) => error.context(waited),
+                // It may be more than late: whoever asks for [`Waited`] does not find it.
+                Err(error) => error.context(waited.to_string()),
                 Ok(_) => waited.into(),
             });
         }

@@ -2,10 +2,10 @@
 //!
 //! Postgres says what is true. An event of a command that has no receipt tells of what has not happened: it is marked
 //! with the epoch of this restore and kept apart, under an id of its own. So is an event of the system itself whose link
-//! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. Events that should be there and are not (MongoDB
-//! went back further than Postgres) are listed; what of them still lies in the outbox comes by itself. Epochs of leases
-//! and numbers of batches jump beyond everything that was ever used, and the caches are emptied: they may be ahead of the
-//! data.
+//! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. Events
+//! that should be there and are not (MongoDB went back further than Postgres) are listed; what of them still lies in the
+//! outbox comes by itself. Epochs of leases and numbers of batches jump beyond everything that was ever used, and the
+//! caches are emptied: they may be ahead of the data.
 //!
 //! Every step may be done again; a run that was broken off goes on in its own epoch.
 

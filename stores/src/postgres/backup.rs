@@ -287,6 +287,7 @@ pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(
         transaction.commit().await
     };
     let from: Vec<&str> = names.iter().map(|(from, _)| *from).collect();
+    // It ends with the rename, which waits for five seconds a database at most.
     let empty = async {
         let mut beside = PgConnection::connect_with(&long(pool)).await?;
         loop {
@@ -302,6 +303,7 @@ pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(
         renamed = rename => renamed,
         failed = empty => failed,
     };
+    let _ = connection.close().await;
     renamed.map_err(failed(call)).map_err(needs_owner)
 }
 
