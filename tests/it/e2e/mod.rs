@@ -12,6 +12,7 @@ mod dead_letters;
 mod duplicates;
 mod events;
 mod jobs;
+mod journal;
 mod live;
 mod maintenance;
 mod order;
@@ -33,6 +34,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         dead_letters::tests(),
         duplicates::tests(),
         jobs::tests(),
+        journal::tests(),
         maintenance::tests(),
         order::tests(),
         redis_cluster::tests(),
