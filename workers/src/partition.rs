@@ -80,6 +80,8 @@ struct Pipeline<'c> {
     pulse: Arc<Pulse>,
     /// The pause of a type of command, one of which is next.
     held_by: Option<Scope>,
+    /// Batches that have lasted and that the sinks have not been given.
+    lasted: Vec<Batch>,
 }
 
 /// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for. `leaving` says that
@@ -106,6 +108,7 @@ pub(crate) async fn run(
         lease_until,
         pulse,
         held_by: None,
+        lasted: Vec::new(),
         name,
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
@@ -267,7 +270,17 @@ impl Pipeline<'_> {
         let mut lines = std::mem::take(&mut self.room.lines);
         let left = self.apply(&mut decoded.items, &mut lines, &messages, stop).await;
         self.room.lines = lines;
+        // Sinks may be busy for a while, and with many partitions what waits for them meanwhile is memory.
+        drop(decoded);
+        self.hand_over().await;
         left
+    }
+
+    /// Gives the sinks what has lasted.
+    async fn hand_over(&mut self) {
+        for batch in std::mem::take(&mut self.lasted) {
+            self.relay.hand_over(batch).await;
+        }
     }
 
     /// Commands that have waited and are due: a batch like any other, but nothing to acknowledge.
@@ -294,10 +307,12 @@ impl Pipeline<'_> {
         for subject in due.lines() {
             lines.remove(&subject);
         }
-        if !items.is_empty()
-            && let Some(left) = self.apply(&mut items, &mut lines, &due, stop).await?
-        {
-            return Ok(Some(left));
+        if !items.is_empty() {
+            let left = self.apply(&mut items, &mut lines, &due, stop).await;
+            self.hand_over().await;
+            if let Some(left) = left? {
+                return Ok(Some(left));
+            }
         }
         self.survived(trial).await?;
         self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
@@ -305,7 +320,7 @@ impl Pipeline<'_> {
         Ok(self.held_by.is_some().then_some(Left::Stopped))
     }
 
-    /// Applies items of either source, and hands over.
+    /// Applies items of either source. What has lasted is to be handed over.
     async fn apply(
         &mut self,
         items: &mut [Item],
@@ -336,7 +351,7 @@ impl Pipeline<'_> {
         Ok(None)
     }
 
-    /// After the commit: tell who waits, bury what bears a foreign id, count, and hand over to the sinks.
+    /// After the commit: tell who waits, bury what bears a foreign id, count, and keep what the sinks are to be told.
     async fn finish(
         &mut self,
         first: usize,
@@ -371,7 +386,7 @@ impl Pipeline<'_> {
         report::receipts(&folded.receipts);
         self.room.note(&settled);
         self.newest = number;
-        self.relay.hand_over(Batch { number, payload, refresh: Some(refresh) }).await;
+        self.lasted.push(Batch { number, payload, refresh: Some(refresh) });
         Ok(())
     }
 

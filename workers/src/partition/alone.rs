@@ -88,6 +88,7 @@ impl Pipeline<'_> {
         let mut lines = std::mem::take(&mut self.room.lines);
         let left = self.apply(&mut [item], &mut lines, &messages, stop).await;
         self.room.lines = lines;
+        self.hand_over().await;
         left
     }
 }
