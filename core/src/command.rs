@@ -15,6 +15,10 @@ pub const TITLE_MAX: usize = 255;
 pub const DESCRIPTION_MAX: usize = 20_000;
 /// Bytes of a profile, as JSON.
 pub const PROFILE_MAX: usize = 16 * 1024;
+/// What a profile has that Postgres keeps in an index, whose rows are short.
+pub const PROFILE_NAMES: [&str; 2] = ["firstName", "lastName"];
+/// Characters of each of them.
+pub const NAME_MAX: usize = 255;
 /// Characters of an email address (RFC 5321).
 pub const EMAIL_MAX: usize = 254;
 /// Characters of a session's digest.
@@ -241,13 +245,13 @@ impl Body {
                 let email = data.required("email", read_email);
                 let passwordhash = data.required("passwordhash", read_password_hash);
                 let role = data.word("role", &Role::WORDS).unwrap_or(Role::User);
-                let profile = data.object("profile", PROFILE_MAX);
+                let profile = read_profile(&mut data, "profile");
                 email.zip(passwordhash).map(|(email, passwordhash)| {
                     Self::RegisterUser(RegisterUser { email, passwordhash, role, profile })
                 })
             }
             "user.update_profile" => data
-                .required("profile", |data, name| data.object(name, PROFILE_MAX))
+                .required("profile", read_profile)
                 .map(|profile| Self::UpdateProfile(UpdateProfile { profile })),
             "user.record_login" => read_session(&mut data).map(Self::RecordLogin),
             "user.record_logout" => read_session(&mut data).map(Self::RecordLogout),
@@ -300,6 +304,20 @@ fn read_update(data: &mut Object<'_>) -> UpdateTask {
 fn read_session(data: &mut Object<'_>) -> Option<RecordSession> {
     data.required("sessionid", |data, name| data.text(name, 1, SESSION_MAX))
         .map(|sessionid| RecordSession { sessionid })
+}
+
+fn read_profile(data: &mut Object<'_>, name: &'static str) -> Option<Map<String, Value>> {
+    let profile = data.object(name, PROFILE_MAX)?;
+    let wrong = |key: &&str| match profile.get(*key) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => text.len() > NAME_MAX && text.chars().count() > NAME_MAX,
+        Some(_) => true,
+    };
+    let wrong: Vec<&str> = PROFILE_NAMES.into_iter().filter(wrong).collect();
+    for key in &wrong {
+        data.fault_within(name, key, format!("must be a text of at most {NAME_MAX} characters, or null"));
+    }
+    wrong.is_empty().then_some(profile)
 }
 
 fn read_email(data: &mut Object<'_>, name: &'static str) -> Option<String> {

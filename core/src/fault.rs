@@ -54,6 +54,11 @@ impl<'f> Object<'f> {
         self.faults.add(format!("{}/{}", self.base, escape(name)), detail);
     }
 
+    /// A fault of what stands under `key` in the object `name`.
+    pub fn fault_within(&mut self, name: &str, key: &str, detail: impl Into<String>) {
+        self.faults.add(format!("{}/{}/{}", self.base, escape(name), escape(key)), detail);
+    }
+
     /// A fault of the object as a whole.
     pub fn fault_whole(&mut self, detail: impl Into<String>) {
         self.faults.add(self.base, detail);

@@ -8,7 +8,10 @@ pub mod compare;
 
 use serde_json::{Map, Value, json};
 
-use crate::command::{BCRYPT_COST, DESCRIPTION_MAX, EMAIL_MAX, PROFILE_MAX, SESSION_MAX, TITLE_MAX, TYPES};
+use crate::command::{
+    BCRYPT_COST, DESCRIPTION_MAX, EMAIL_MAX, NAME_MAX, PROFILE_MAX, PROFILE_NAMES, SESSION_MAX, TITLE_MAX,
+    TYPES,
+};
 use crate::envelope::SOURCE_MAX;
 use crate::state::{Role, TaskPriority, TaskStatus};
 
@@ -132,8 +135,10 @@ fn object(required: &[&str], properties: Value) -> Value {
 }
 
 fn profile() -> Value {
+    let names = PROFILE_NAMES.into_iter().map(|name| (name.to_owned(), optional(text(0, NAME_MAX))));
     json!({
         "type": "object",
+        "properties": names.collect::<Map<_, _>>(),
         "$comment": format!("at most {PROFILE_MAX} bytes of JSON and 8 levels, without NUL"),
     })
 }

@@ -21,6 +21,9 @@ fn values() -> Vec<Value> {
         json!(["x"]),
         json!({}),
         json!({ "firstName": "Ada" }),
+        json!({ "firstName": "é".repeat(255), "lastName": null }),
+        json!({ "firstName": "Ada", "lastName": "x".repeat(256) }),
+        json!({ "firstName": ["Ada"] }),
         json!({ "title": null }),
     ];
     values.extend([0, 1, 63, 64, 65, 128, 129, 254, 255, 256, 512, 513, 20_000, 20_001].map(long));

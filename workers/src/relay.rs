@@ -26,6 +26,8 @@ use taskflow_stores::backoff::Backoff;
 
 /// How long a batch waits for a sink that is busy. One that needs longer is left to the outbox.
 const BUSY: Duration = Duration::from_secs(1);
+/// Between two tries of a sink whose store is away: what comes back is used within a few seconds.
+const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Outbox rows that are read at once.
 const READ_MAX: i64 = 8;
 
@@ -267,7 +269,7 @@ impl Follower {
         what: &'static str,
         work: impl Fn() -> F,
     ) -> Option<T> {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let mut backoff = Backoff::new(Duration::from_millis(50), AGAIN_MAX);
         let mut told = false;
         loop {
             let result = tokio::select! {

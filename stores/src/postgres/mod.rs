@@ -168,6 +168,8 @@ fn kind_of_code(code: &str) -> Kind {
     match code {
         // Serialization, deadlock, lock or statement time-out; a key or a database's name that a twin has just taken.
         "40001" | "40P01" | "55P03" | "57014" | "23505" | "42P04" => Kind::Conflict,
+        // Larger than the server bears: a value in an index, say.
+        "54000" => Kind::Data,
         // A standby that was not promoted yet.
         "25006" => Kind::Unavailable,
         _ => match code.get(..2) {
@@ -212,7 +214,7 @@ mod tests {
         for code in ["42P01", "42501", "28P01", "3D000", "0A000"] {
             assert_eq!(kind_of_code(code), Kind::Bug, "{code}");
         }
-        for code in ["22P05", "22003", "23514", "23503"] {
+        for code in ["22P05", "22003", "23514", "23503", "54000"] {
             assert_eq!(kind_of_code(code), Kind::Data, "{code}");
         }
     }

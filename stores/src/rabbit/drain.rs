@@ -24,6 +24,11 @@ const PREFETCH: u16 = 200;
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long the broker may take for a channel, a consumer, an acknowledgement.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often a quiet consumer looks whether its channel is still there: one that was made while its connection broke may
+/// never be told.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks without a message before it asks the broker whether some wait.
+const QUIET_LOOKS: u32 = 15;
 /// Characters of a word or a name from outside.
 const WORD_MAX: usize = 256;
 /// Characters of a detail from outside.
@@ -31,6 +36,7 @@ const DETAIL_MAX: usize = 1_024;
 
 /// A consumer of the dead-letter queue. Several may be at work: the order of letters means nothing.
 pub struct Drain {
+    link: Link,
     channel: Channel,
     consumer: Consumer,
 }
@@ -45,7 +51,7 @@ impl Drain {
             let consumer =
                 channel.basic_consume(DEAD_LETTERS.into(), "".into(), options, FieldTable::default());
             let consumer = consumer.await.map_err(failed("drain the dead letters"))?;
-            Ok(Self { channel, consumer })
+            Ok(Self { link: link.clone(), channel, consumer })
         });
         opened.await.unwrap_or_else(|_| Err(unavailable("no answer in time")))
     }
@@ -53,11 +59,11 @@ impl Drain {
     /// The next messages: at least one, and what has come beside it.
     ///
     /// # Errors
-    /// When there will be none: the broker cancelled the consumer, or the channel is gone.
+    /// When there will be none: the broker cancelled the consumer, the channel is gone, or messages wait and none comes.
     pub async fn next(&mut self) -> Result<Drained, StoreError> {
         let mut deliveries = Vec::new();
         let mut bytes = 0;
-        let mut next = Some(self.consumer.next().await);
+        let mut next = Some(self.first().await?);
         while let Some(delivery) = next {
             match delivery {
                 Some(Ok(delivery)) => {
@@ -71,6 +77,27 @@ impl Drain {
             next = if full { None } else { self.consumer.next().now_or_never() };
         }
         Ok(Drained(deliveries))
+    }
+
+    /// What the consumer gives next, however long that takes.
+    async fn first(&mut self) -> Result<Option<lapin::Result<Delivery>>, StoreError> {
+        let mut looks = 0;
+        loop {
+            if let Ok(next) = tokio::time::timeout(LOOK_EVERY, self.consumer.next()).await {
+                return Ok(next);
+            }
+            if !self.channel.status().connected() {
+                return Err(unavailable("the channel is gone"));
+            }
+            looks += 1;
+            if looks == QUIET_LOOKS {
+                looks = 0;
+                // Others may be at work on what waits: then a new consumer does no harm.
+                if self.link.depth(DEAD_LETTERS).await?.ready > 0 {
+                    return Err(unavailable("letters wait, and none comes"));
+                }
+            }
+        }
     }
 
     /// Leaves: what was not acknowledged goes back to the queue.

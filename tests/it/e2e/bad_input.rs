@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::ensure;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use taskflow_tests::commands::{command, id, ndjson};
+use taskflow_tests::commands::{USER, command, id, ndjson};
 use taskflow_tests::{Client, Result, Site};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -80,6 +80,11 @@ async fn by_pointer(site: Arc<Site>) -> Result {
     for version in [json!(0), json!(-1), json!(1.5), json!(99_999_999_999_i64), json!(1e300)] {
         let command = command("task.delete", id(), json!({ "expectedversion": version }));
         refused(&admin, &command.to_string(), "/data/expectedversion").await?;
+    }
+    // Names of people are in an index, and an index has no room for a novel.
+    for (key, name) in [("firstName", json!("x".repeat(256))), ("lastName", json!({ "of": "the father" }))] {
+        let command = command("user.update_profile", USER, json!({ "profile": { key: name } }));
+        refused(&admin, &command.to_string(), &format!("/data/profile/{key}")).await?;
     }
     for body in ["", "{", "[1,2", "null", "42", r#"{"data":"\ud800"}"#, "{\"a\":1}{"] {
         let (status, answer) = admin.send("application/json", body).await?;

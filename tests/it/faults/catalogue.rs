@@ -2,7 +2,7 @@
 
 use libtest_mimic::Trial;
 use taskflow_tests::faults::{self, Fault, Scope, process};
-use taskflow_tests::trial::{self, Row, Size, Worlds};
+use taskflow_tests::trial::{self, Row, Size, Stuck, Worlds};
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Result, World, disk};
 use tokio::sync::{Mutex, MutexGuard};
@@ -40,7 +40,7 @@ fn test(fault: &'static Fault) -> Trial {
                 let world = shared_world().await?;
                 let row = match run(world, fault).await {
                     Ok(row) => row,
-                    Err(error) => again(&error, run(world, fault)).await?,
+                    Err(error) => again(error, run(world, fault)).await?,
                 };
                 row.must_be_clean()
             },
@@ -51,7 +51,7 @@ fn test(fault: &'static Fault) -> Trial {
             async move |mut worlds| {
                 let worlds = worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped));
                 let mut row = run(worlds.get(fault).await?, fault).await;
-                if let Err(error) = &row {
+                if let Err(error) = row {
                     worlds.stop().await;
                     row = again(error, run(worlds.get(fault).await?, fault)).await;
                 }
@@ -71,8 +71,12 @@ async fn run(world: &World, fault: &Fault) -> Result<Row> {
 }
 
 /// A trial that did not come about (a busy machine missed its moments) is made once more. One whose check found
-/// anything lost, doubled, reordered or stuck is not: that is what it is there for.
-async fn again<T>(error: &anyhow::Error, trial: impl Future<Output = Result<T>>) -> Result<T> {
+/// anything lost, doubled, reordered or stuck, or that did not go on after the fault, is not: that is what it is there
+/// for.
+async fn again<T>(error: anyhow::Error, trial: impl Future<Output = Result<T>>) -> Result<T> {
+    if error.is::<Stuck>() {
+        return Err(error);
+    }
     eprintln!("the trial did not come about and is made once more: {error:#}");
     trial.await
 }

@@ -125,6 +125,8 @@ impl Memory {
 
     fn next_step(&self, look: &Look) -> Step {
         match look.pulse.doing {
+            // It was broken off and goes on all the same: it gives its thread no chance to end it.
+            Doing::Applying if self.last_step.is_some_and(|(_, at)| look.pulse.since <= at) => Step::Exit,
             // Its connection is not the trouble, and Postgres is no better after a restart of ours.
             Doing::Applying => Step::RebuildChannel,
             // Somebody else's consumer, or a forgotten one of this process: a new connection ends the latter, and
@@ -151,6 +153,8 @@ mod tests {
         start: Instant,
         memory: Memory,
         look: Look,
+        /// Whether a pipeline that is broken off begins anew, at the same.
+        ends_when_told: bool,
     }
 
     impl Scene {
@@ -158,7 +162,8 @@ mod tests {
             let start = Instant::now();
             let mut pulse = Pulse::new().state();
             (pulse.doing, pulse.since) = (doing, start);
-            Self { start, memory: Memory::default(), look: Look { now: start, ready, consumers: 1, pulse } }
+            let look = Look { now: start, ready, consumers: 1, pulse };
+            Self { start, memory: Memory::default(), look, ends_when_told: true }
         }
 
         /// Looks until so many seconds after the start; returns what was done, and when.
@@ -167,6 +172,9 @@ mod tests {
             while self.look.now < self.start + Duration::from_secs(seconds) {
                 self.look.now += Duration::from_secs(3);
                 let verdict = self.memory.judge(&self.look, PATIENCE);
+                if self.ends_when_told && verdict == Verdict::Stuck(Step::RebuildChannel) {
+                    self.look.pulse.since = self.look.now + Duration::from_secs(1);
+                }
                 if matches!(verdict, Verdict::Stuck(_) | Verdict::Renew) {
                     done.push((self.look.now.duration_since(self.start).as_secs(), verdict));
                 }
@@ -229,6 +237,14 @@ mod tests {
         let steps = scene.until(600);
         assert_eq!(steps.first(), Some(&(75, Verdict::Stuck(Step::RebuildChannel))));
         assert!(steps.iter().all(|(_, verdict)| *verdict == Verdict::Stuck(Step::RebuildChannel)));
+    }
+
+    #[test]
+    fn a_batch_that_can_not_be_broken_off_ends_the_process() {
+        let mut scene = Scene::new(Doing::Applying, 9);
+        scene.ends_when_told = false;
+        let expected = [(75, Step::RebuildChannel), (150, Step::Exit)];
+        assert_eq!(scene.until(160), expected.map(|(at, step)| (at, Verdict::Stuck(step))));
     }
 
     #[test]
