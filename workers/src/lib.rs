@@ -113,6 +113,8 @@ pub(crate) struct Context {
     pub retention: Retention,
     pub stores: Stores,
     pub events: mongo::events::Events,
+    /// The same for all partitions together.
+    pub event_writer: mongo::event_writer::EventWriter,
     pub announcer: announce::Announcer,
     pub give_way: give_way::GiveWay,
     /// This process, new at every start.
@@ -141,6 +143,7 @@ pub async fn run(
 ) {
     let context = Arc::new(Context {
         events: mongo::events::collection(&stores.mongo),
+        event_writer: mongo::event_writer::EventWriter::start(mongo::events::collection(&stores.mongo)),
         announcer: announce::start(stores.redis.clone(), stop.clone()),
         give_way: give_way::GiveWay::default(),
         worker: clock::new_id(),

@@ -61,8 +61,7 @@ pub(crate) async fn deliver(
     let count = match sink {
         Sink::Audit => {
             let run = mongo::events::Run { partition, number: batch.number };
-            mongo::events::insert(&context.events, run, &batch.payload.events, batch.payload.leaves())
-                .await?;
+            context.event_writer.insert(run, &batch.payload.events, batch.payload.leaves()).await?;
             crash::point("audited");
             batch.payload.events.len()
         }

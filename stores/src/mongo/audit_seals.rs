@@ -28,7 +28,7 @@ pub async fn insert(database: &Database, seals: &[(i64, Signed)]) -> Result<(), 
         seal.append(ADDED_AT, DateTime::now());
         seal
     });
-    insert_new(&durable(database, COLLECTION), documents.collect(), "insert seals").await
+    insert_new(&durable(database, COLLECTION), &documents.collect::<Vec<_>>(), "insert seals").await
 }
 
 /// The number of the newest seal; 0 if there is none.

@@ -3,6 +3,7 @@
 //! Events are only ever inserted. Their `_id` follows from their command, so inserting one again is a duplicate key,
 //! and that is success.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
@@ -55,6 +56,28 @@ pub(super) fn durable(database: &Database, name: &str) -> Collection<RawDocument
     database.collection_with_options(name, options)
 }
 
+/// What is inserted of a batch: its events, and the list of their leaves.
+pub(super) struct Documents {
+    pub(super) events: Vec<RawDocumentBuf>,
+    leaves: Option<RawDocumentBuf>,
+}
+
+impl Documents {
+    pub(super) fn of(run: Run<'_>, events: &[Event], leaves: Option<&Leaves>) -> Result<Self, StoreError> {
+        let leaf = |index: usize| leaves.and_then(|leaves| leaves.leaves.get(index));
+        let documents =
+            events.iter().enumerate().map(|(index, event)| document(run, index, event, leaf(index)));
+        Ok(Self {
+            events: documents.collect::<Result<_, _>>()?,
+            leaves: leaves.and_then(|leaves| audit_leaves::document(run, events, leaves)),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.events.iter().chain(&self.leaves).map(|document| document.as_bytes().len()).sum()
+    }
+}
+
 /// Inserts a batch's events and the list of their leaves; what is there already counts as inserted.
 pub async fn insert(
     collection: &Events,
@@ -65,27 +88,30 @@ pub async fn insert(
     if events.is_empty() {
         return Ok(());
     }
-    let leaf = |index: usize| leaves.and_then(|leaves| leaves.leaves.get(index));
-    let documents = events.iter().enumerate().map(|(index, event)| document(run, index, event, leaf(index)));
-    let documents = documents.collect::<Result<Vec<_>, _>>()?;
-    let list = leaves.and_then(|leaves| audit_leaves::document(run, events, leaves));
+    insert_all(collection, &[Documents::of(run, events, leaves)?]).await
+}
+
+/// The same for several batches at once.
+pub(super) async fn insert_all(collection: &Events, batches: &[Documents]) -> Result<(), StoreError> {
+    let events: Vec<&RawDocumentBuf> = batches.iter().flat_map(|batch| &batch.events).collect();
+    let leaves: Vec<&RawDocumentBuf> = batches.iter().filter_map(|batch| batch.leaves.as_ref()).collect();
     let lists = async {
-        match list {
-            Some(list) => insert_new(&collection.leaves, vec![list], "insert leaves").await,
-            None => Ok(()),
+        if leaves.is_empty() {
+            return Ok(());
         }
+        insert_new(&collection.leaves, &leaves, "insert leaves").await
     };
-    futures_util::try_join!(insert_new(&collection.events, documents, "insert events"), lists).map(drop)
+    futures_util::try_join!(insert_new(&collection.events, &events, "insert events"), lists).map(drop)
 }
 
 /// Inserts what is not there yet.
 pub(super) async fn insert_new(
     collection: &Collection<RawDocumentBuf>,
-    documents: Vec<RawDocumentBuf>,
+    documents: &[impl Borrow<RawDocumentBuf>],
     call: &'static str,
 ) -> Result<(), StoreError> {
     let count = documents.len();
-    match collection.insert_many(documents).ordered(false).await {
+    match collection.insert_many(documents.iter().map(Borrow::borrow)).ordered(false).await {
         Ok(_) => Ok(()),
         Err(error) => match error.kind.as_ref() {
             ErrorKind::InsertMany(failures) if failures.write_concern_error.is_none() => {

@@ -6,6 +6,7 @@ pub mod audit_trail;
 pub mod dump;
 pub mod erasure;
 pub mod event_query;
+pub mod event_writer;
 pub mod events;
 pub mod gap;
 pub mod migrate;

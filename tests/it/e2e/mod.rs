@@ -10,6 +10,7 @@ mod cli;
 mod commands;
 mod dead_letters;
 mod duplicates;
+mod event_writer;
 mod events;
 mod jobs;
 mod journal;
@@ -38,6 +39,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         maintenance::tests(),
         order::tests(),
         redis_cluster::tests(),
+        event_writer::tests(),
         events::tests(),
         reads::tests(),
         retention::tests(),
