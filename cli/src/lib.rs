@@ -19,6 +19,10 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Exit;
 
+/// Here and not beside `main`, so that tests and the soak run what is shipped.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Message-driven workers: commands in by HTTP or AMQP, applied once and in order to Postgres, audited in MongoDB.
 ///
 /// Settings come from defaults, then a file (taskflow.toml, or --config), then TASKFLOW_… variables with nested keys

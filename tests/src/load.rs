@@ -1,4 +1,5 @@
-//! Load with a memory: dependent updates at a set rate, over AMQP and over HTTP, and what was accepted of them.
+//! Load with a memory: dependent updates of either priority at a set rate, over AMQP and over HTTP, and what was accepted
+//! of them.
 //!
 //! Every command names the version that its predecessor leaves behind. A sender goes on with a subject only when the
 //! command before was accepted, and offers one that was not again under the same id: so the order of acceptance is
@@ -36,6 +37,8 @@ const SUBJECTS: usize = 4;
 const REQUEST: usize = 16;
 /// Part of the commands that come over HTTP: one of so many.
 const HTTP_PART: u64 = 4;
+/// Part of the subjects whose commands have low priority: one of so many.
+const LOW_PART: u128 = 8;
 /// Between two tries to have a command accepted.
 const AGAIN: Duration = Duration::from_millis(100);
 /// A fault after which nothing is accepted for so long is not over.
@@ -177,13 +180,18 @@ impl Subjects {
 
     fn next(&self, subject: Uuid) -> Value {
         let version = self.0.get(&subject).map_or(0, Vec::len);
-        match version {
+        let mut next = match version {
             0 => command("task.create", subject, json!({ "title": "version 1" })),
             _ => {
                 let title = format!("version {}", version + 1);
                 command("task.update", subject, json!({ "title": title, "expectedversion": version }))
             }
+        };
+        // All of a subject have one priority: the order holds within each.
+        if subject.as_u128().is_multiple_of(LOW_PART) {
+            next["priority"] = json!("low");
         }
+        next
     }
 
     fn note(&mut self, subject: Uuid, id: Uuid) {
