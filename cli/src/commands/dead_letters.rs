@@ -20,6 +20,7 @@ use taskflow_stores::postgres::dead_letters::{self, Cursor, Filter, Letter};
 use taskflow_stores::postgres::{self, PgPool, receipts, rehearse};
 use uuid::Uuid;
 
+use super::pause::system_user;
 use crate::exit::{Exit, FAILED};
 use crate::settings::Settings;
 
@@ -139,7 +140,7 @@ impl From<Filters> for Filter {
 /// Who decides, and why. Both are kept in the audit trail.
 #[derive(clap::Args)]
 pub(crate) struct Author {
-    /// Who decides: a user's id [default: nobody, the system]
+    /// Who decides: a user's id [default: the system, and your name on this machine beside the reason]
     #[arg(long = "as", value_name = "USER")]
     author: Option<Uuid>,
     /// Why
@@ -148,8 +149,27 @@ pub(crate) struct Author {
 }
 
 impl Author {
+    /// Who does not say which user decides is known by what this machine calls them.
+    fn said(&self) -> Said {
+        let here = || format!("by {} at the command line", system_user());
+        let why = match (self.author, &self.why) {
+            (Some(_), why) => why.clone(),
+            (None, Some(why)) => Some(format!("{why} ({})", here())),
+            (None, None) => Some(here()),
+        };
+        Said { author: self.author.unwrap_or(SYSTEM), why }
+    }
+}
+
+/// What becomes of an [`Author`].
+struct Said {
+    author: Uuid,
+    why: Option<String>,
+}
+
+impl Said {
     fn by(&self) -> By<'_> {
-        By { author: self.author.unwrap_or(SYSTEM), why: self.why.as_deref(), at: clock::now() }
+        By { author: self.author, why: self.why.as_deref(), at: clock::now() }
     }
 }
 
@@ -194,14 +214,14 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
         Command::Edit { id, file, author, watch } => {
             let command: Value = serde_json::from_slice(&read(&file)?)
                 .map_err(|error| Exit::usage(format!("{}: not valid JSON: {error}", file.display())))?;
-            let attempt = deeds::edit(&pool, id, &command, author.by()).await?;
+            let attempt = deeds::edit(&pool, id, &command, author.said().by()).await?;
             return begun(&pool, id, attempt, watch, json).await;
         }
         Command::Discard { id, author } => {
             if author.why.as_deref().is_none_or(|why| why.trim().is_empty()) {
                 return Err(Exit::usage("--why is required: the audit trail keeps it"));
             }
-            deeds::discard(&pool, id, author.by()).await?;
+            deeds::discard(&pool, id, author.said().by()).await?;
             print::line(json, &json!({ "id": id, "state": "discarded" }), &format!("{id} is discarded"));
         }
         Command::Replays { command } => return replays::run(&pool, command, json).await,

@@ -7,10 +7,11 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use taskflow_core::envelope;
 use taskflow_stores::clock;
+use taskflow_stores::rabbit::consume::PREFETCH;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_tests::commands::{command, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
-use taskflow_tests::{Result, Site, wait};
+use taskflow_tests::{Client, Result, Site, wait};
 
 use crate::{cluster, with_site};
 
@@ -20,6 +21,7 @@ const IMPATIENT: (&str, &str) = ("TASKFLOW_WORKER__STUCK_AFTER_MS", "2000");
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("a consumer that hears nothing is made anew", deaf),
+        with_site("a worker that stays deaf is red, tries everything, and ends", hopeless),
         with_site("a pipeline that panics begins again", async |site| panics(site, "partition:3").await),
         with_site("a sink that panics begins again", async |site| panics(site, "sink:3").await),
         with_site("what operators pause stands still, also for new workers, until they resume it", pauses),
@@ -38,6 +40,47 @@ async fn deaf(site: Arc<Site>) -> Result {
     wait::until("partition 00 works", async || Ok(site.count(partition_00).await? > 0)).await?;
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
+    worker.stop().await
+}
+
+/// Channel, connection, exit: each step is counted, and readiness is red all the while.
+async fn hopeless(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    // More than a consumer holds: what it holds and does not hear is not ready any more, and no sign.
+    let commands = usize::from(PREFETCH) + 50;
+    for _ in 0..commands {
+        let command = envelope::read(command("task.create", subject_in_slot(0), json!({ "title": "x" })))?;
+        site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+    }
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let env = [IMPATIENT, ("TASKFLOW_DEAF_AT", "00:1000"), ("TASKFLOW_METRICS__LISTEN", listen.as_str())];
+    let mut worker = cluster.spawn("worker", &env)?;
+    let client = Client::new(&format!("http://{listen}"))?;
+    wait::until("readiness is red", async || {
+        let Ok(answer) = client.get("/readyz").await else { return Ok(false) };
+        Ok(answer.status() == 503 && answer.text().await?.contains("partition 00"))
+    })
+    .await?;
+    for sign in [
+        "taskflow_partition_stuck{partition=\"00\"} 1",
+        "taskflow_watchdog_steps_total{step=\"channel\"} 1",
+        "taskflow_watchdog_steps_total{step=\"connection\"} 1",
+    ] {
+        wait::until(sign, async || {
+            let text = client.get("/metrics").await?.text().await?;
+            Ok(text.lines().any(|line| line == sign))
+        })
+        .await?;
+    }
+    let ended = worker.ended().await?;
+    ensure!(!ended.success(), "a supervisor would take this for a wish: {ended}");
+    ensure!(worker.log().contains("could not mend"), "it does not say why it ends");
+    // Its successor hears.
+    let worker = cluster.worker()?;
+    wait::until("all are applied", async || {
+        Ok(site.count("SELECT count(*) FROM receipts WHERE outcome = 'applied'").await? == commands as i64)
+    })
+    .await?;
     worker.stop().await
 }
 

@@ -52,7 +52,7 @@ pub(crate) enum Command {
 pub(super) async fn replay(pool: &PgPool, options: Options, json: bool) -> Result<ExitCode, Exit> {
     let Options { id, filter, rate, author, watch } = options;
     if let Some(id) = id {
-        let attempt = deeds::replay(pool, id, author.by()).await?;
+        let attempt = deeds::replay(pool, id, author.said().by()).await?;
         return begun(pool, id, attempt, watch, json).await;
     }
     let filter = Filter::from(filter);
@@ -65,7 +65,8 @@ pub(super) async fn replay(pool: &PgPool, options: Options, json: bool) -> Resul
     if !(rate > 0.0 && rate <= RATE_MAX) {
         return Err(Exit::usage(format!("--rate is letters a second, above 0 and at most {RATE_MAX}")));
     }
-    let order = Order { id: clock::new_id(), filter: &filter, rate, by: author.by() };
+    let said = author.said();
+    let order = Order { id: clock::new_id(), filter: &filter, rate, by: said.by() };
     let letters = dead_letter_replays::count(pool, &filter).await?;
     dead_letter_replays::create(pool, order).await?;
     if !json {

@@ -212,6 +212,8 @@ async fn command_line(site: Arc<Site>) -> Result {
     ensure!(code == Some(2) && text.contains("--why"), "{code:?} {text}");
     let (code, text) = run(&cluster, &["discard", noise, "--why", "noise"]).await?;
     ensure!(code == Some(0), "{code:?} {text}");
+    let (_, text) = run(&cluster, &["show", noise, "--json"]).await?;
+    ensure!(text.contains("noise (by ") && text.contains(" at the command line)"), "{text}");
     let (code, text) = run(&cluster, &["show", &id().to_string()]).await?;
     ensure!(code == Some(1) && text.contains("no dead letter"), "{code:?} {text}");
     let (code, text) = run(&cluster, &["replays"]).await?;
