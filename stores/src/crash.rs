@@ -23,9 +23,15 @@ pub fn point(name: &str) {
         && PASSES.fetch_add(1, Ordering::SeqCst) + 1 == *pass
     {
         assert!(!only_task, "a test wants this task to panic at {name}");
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        std::thread::park();
+        die();
     }
+}
+
+/// Ends the process as the system does that is out of memory.
+#[cfg(feature = "crash-points")]
+pub fn die() {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    std::thread::park();
 }
 
 #[cfg(not(feature = "crash-points"))]

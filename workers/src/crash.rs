@@ -23,7 +23,8 @@ pub const CHANGE_POINTS: [&str; 9] = [
 
 pub use taskflow_stores::crash::point;
 
-/// Ends the process if a message holds the text of `TASKFLOW_CRASH_ON`: what a fault in a decoder would do.
+/// Ends the process if a message holds the text of `TASKFLOW_CRASH_ON`: what a fault in a decoder would do. With `kill:`
+/// before the text it is killed, as by a system that is out of memory; with `panic:` only the task ends.
 #[cfg(feature = "crash-points")]
 pub(crate) fn poison(body: &[u8]) {
     use std::sync::OnceLock;
@@ -31,11 +32,16 @@ pub(crate) fn poison(body: &[u8]) {
     static TEXT: OnceLock<Option<String>> = OnceLock::new();
     #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
     let text = TEXT.get_or_init(|| std::env::var("TASKFLOW_CRASH_ON").ok());
-    if let Some(text) = text
-        && body.windows(text.len()).any(|window| window == text.as_bytes())
-    {
-        std::process::abort();
+    let Some(text) = text else { return };
+    let (way, text) = text.split_once(':').unwrap_or(("abort", text));
+    if !body.windows(text.len()).any(|window| window == text.as_bytes()) {
+        return;
     }
+    assert_ne!(way, "panic", "a test wants this task to panic of a message");
+    if way == "kill" {
+        taskflow_stores::crash::die();
+    }
+    std::process::abort();
 }
 
 #[cfg(not(feature = "crash-points"))]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::ensure;
 use chrono::{SecondsFormat, TimeDelta};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use taskflow_core::envelope;
 use taskflow_stores::clock;
@@ -23,7 +24,14 @@ const CRASHES_MAX: usize = 6;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        with_site("a message that kills its readers is found, its neighbours apply", poison),
+        with_site("a message that kills its readers is found, its neighbours apply", async |site| {
+            poison(site, "the pill", Signal::SIGABRT).await
+        }),
+        with_site(
+            "a message that exhausts its readers' memory is found, its neighbours apply",
+            async |site| poison(site, "kill:the pill", Signal::SIGKILL).await,
+        ),
+        with_site("a message of which its readers panic is found, its neighbours apply", panics),
         with_site(
             "a command that waits and then kills its readers is found, its neighbours apply",
             waits_and_kills,
@@ -31,17 +39,40 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-async fn poison(site: Arc<Site>) -> Result {
-    let cluster = cluster(&site)?;
-    let stream = Stream::start(&site, 12, 20);
+/// Sends it; returns what counts it when it is dead.
+async fn pill(site: &Site) -> Result<String> {
     let value = command("task.create", subject_in_slot(0), json!({ "title": "the pill" }));
     let pill = envelope::read(value)?;
     site.publisher.publish(Message::command(&pill, clock::now(), None)).await?;
-    let deadly = ("TASKFLOW_CRASH_ON", "the pill");
-    let dead = format!(
+    Ok(format!(
         "SELECT count(*) FROM receipts WHERE id = '{}' AND outcome = 'dead' AND code = 'poison'",
         pill.id
-    );
+    ))
+}
+
+/// The process lives and its task ends: nobody is needed to start a worker again.
+async fn panics(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let stream = Stream::start(&site, 12, 20);
+    let dead = pill(&site).await?;
+    let mut worker = cluster.spawn("worker", &[("TASKFLOW_CRASH_ON", "panic:the pill")])?;
+    wait::until("the message is dead", async || {
+        ensure!(worker.is_running(), "the worker has ended:\n{}", worker.log());
+        Ok(site.count(&dead).await? > 0)
+    })
+    .await?;
+    let mut accepted = stream.end().await?;
+    accepted.others = 1;
+    promise::check(&site, &accepted).await?;
+    ensure!(site.count("SELECT count(*) FROM suspects").await? == 0, "somebody is still suspected");
+    worker.stop().await
+}
+
+async fn poison(site: Arc<Site>, way: &str, by: Signal) -> Result {
+    let cluster = cluster(&site)?;
+    let stream = Stream::start(&site, 12, 20);
+    let dead = pill(&site).await?;
+    let deadly = ("TASKFLOW_CRASH_ON", way);
     let mut crashes = 0;
     let worker = loop {
         let mut worker = cluster.spawn("worker", &[deadly])?;
@@ -54,7 +85,7 @@ async fn poison(site: Arc<Site>) -> Result {
         }
         let status = worker.ended().await?;
         crashes += 1;
-        ensure!(status.signal() == Some(6), "it ended with {status}:\n{}", worker.log());
+        ensure!(status.signal() == Some(by as i32), "it ended with {status}:\n{}", worker.log());
         ensure!(crashes <= CRASHES_MAX, "{crashes} workers have died of one message");
     };
     ensure!(crashes >= 3, "it was given up after {crashes} crashes");
