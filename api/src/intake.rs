@@ -14,7 +14,7 @@ use taskflow_core::envelope::{self, Malformed};
 use taskflow_core::partition::Partition;
 use taskflow_core::{Command, metric};
 use taskflow_stores::rabbit::publish::{Message, Pending, PublishError};
-use taskflow_stores::{clock, observe};
+use taskflow_stores::{clock, crash, observe};
 use uuid::Uuid;
 
 use crate::App;
@@ -191,6 +191,7 @@ impl Sent {
                 }
             }
         }
+        crash::point("confirmed");
         for (kind, count) in accepted {
             observe::counter(&metric::COMMANDS_ACCEPTED, &[("type", kind)]).increment(count);
         }

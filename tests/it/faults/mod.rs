@@ -9,6 +9,7 @@ mod crashes;
 mod dead_letters;
 mod demo;
 mod growth;
+mod intake;
 mod lease;
 mod partitions;
 mod poison;
@@ -32,6 +33,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         crashes::tests(),
         dead_letters::tests(),
         growth::tests(),
+        intake::tests(),
         demo::tests(),
         lease::tests(),
         partitions::tests(),
