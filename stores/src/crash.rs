@@ -2,28 +2,33 @@
 //!
 //! Only builds with the feature `crash-points` have them; elsewhere a point is nothing.
 
-/// Ends the process (SIGKILL) here, if `TASKFLOW_CRASH_AT` says `name:n` and this is the n-th time; if it says
-/// `panic:name:n`, only the task.
+/// Ends the process (SIGKILL) here, if `TASKFLOW_CRASH_AT` says `name:n` and this is the n-th time. If it says
+/// `panic:name:n`, only the task ends; with `stop:name:n` the process sleeps (SIGSTOP) until somebody wakes it.
 #[cfg(feature = "crash-points")]
 pub fn point(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    static PLAN: OnceLock<Option<(bool, String, u32)>> = OnceLock::new();
+    static PLAN: OnceLock<Option<(String, String, u32)>> = OnceLock::new();
     static PASSES: AtomicU32 = AtomicU32::new(0);
     let plan = PLAN.get_or_init(|| {
         #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
         let plan = std::env::var("TASKFLOW_CRASH_AT").ok()?;
-        let whole = plan.strip_prefix("panic:");
-        let (name, pass) = whole.unwrap_or(&plan).split_once(':')?;
-        Some((whole.is_some(), name.to_owned(), pass.parse().ok()?))
+        let (rest, pass) = plan.rsplit_once(':')?;
+        let (way, name) = rest.split_once(':').unwrap_or(("kill", rest));
+        Some((way.to_owned(), name.to_owned(), pass.parse().ok()?))
     });
-    if let Some((only_task, at, pass)) = plan
+    if let Some((way, at, pass)) = plan
         && at == name
         && PASSES.fetch_add(1, Ordering::SeqCst) + 1 == *pass
     {
-        assert!(!only_task, "a test wants this task to panic at {name}");
-        die();
+        match way.as_str() {
+            "stop" => {
+                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
+            }
+            "panic" => panic!("a test wants this task to panic at {name}"),
+            _ => die(),
+        }
     }
 }
 

@@ -8,13 +8,19 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use taskflow_tests::harness::heads;
 use taskflow_tests::promise::{self, Stream};
-use taskflow_tests::{Result, Site, World, wait};
+use taskflow_tests::{Client, Result, Site, World, wait};
 
 use crate::{cluster, with_site, with_world};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("a worker that sleeps longer than its lease can commit nothing", sleeper),
+        with_site("a worker that sleeps before it writes is fenced", async |site| {
+            mid_batch(site, "loaded").await
+        }),
+        with_site("a worker that sleeps before it commits is fenced", async |site| {
+            mid_batch(site, "written").await
+        }),
         with_world("partitions change hands though MongoDB is away", handed_over),
     ]
 }
@@ -37,6 +43,38 @@ async fn sleeper(site: Arc<Site>) -> Result {
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
     ensure!(!sleeper.log().contains("panicked"), "{}", sleeper.log());
+    sleeper.stop().await?;
+    successor.stop().await
+}
+
+/// Asleep in the middle of a batch, where only the fence in Postgres can tell that the lease is gone.
+async fn mid_batch(site: Arc<Site>, point: &str) -> Result {
+    let cluster = cluster(&site)?;
+    let asleep = format!("stop:{point}:20");
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let env = [("TASKFLOW_CRASH_AT", asleep.as_str()), ("TASKFLOW_METRICS__LISTEN", listen.as_str())];
+    let sleeper = cluster.spawn("worker", &env)?;
+    let stream = Stream::start(&site, 12, 40);
+    let status = format!("/proc/{}/status", sleeper.pid()?);
+    wait::until("it sleeps", async || Ok(std::fs::read_to_string(&status)?.contains("State:\tT"))).await?;
+    let held = "SELECT count(*) FROM partition_leases WHERE expires_at > now()";
+    wait::until("its leases have run out", async || Ok(site.count(held).await? == 0)).await?;
+    let successor = cluster.worker()?;
+    let now = site.count("SELECT count(*) FROM receipts").await?;
+    // All partitions but perhaps the one whose head the sleeper has locked.
+    applied(&site, now + 100).await?;
+    sleeper.signal(Signal::SIGCONT)?;
+    let client = Client::new(&format!("http://{listen}"))?;
+    wait::until("its batch was refused or broken off", async || {
+        let text = client.get("/metrics").await?.text().await?;
+        let fenced = text.lines().find_map(|line| line.strip_prefix("taskflow_fenced_batches_total "));
+        Ok(fenced.is_some_and(|fenced| fenced != "0"))
+    })
+    .await?;
+    let now = site.count("SELECT count(*) FROM receipts").await?;
+    applied(&site, now + 100).await?;
+    let accepted = stream.end().await?;
+    promise::check(&site, &accepted).await?;
     sleeper.stop().await?;
     successor.stop().await
 }
