@@ -384,6 +384,7 @@ impl Pipeline<'_> {
         }
         self.context.announcer.announce(announcements);
         report::receipts(&folded.receipts);
+        report::new_users(&folded.new_users);
         self.room.note(&settled);
         self.newest = number;
         self.lasted.push(Batch { number, payload, refresh: Some(refresh) });

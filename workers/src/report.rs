@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use taskflow_core::batch::Content;
+use taskflow_core::state::{Role, User};
 use taskflow_core::wait::Held;
 use taskflow_core::{Item, Receipt, metric};
 use taskflow_stores::observe;
@@ -38,6 +39,16 @@ pub(crate) fn held(partition: &str, item: &Item, held: &Held) {
         due = held.due_at.map(tracing::field::display),
         "The command waits."
     );
+}
+
+/// New admins are a sensitive operation like a changed role. Their events are those of any registration.
+pub(crate) fn new_users(users: &[User]) {
+    let admins = users.iter().filter(|user| user.role == Role::Admin).count();
+    if admins > 0 {
+        let labels = [("operation", "admin_registration")];
+        observe::counter(&metric::SENSITIVE_OPERATIONS, &labels).increment(admins as u64);
+        tracing::info!(admins, "Users were registered as admins.");
+    }
 }
 
 /// Series are looked up once a batch, not once a command.

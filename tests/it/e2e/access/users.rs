@@ -7,7 +7,9 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use reqwest::Method;
 use serde_json::{Value, json};
-use taskflow_tests::commands::{ADMIN, ADMIN_EMAIL, ADMIN_PASSWORD, USER, USER_EMAIL, USER_PASSWORD, id};
+use taskflow_tests::commands::{
+    ADMIN, ADMIN_EMAIL, ADMIN_PASSWORD, HASH, USER, USER_EMAIL, USER_PASSWORD, command, id,
+};
 use taskflow_tests::{Client, Result, Site, World, wait};
 
 use super::{is, new_key, told};
@@ -16,6 +18,7 @@ use crate::{cluster, with_site, with_world};
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("access: users are registered by whoever may, with passwords that are hashed", registers),
+        with_site("access: a registered admin is counted as a sensitive operation", new_admin),
         with_site("access: another role changes permissions and ends sessions", roles),
         with_site("access: another password ends sessions and is asked for the old one", passwords),
         with_site("access: a clear password is nowhere", nowhere),
@@ -28,6 +31,27 @@ pub(crate) fn tests() -> Vec<Trial> {
 
 async fn register(client: &Client, body: &Value) -> Result<(u16, Value)> {
     told(client.post("/v1/users").header("prefer", "wait=20").json(body).send().await?).await
+}
+
+async fn new_admin(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    for (email, role) in [("eve@taskflow.test", "user"), ("ada@taskflow.test", "admin")] {
+        let body = json!({ "email": email, "passwordhash": HASH, "role": role });
+        let receipt = admin.apply(&command("user.register", id(), body)).await?;
+        ensure!(receipt["status"] == "applied", "{receipt}");
+    }
+    let metrics = Client::new(&format!("http://{listen}"))?;
+    wait::until("one admin is counted", async || {
+        let text = metrics.get("/metrics").await?.text().await?;
+        let series = "taskflow_sensitive_operations_total{operation=\"admin_registration\"} ";
+        Ok(text.lines().find_map(|line| line.strip_prefix(series)) == Some("1"))
+    })
+    .await?;
+    worker.stop().await
 }
 
 async fn registers(site: Arc<Site>) -> Result {
