@@ -126,4 +126,6 @@ static JOBS: &[Job] = &[
     audit_verify::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,
+    #[cfg(feature = "crash-points")]
+    probe::HEAVY,
 ];
