@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use super::failed;
+use super::{explain, failed, lacks_privilege};
 use crate::StoreError;
 
 /// Blocks that one entry of the receipts' block range index stands for (Postgres's default).
@@ -75,31 +75,21 @@ pub async fn receipts_vacuumed(pool: &PgPool) -> Result<Option<DateTime<Utc>>, S
 /// Lets the block range index look at these ranges anew. It only ever widens what it knows of a range, so without this
 /// a range whose old rows are gone, and which new ones fill, would be searched for old ones for ever. That goes for ranges
 /// that a vacuum has cut off at the table's end as well: the index remembers them until the table grows again.
-pub async fn receipts_summarize(connection: &mut PgConnection, ranges: &[i64]) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* summarize_receipts */
-        SELECT brin_desummarize_range('idx_receipts_finished_at', range * $2),
-               brin_summarize_range('idx_receipts_finished_at', range * $2)
-        FROM UNNEST($1::bigint[]) AS ranges (range)",
-    )
-    .bind(ranges)
-    .bind(RANGE_BLOCKS)
-    .execute(connection)
-    .await
-    .map_err(failed("look at the receipts' index"))?;
-    Ok(())
-}
-
-/// Lets the block range index look at what was added since it was last vacuumed: until then every look for old receipts
-/// reads it.
-pub async fn receipts_summarize_new(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* summarize_new_receipts */ SELECT brin_summarize_new_values('idx_receipts_finished_at'::regclass)",
-    )
-    .execute(connection)
-    .await
-    .map_err(failed("look at the receipts' index"))?;
-    Ok(())
+///
+/// Without ranges it looks at what was added since the last vacuum: until then every look for old receipts reads it.
+///
+/// `Some` has the server's words if this role may not do it: it costs time then, and no receipt stays for it.
+pub async fn receipts_summarize(
+    connection: &mut PgConnection,
+    ranges: &[i64],
+) -> Result<Option<String>, StoreError> {
+    // It is the owner's, who alone may do this.
+    let looked = sqlx::query("/* summarize_receipts */ SELECT summarize_receipts($1)").bind(ranges);
+    match looked.execute(connection).await {
+        Ok(_) => Ok(None),
+        Err(error) if lacks_privilege(&error) => Ok(Some(explain(&error))),
+        Err(error) => Err(failed("look at the receipts' index")(error)),
+    }
 }
 
 /// The partitions that have batches.
