@@ -257,6 +257,12 @@ impl Engine {
             job_runs::end(&mut transaction, fence.epoch(), id, &failed(detail)).await?;
             return leader::commit(transaction).await;
         };
+        let words =
+            run.arguments.iter().filter_map(|words| words.0.as_object()).flat_map(serde_json::Map::keys);
+        if let Err(unknown) = schedule.job.knows(words.map(String::as_str)) {
+            job_runs::end(&mut transaction, fence.epoch(), id, &failed(unknown)).await?;
+            return leader::commit(transaction).await;
+        }
         let event = schedule.job.begun_event(&run, &self.host, taskflow_stores::clock::now());
         system_events::insert(&mut transaction, event.as_slice()).await?;
         leader::commit(transaction).await?;

@@ -25,9 +25,10 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
         let before = context.days_ago(context.retention.dead_letters_days);
         if context.dry_run() {
-            let (kept, all) = dead_letters::past(&context.stores.postgres, before).await?;
+            let (kept, all, held) = dead_letters::past(&context.stores.postgres, before).await?;
             context.set("letters_past", all);
             context.set("undecided_past", kept);
+            context.set("letters_held", held);
             return Ok(());
         }
         loop {

@@ -47,23 +47,28 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
 
 /// What a run would remove, from the counts of each type.
 async fn plan(context: &Context) -> Result<(), Failure> {
+    let holds = retention_holds::standing(context).await?;
     let mut classes = serde_json::Map::new();
     for class in Class::ALL {
         let days = context.retention.days(class);
-        let (mut all, mut past) = (0, 0);
+        let (mut all, mut past, mut held) = (0, 0, 0);
         for kind in
             TYPES.into_iter().chain(SYSTEM_TYPES).filter(|kind| context.retention.class_of(kind) == class)
         {
-            let before = context.days_ago(days);
+            let before = context.days_ago(context.retention.days_of(kind));
             let started = Instant::now();
-            let (there, old) = trail::count(&context.stores.mongo, kind, before).await?;
-            (all, past) = (all + there, past + old);
+            let counted = trail::count(&context.stores.mongo, kind, before, &holds).await?;
+            all += counted.all;
+            past += counted.free;
+            held += counted.past.saturating_sub(counted.free);
             context.step(started.elapsed()).await?;
         }
-        classes.insert(class.as_str().to_owned(), json!({ "days": days, "events": all, "past": past }));
+        let counts = json!({ "days": days, "events": all, "past": past, "past_on_hold": held });
+        classes.insert(class.as_str().to_owned(), counts);
     }
-    let holds = retention_holds::standing(context).await?;
-    context.log(format!("counts end at {COUNT_MAX} a type; what is past and not on hold would be removed"));
+    context.log(format!(
+        "counts end at {COUNT_MAX} a type; what is past would be removed, but not what is on hold"
+    ));
     context.set("policy", context.retention.policy());
     context.set("classes", classes);
     context.set("holds", holds.entities.len() + holds.actors.len());

@@ -34,12 +34,17 @@ const TOGETHER: i64 = 2_000;
 const RANGES_MAX: usize = 20_000;
 const RANGES_TOGETHER: usize = 20;
 
+/// A dry run counts so far: beyond it would be a long statement.
+const COUNT_MAX: i64 = 100_000;
+
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
         let before = context.days_ago(context.retention.receipts_days);
         if context.dry_run() {
             context.set("before", before.to_rfc3339());
-            context.set("receipts_about", pruning::receipts_about(&context.stores.postgres).await?);
+            let past = pruning::receipts_count(&context.stores.postgres, before, COUNT_MAX).await?;
+            context.set("receipts_past", past);
+            context.log(format!("the count ends at {COUNT_MAX}"));
             return Ok(());
         }
         let mut ranges = summarize(&context).await?;
