@@ -262,7 +262,7 @@ async fn restamped(site: Arc<Site>) -> Result {
     })
     .await?;
     let done = run(&cluster, &["retention.events"]).await?;
-    ensure!(done["figures"]["stamped"] == 21, "{done}");
+    ensure!(done["figures"]["stamped"] == 22, "{done}");
     for (task, _) in &tasks {
         ensure!(kept_days(&site, *task).await? == Some(7), "a task's event has the old stamp");
     }
