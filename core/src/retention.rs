@@ -195,17 +195,22 @@ impl Retention {
         self.set_days(class).max(self.legal_days(class))
     }
 
+    /// For how many days an event of a type is kept: never fewer than the law asks of the class that it is of by itself,
+    /// into whichever class the settings put it.
+    pub fn days_of(&self, kind: &str) -> u16 {
+        self.days(self.class_of(kind)).max(self.legal_days(Class::of(kind)))
+    }
+
     /// The fewest days for which an event that is of this class by itself is kept: the settings may have put its type
     /// into another one.
     pub fn least_days(&self, class: Class) -> u16 {
-        let moved =
-            known_types().filter(|kind| Class::of(kind) == class).map(|kind| self.days(self.class_of(kind)));
+        let moved = known_types().filter(|kind| Class::of(kind) == class).map(|kind| self.days_of(kind));
         moved.chain([self.days(class)]).min().unwrap_or(0)
     }
 
     /// When an event of a type may be removed.
     pub fn expires_at(&self, kind: &str, created_at: DateTime<Utc>) -> DateTime<Utc> {
-        created_at + TimeDelta::days(i64::from(self.days(self.class_of(kind))))
+        created_at + TimeDelta::days(i64::from(self.days_of(kind)))
     }
 
     /// Looks for settings that can't be meant.
@@ -227,6 +232,19 @@ impl Retention {
                 faults.push(format!("retention.{name}_days: 0 would remove events as soon as they are made"));
             }
         }
+        for kind in known_types() {
+            let (own, class) = (Class::of(kind), self.class_of(kind));
+            let (days, least) = (self.set_days(class), self.legal_days(own));
+            if own != class && days < least {
+                faults.push(format!(
+                    "retention.classes.\"{kind}\": {} is kept for {days} days, and the legal minimum of {}, which this \
+                     type is of by itself, is {least} days (retention.legal_minimum.{}_days)",
+                    class.as_str(),
+                    own.as_str(),
+                    own.as_str()
+                ));
+            }
+        }
         let others = [
             ("dead_letters_days", self.dead_letters_days),
             ("receipts_days", self.receipts_days),
@@ -241,17 +259,31 @@ impl Retention {
     /// What stamps follow from, as a text: another text means that events are stamped again.
     pub fn policy(&self) -> String {
         let days = Class::ALL.map(|class| format!("{} {}", class.as_str(), self.days(class)));
-        let moved = known_types()
-            .filter(|kind| self.class_of(kind) != Class::of(kind))
-            .map(|kind| format!("{kind} is {}", self.class_of(kind).as_str()));
+        let moved = known_types().filter(|kind| self.class_of(kind) != Class::of(kind)).map(|kind| {
+            let (class, days) = (self.class_of(kind), self.days_of(kind));
+            let longer = if days > self.days(class) { format!(" for {days} days") } else { String::new() };
+            format!("{kind} is {}{longer}", class.as_str())
+        });
         days.into_iter().chain(moved).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// The stamp of what is held: far beyond any policy.
+/// The least stamp of what is held: far beyond any policy.
 pub fn held_until() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(9999, 1, 1, 0, 0, 0).single().unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
+
+/// The mark that a hold puts on its events. A newer hold's is a later one, so that it changes also what an older hold has
+/// marked: whoever still wants to lift the older one's mark, and knows nothing of the newer one, finds another.
+pub fn mark(since: DateTime<Utc>) -> DateTime<Utc> {
+    // A tenth of a second is a millisecond of the year 9999, which so has room for a hundred years.
+    let tenths = (since - Utc.timestamp_nanos(0)).num_milliseconds() / 100;
+    held_until() + TimeDelta::milliseconds((tenths - MARKS_BEGIN).clamp(0, MARKS_MAX))
+}
+
+/// Tenths of seconds from 1970 to November 2023, before the first hold, and those that the year 9999 has room for.
+const MARKS_BEGIN: i64 = 17_000_000_000;
+const MARKS_MAX: i64 = 31_000_000_000;
 
 /// What must not be removed while a matter lasts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -288,9 +320,13 @@ pub enum Verdict {
     Remove,
 }
 
-/// The stamp that an event should bear.
+/// The stamp that an event should bear. What is held keeps the mark that a hold has put on it.
 pub fn stamp(retention: &Retention, holds: &Holds, event: &Kept<'_>) -> DateTime<Utc> {
-    if holds.holds(event) { held_until() } else { retention.expires_at(event.kind, event.created_at) }
+    if holds.holds(event) {
+        event.expires_at.max(held_until())
+    } else {
+        retention.expires_at(event.kind, event.created_at)
+    }
 }
 
 /// Decides about an event: it goes when its stamp, today's policy and the law all say so, and nobody holds it.

@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
 use taskflow_core::event::TYPES;
 use taskflow_core::retention::{
-    Class, Classes, Holds, Kept, LegalMinimum, Retention, SYSTEM_TYPES, Verdict, held_until, stamp, verdict,
+    Class, Classes, Holds, Kept, LegalMinimum, Retention, SYSTEM_TYPES, Verdict, held_until, mark, stamp,
+    verdict,
 };
 use uuid::Uuid;
 
@@ -43,6 +44,17 @@ prop_compose! {
     }
 }
 
+fn legal_days(retention: &Retention, class: Class) -> u16 {
+    let LegalMinimum { user_activity_days, task_events_days, system_events_days, audit_logs_days } =
+        retention.legal_minimum;
+    match class {
+        Class::UserActivity => user_activity_days,
+        Class::TaskEvents => task_events_days,
+        Class::SystemEvents => system_events_days,
+        Class::AuditLogs => audit_logs_days,
+    }
+}
+
 fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_900_000_000, 0).expect("a time")
 }
@@ -69,8 +81,7 @@ proptest! {
             actors: acting.iter().map(|id| Uuid::from_u128(100 + *id)).collect(),
         };
         let is_held = held.contains(&entity) || acting.contains(&actor);
-        let class = retention.class_of(kind);
-        let least_days = retention.days(class);
+        let least_days = retention.days_of(kind);
         let decided = verdict(&retention, &holds, &event, now);
         if decided == Verdict::Remove {
             prop_assert!(!is_held, "what is held was removed");
@@ -79,6 +90,8 @@ proptest! {
         }
         if is_held {
             prop_assert!(decided == Verdict::Stamp(held_until()));
+            let marked = Kept { expires_at: mark(now), ..event };
+            prop_assert_eq!(verdict(&retention, &holds, &marked, now), Verdict::Keep);
         }
         // Whatever is stamped is right from then on; what is removed at some time is removed later too.
         let right = Kept { expires_at: stamp(&retention, &holds, &event), ..event };
@@ -95,8 +108,13 @@ proptest! {
             prop_assert_eq!(one.expires_at(kind, start()), two.expires_at(kind, start()));
         }
         prop_assert!(one.expires_at(kind, start()) >= start());
+        // What the law asks of a type's own class holds in whichever class the settings put it.
+        let least = TimeDelta::days(i64::from(legal_days(&one, Class::of(kind))));
+        prop_assert!(one.expires_at(kind, start()) >= start() + least);
         if one.check().is_ok() {
             prop_assert!(one.expires_at(kind, start()) > start());
+            // What passes is kept for as long as its class says: nothing was mended in silence.
+            prop_assert_eq!(one.days_of(kind), one.days(one.class_of(kind)));
         }
     }
 
@@ -119,4 +137,30 @@ fn the_specifications_times() {
     let short = Retention { audit_logs_days: 100, ..retention };
     assert!(short.check().expect_err("too short").contains("legal minimum of 2555"));
     assert_eq!(short.days(Class::AuditLogs), 2555);
+}
+
+#[test]
+fn no_type_is_moved_below_the_minimum_of_its_own_class() {
+    let moved = |kind: &str, class, days| {
+        let mut classes = Classes::default();
+        classes.set(kind, class).expect("a type");
+        Retention { classes, user_activity_days: days, ..Retention::default() }
+    };
+    let short = moved("user.registered", Class::UserActivity, 365);
+    let told = short.check().expect_err("too short");
+    assert!(told.contains("user.registered") && told.contains("2555"), "{told}");
+    assert_eq!(short.days_of("user.registered"), 2555);
+    assert!(moved("user.registered", Class::UserActivity, 2555).check().is_ok());
+    assert!(moved("task.created", Class::UserActivity, 10).check().is_ok());
+}
+
+proptest! {
+    /// A newer hold changes the mark of an older one, and every mark is one of what is held.
+    #[test]
+    fn a_newer_hold_has_a_later_mark(since_s in 0_u32..1_000_000_000, later_s in 1_u32..1_000_000_000) {
+        let since = start() + TimeDelta::seconds(i64::from(since_s));
+        let later = since + TimeDelta::seconds(i64::from(later_s));
+        prop_assert!(held_until() <= mark(since) && mark(since) < mark(later));
+        prop_assert!(chrono::Datelike::year(&mark(later)) == 9999);
+    }
 }

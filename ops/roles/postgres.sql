@@ -37,6 +37,19 @@ GRANT DELETE ON outbox, system_events, session_endings, partition_leases, worker
 -- What retention removes.
 GRANT DELETE ON batches, receipts, tasks, dead_letters, job_runs, user_activity TO taskflow_scheduler;
 
+-- The owner's work that retention asks for: the index of the receipts looks at its ranges anew.
+GRANT EXECUTE ON FUNCTION summarize_receipts(BIGINT[]) TO taskflow_scheduler;
+
+-- How busy the server is, which upkeep gives way to, and what its report tells are in statistics of all sessions. Only a
+-- superuser, or who was given this role WITH ADMIN OPTION, can give it on.
+DO $$
+BEGIN
+    GRANT pg_read_all_stats TO taskflow_scheduler;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'A superuser must still do this: GRANT pg_read_all_stats TO taskflow_scheduler';
+END
+$$;
+
 -- The evidence: added to, never rewritten.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON audit_links, audit_seals, audit_erasures, audit_restores, _sqlx_migrations
     FROM taskflow_app, taskflow_scheduler;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 use taskflow_core::event::Retention;
 use taskflow_stores::postgres::job_runs::{self, Told};
@@ -112,6 +112,25 @@ pub(crate) enum Step {
     Enough,
 }
 
+/// Postgres's time: due times, cutoffs and the window go by it, whatever this host's clock says. It was asked for once,
+/// and goes on by a clock that nobody sets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServerClock {
+    at: DateTime<Utc>,
+    seen: Instant,
+}
+
+impl ServerClock {
+    /// From what the server has just answered.
+    pub(crate) fn new(at: DateTime<Utc>) -> Self {
+        Self { at, seen: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.at + self.seen.elapsed()
+    }
+}
+
 /// One run, as its job sees it.
 pub struct Context {
     pub(crate) stores: Stores,
@@ -127,7 +146,8 @@ pub struct Context {
     #[cfg_attr(not(feature = "crash-points"), expect(dead_code, reason = "what a probe tells of"))]
     pub(crate) attempt: i16,
     pub(crate) arguments: Value,
-    /// Whether the run must end with the maintenance window: it was begun in it.
+    pub(crate) clock: ServerClock,
+    /// Whether the run must end with the maintenance window: nobody asked for it by hand.
     pub(crate) bound: bool,
     pub(crate) stop: Stop,
     pub(crate) telling: Telling,
@@ -212,6 +232,16 @@ impl Context {
         self.flag("dry_run")
     }
 
+    /// Postgres's time.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    /// So many days ago, by Postgres's time: what is older may go.
+    pub(crate) fn days_ago(&self, days: u16) -> DateTime<Utc> {
+        self.now() - TimeDelta::days(i64::from(days))
+    }
+
     /// Waits, unless it is told to stop.
     pub(crate) async fn sleep(&self, time: Duration) -> Result<(), Failure> {
         tokio::select! {
@@ -228,16 +258,42 @@ impl Context {
         }
         let share = self.settings.share.clamp(0.01, 1.0);
         self.sleep(took.mul_f64((1.0 - share) / share).min(REST_MAX)).await?;
-        self.give_way().await?;
-        if self.bound && !self.schedules.in_window(clock::now()) {
-            self.log(format!(
-                "the maintenance window ({}) is over; the rest is for the next run",
-                self.schedules.window()
-            ));
-            self.set("unfinished", true);
-            return Ok(Step::Enough);
+        self.give_way().await
+    }
+
+    fn is_over(&self) -> bool {
+        self.bound && !self.schedules.in_window(self.now())
+    }
+
+    /// What a run does whose window is over.
+    fn enough(&self) -> Step {
+        self.log(format!(
+            "the maintenance window ({}) is over; the rest is for the next run",
+            self.schedules.window()
+        ));
+        self.set("unfinished", true);
+        Step::Enough
+    }
+
+    /// Until the run is told to stop or its window is over: for a deed that takes long by itself.
+    pub(crate) async fn halt(&self) {
+        while !self.is_over() {
+            tokio::select! {
+                () = self.stop.told() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
         }
-        Ok(Step::Go)
+    }
+
+    /// For how long the run may last.
+    pub(crate) fn time_out(&self) -> Duration {
+        let schedule = self.schedules.get(&self.schedule);
+        Duration::from_secs(schedule.map_or(3_600, |schedule| u64::from(schedule.timeout_s)))
+    }
+
+    /// After a deed that [`Context::halt`] has ended.
+    pub(crate) fn halted(&self) -> Result<Step, Failure> {
+        if self.stop.why().is_some() { Err(Failure::Stopped) } else { Ok(self.enough()) }
     }
 
     /// Writes down what was told so far.
@@ -249,18 +305,23 @@ impl Context {
         Ok(())
     }
 
-    /// Waits while commands are behind or many sessions work.
-    pub(crate) async fn give_way(&self) -> Result<(), Failure> {
+    /// Waits while commands are behind or many sessions work, but not beyond the window: also before a job's first deed.
+    pub(crate) async fn give_way(&self) -> Result<Step, Failure> {
         let due = |tale: &mut Tale| tale.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY);
-        if !self.telling.with(due) {
-            return Ok(());
-        }
         let since = Instant::now();
+        let mut looks = self.telling.with(due);
         loop {
+            if self.is_over() {
+                return Ok(self.enough());
+            }
+            if !looks {
+                return Ok(Step::Go);
+            }
             let load = load::read(&self.stores.postgres).await?;
             self.telling.with(|tale| tale.looked = Some(Instant::now()));
             if load.behind_s <= self.settings.yield_behind_s && load.active <= self.settings.yield_sessions {
-                break;
+                looks = false;
+                continue;
             }
             if since.elapsed() < LOOK_EVERY {
                 self.log(format!(
@@ -272,6 +333,5 @@ impl Context {
             self.sleep(LOOK_EVERY.mul_f64(rand::random_range(0.8..=1.2))).await?;
             self.tell().await?;
         }
-        Ok(())
     }
 }

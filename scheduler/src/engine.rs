@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskflow_core::event::Retention;
-use taskflow_core::job::State;
+use taskflow_core::job::{Met, State};
 use taskflow_core::metric;
 use taskflow_stores::postgres::job_runs::{self, End};
 use taskflow_stores::postgres::job_schedules::{self, Look};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
 use taskflow_stores::postgres::{job_history, system_events};
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{clock, crash, observe};
+use taskflow_stores::{crash, observe};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::context::{Context, Stop, Stopped};
+use crate::context::{Context, ServerClock, Stop, Stopped};
 use crate::schedules::Schedules;
 use crate::{Settings, Stores, arm, audit, fire, run};
 
@@ -158,6 +158,7 @@ impl Engine {
         runs: &mut Runs,
         tasks: &mut JoinSet<i64>,
     ) -> Result<(), Fenced> {
+        let clock = ServerClock::new(look.now);
         if !*settled {
             self.take_over(fence, runs).await?;
             arm::settle(&self.schedules, fence).await?;
@@ -170,11 +171,12 @@ impl Engine {
         }
         self.cancel(fence, &look.cancel, runs).await?;
         fire::fire(&self.schedules, fence, &look.due, look.now).await?;
+        fire::outside_window(&self.schedules, fence, &look.ready, look.now).await?;
         for id in &look.ready {
             if runs.len() >= self.settings.at_once {
                 break;
             }
-            self.begin(fence, *id, runs, tasks).await?;
+            self.begin(fence, *id, clock, runs, tasks).await?;
         }
         Ok(())
     }
@@ -242,6 +244,7 @@ impl Engine {
         &self,
         fence: &Fence,
         id: i64,
+        clock: ServerClock,
         runs: &mut Runs,
         tasks: &mut JoinSet<i64>,
     ) -> Result<(), Fenced> {
@@ -254,7 +257,13 @@ impl Engine {
             job_runs::end(&mut transaction, fence.epoch(), id, &failed(detail)).await?;
             return leader::commit(transaction).await;
         };
-        let event = schedule.job.begun_event(&run, &self.host, clock::now());
+        let words =
+            run.arguments.iter().filter_map(|words| words.0.as_object()).flat_map(serde_json::Map::keys);
+        if let Err(unknown) = schedule.job.knows(words.map(String::as_str)) {
+            job_runs::end(&mut transaction, fence.epoch(), id, &failed(unknown)).await?;
+            return leader::commit(transaction).await;
+        }
+        let event = schedule.job.begun_event(&run, &self.host, taskflow_stores::clock::now());
         system_events::insert(&mut transaction, event.as_slice()).await?;
         leader::commit(transaction).await?;
         crash::point("begun");
@@ -271,7 +280,8 @@ impl Engine {
             due_at: run.due_at,
             attempt: run.attempt,
             arguments: run.arguments.clone().map(|arguments| arguments.0).unwrap_or_default(),
-            bound: schedule.job.heavy && self.schedules.in_window(clock::now()),
+            clock,
+            bound: schedule.job.heavy && run.met != Met::ByHand.as_str(),
             stop: stop.clone(),
             telling: crate::context::Telling::default(),
         });
@@ -286,7 +296,7 @@ impl Engine {
 }
 
 fn failed(detail: String) -> End {
-    End { state: State::Failed, again_at: None, detail: Some(detail), told: None }
+    End { state: State::Failed, again_after: None, detail: Some(detail), told: None }
 }
 
 /// Until the next look.

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use taskflow_core::job::outage::Due;
-use taskflow_core::job::{Met, Overlapping};
+use taskflow_core::job::{Met, Overlapping, State};
 use taskflow_core::metric;
-use taskflow_stores::postgres::job_runs::{self, New};
-use taskflow_stores::postgres::job_schedules;
+use taskflow_stores::postgres::job_runs::{self, End, New, Outside};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::postgres::{job_schedules, system_events};
 use taskflow_stores::{crash, observe};
 
 use crate::arm::{arm, never};
+use crate::jobs;
 use crate::schedules::{Schedule, Schedules};
 
 /// Rows of one transaction, about, and the time that is thought about them: the lead must be renewed meanwhile.
@@ -60,6 +61,42 @@ pub(crate) async fn fire(
         if row.met != Met::Coalesced {
             tracing::warn!(schedule = row.schedule, due_at = %row.due_at, met = row.met.as_str(), "A due time gets no run.");
         }
+    }
+    Ok(())
+}
+
+/// Ends what is ready and would begin outside the maintenance window: what is tried again, what an earlier leader left,
+/// what has waited for others. A run that a person asked for is not bound to the window.
+pub(crate) async fn outside_window(
+    schedules: &Schedules,
+    fence: &Fence,
+    ready: &[i64],
+    now: DateTime<Utc>,
+) -> Result<(), Fenced> {
+    if ready.is_empty() || schedules.in_window(now) {
+        return Ok(());
+    }
+    let heavy: Vec<&str> = jobs::all().filter(|job| job.heavy).map(|job| job.name).collect();
+    let mut transaction = fence.begin().await?;
+    let window = schedules.window().to_string();
+    let ended = job_runs::end_outside_window(&mut transaction, fence.epoch(), ready, &heavy, &window).await?;
+    if ended.is_empty() {
+        return Ok(());
+    }
+    for one in ended.iter().filter(|one| one.run.attempt > 0) {
+        let end =
+            End { state: State::Failed, again_after: None, detail: Some(one.detail.clone()), told: None };
+        let job = jobs::all().find(|job| job.name == one.run.job);
+        let event = job.and_then(|job| job.ended_event(&one.run, &end, now));
+        system_events::insert(&mut transaction, event.as_slice()).await?;
+    }
+    leader::commit(transaction).await?;
+    for Outside { run, detail } in ended {
+        let outcome = if run.attempt > 0 { State::Failed.as_str() } else { Met::OutsideWindow.as_str() };
+        if let Some(job) = jobs::all().find(|job| job.name == run.job) {
+            observe::counter(&metric::JOB_RUNS, &[("job", job.name), ("outcome", outcome)]).increment(1);
+        }
+        tracing::warn!(schedule = run.schedule, run = run.id, outcome, detail, "A run is not begun.");
     }
     Ok(())
 }

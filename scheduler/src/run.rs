@@ -73,7 +73,7 @@ async fn overdue(context: &Context, timeout: Duration) {
 
 /// What becomes of the run.
 fn judge(schedule: &Schedule, run: &Run, stopped: Option<&Stopped>, ended: Ended) -> End {
-    let over = |state, detail: Option<String>| End { state, again_at: None, detail, told: None };
+    let over = |state, detail: Option<String>| End { state, again_after: None, detail, told: None };
     let failed =
         |detail| again(schedule, run, detail).unwrap_or_else(|detail| over(State::Failed, Some(detail)));
     match (ended, stopped) {
@@ -102,7 +102,7 @@ pub(crate) fn again(schedule: &Schedule, run: &Run, detail: String) -> Result<En
         None => Err(detail),
         Some(pause) => Ok(End {
             state: State::Waiting,
-            again_at: Some(clock::now() + pause),
+            again_after: Some(pause),
             detail: Some(format!("try {} failed: {detail}", run.attempt)),
             told: None,
         }),

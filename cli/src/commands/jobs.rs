@@ -189,6 +189,9 @@ async fn ask(pool: &PgPool, options: RunOptions, json: bool) -> Result<ExitCode,
     let RunOptions { schedule, dry_run, flags, no_wait, author } = options;
     let schedules = job_schedules::list(pool, Some(&schedule)).await?;
     let Some(known) = schedules.first() else { return Err(unknown(pool, &schedule).await) };
+    if let Some(job) = taskflow_scheduler::all_jobs().find(|job| job.name == known.job) {
+        job.knows(flags.iter().map(String::as_str)).map_err(Exit::usage)?;
+    }
     let mut arguments: serde_json::Map<String, serde_json::Value> =
         flags.into_iter().map(|flag| (flag, true.into())).collect();
     if dry_run {

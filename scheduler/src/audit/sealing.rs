@@ -55,6 +55,27 @@ fn key(settings: &Settings) -> Result<SecretKey, Failure> {
     })
 }
 
+/// Whether the next run would seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// The newest seal; 0 if there is none.
+    pub newest: i64,
+    pub says_more: bool,
+}
+
+/// Only looks, whether the newest seal of Postgres still says how things are.
+pub(crate) async fn due(stores: &Stores, settings: &Settings, retention: &Retention) -> Result<Due, Failure> {
+    let mut keys = files::public_keys(&settings.public_keys_path)?;
+    keys.push(key(settings)?.public());
+    let Some((number, signed)) = audit_seals::newest(&stores.postgres).await? else {
+        return Ok(Due { newest: 0, says_more: true });
+    };
+    let seal = signed.open(&keys).map_err(|why| disbelieved(number, "Postgres", why))?;
+    let heads = audit_chain::heads(&stores.postgres).await?;
+    let restored = audit_seals::restored(&stores.postgres).await?.is_some();
+    Ok(Due { newest: number, says_more: restored || seal.says_more(&heads, retention) })
+}
+
 /// Seals what has happened since the last seal.
 pub(crate) async fn seal(
     stores: &Stores,

@@ -21,6 +21,9 @@ pub(super) const JOB: Job = Job {
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
+        if context.dry_run() {
+            return plan(&context).await;
+        }
         let sealed =
             sealing::seal(&context.stores, &context.audit, &context.retention, &context.fence).await?;
         context.set("seal", sealed.number);
@@ -28,4 +31,12 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.set("copied", sealed.copied);
         Ok(())
     })
+}
+
+/// Which seal the next one follows, and whether it would say anything new.
+async fn plan(context: &Context) -> Result<(), Failure> {
+    let due = sealing::due(&context.stores, &context.audit, &context.retention).await?;
+    context.set("seal", due.newest);
+    context.set("would_seal", due.says_more);
+    Ok(())
 }

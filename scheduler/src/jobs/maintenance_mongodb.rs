@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use taskflow_stores::StoreError;
 use taskflow_stores::mongo::Document;
 use taskflow_stores::mongo::upkeep::{self, Answer};
 
@@ -48,9 +47,14 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         if context.dry_run() {
             return Ok(());
         }
+        if context.give_way().await? == Step::Enough {
+            return Ok(());
+        }
         context.fence.holds().await?;
-        let started = Instant::now();
-        let valid = stopping(&context, upkeep::validate(database)).await?;
+        let (started, longest) = (Instant::now(), context.time_out());
+        let Some(valid) = upkeep::validate(database, longest, context.halt()).await? else {
+            return context.halted().map(drop);
+        };
         if let Some(answer) = told(&context, "validate", valid)
             && let Ok(false) = answer.get_bool("valid")
         {
@@ -64,23 +68,14 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             return Ok(());
         }
         context.fence.holds().await?;
-        let compacted = stopping(&context, upkeep::compact(database)).await?;
+        let Some(compacted) = upkeep::compact(database, longest, context.halt()).await? else {
+            return context.halted().map(drop);
+        };
         if let Some(answer) = told(&context, "compact", compacted) {
             context.set("bytes_freed", answer.get_i64("bytesFreed").unwrap_or(0));
         }
         Ok(())
     })
-}
-
-/// Waits for a command of the server, unless the run is told to stop.
-async fn stopping<T>(
-    context: &Context,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, Failure> {
-    tokio::select! {
-        () = context.stop.told() => Err(Failure::Stopped),
-        done = work => Ok(done?),
-    }
 }
 
 /// Says what came of a command; a refusal is no failure of ours.

@@ -68,6 +68,9 @@ fn shown(table: &Table) -> serde_json::Value {
 }
 
 async fn keep_up(context: &Context, tables: &[Table], bloated: &[Index]) -> Result<(), Failure> {
+    if context.give_way().await? == Step::Enough {
+        return Ok(());
+    }
     let pool = &context.stores.postgres;
     let mut upkeep = Upkeep::open(pool).await?;
     for name in upkeep.drop_leftovers().await? {
@@ -80,9 +83,9 @@ async fn keep_up(context: &Context, tables: &[Table], bloated: &[Index]) -> Resu
     for deed in deeds {
         let started = Instant::now();
         context.fence.holds().await?;
-        let done = match upkeep.run(deed, context.stop.told()).await {
+        let done = match upkeep.run(deed, context.halt()).await {
             Ok(Some(())) => true,
-            Ok(None) => return Err(Failure::Stopped),
+            Ok(None) => return context.halted().map(drop),
             // Somebody holds a lock on it, an autovacuum say: the others have their turn all the same.
             Err(error) if error.kind == Kind::Conflict => {
                 context.log(format!("{deed:?} was passed over: {error}"));

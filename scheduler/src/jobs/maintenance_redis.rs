@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::Job;
-use crate::context::{Context, Failure};
+use crate::context::{Context, Failure, Step};
 
 pub(super) const JOB: Job = Job {
     name: "maintenance.redis",
@@ -58,13 +58,16 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             context.set("log_rewritten", "no: a cluster");
             return Ok(());
         }
+        if context.give_way().await? == Step::Enough {
+            return Ok(());
+        }
         context.fence.holds().await?;
         redis.purge_memory().await?;
         if before.get("aof_enabled").map(String::as_str) != Some("1") {
             context.set("log_rewritten", "no: appendonly is off");
         } else if before.get("rdb_bgsave_in_progress").map(String::as_str) == Some("1") {
             context.set("log_rewritten", "no: a snapshot is being written; the next run does it");
-        } else {
+        } else if context.give_way().await? == Step::Go {
             redis.rewrite_log().await?;
             loop {
                 context.sleep(LOOK_EVERY).await?;

@@ -55,7 +55,34 @@ pub struct Job {
     pub work: fn(Arc<Context>) -> BoxFuture<'static, Result<(), Failure>>,
 }
 
+/// The words that jobs know beside `dry_run` (`taskflow jobs run JOB --with WORD`).
+const WORDS: [(&str, &[&str]); 3] = [
+    (retention_events::JOB.name, &["restamp"]),
+    (audit_verify::JOB.name, &["all"]),
+    (backup_postgres_base::JOB.name, &["now"]),
+];
+
 impl Job {
+    /// Looks for a word that this job does not know: whoever mistypes one is told, rather than believing that it took
+    /// effect.
+    ///
+    /// # Errors
+    /// It is named, with those there are.
+    pub fn knows<'w>(&self, words: impl IntoIterator<Item = &'w str>) -> Result<(), String> {
+        // What tests run takes whatever they say.
+        if self.name.starts_with("test.") {
+            return Ok(());
+        }
+        let known = WORDS.iter().find(|(name, _)| *name == self.name).map_or(&[][..], |(_, words)| *words);
+        match words.into_iter().find(|word| *word != "dry_run" && !known.contains(word)) {
+            None => Ok(()),
+            Some(word) if known.is_empty() => {
+                Err(format!("{} knows no word {word:?}, and no other", self.name))
+            }
+            Some(word) => Err(format!("{} knows no word {word:?}; there is {}", self.name, known.join(", "))),
+        }
+    }
+
     const DEFAULT: Self = Self {
         name: "",
         about: "",
@@ -126,4 +153,6 @@ static JOBS: &[Job] = &[
     audit_verify::JOB,
     #[cfg(feature = "crash-points")]
     probe::JOB,
+    #[cfg(feature = "crash-points")]
+    probe::HEAVY,
 ];

@@ -10,7 +10,7 @@ use taskflow_stores::crash;
 use taskflow_stores::postgres::{leader, probe};
 
 use super::Job;
-use crate::context::{Context, Failure};
+use crate::context::{Context, Failure, Step};
 
 pub(super) const JOB: Job = Job {
     name: "test.probe",
@@ -21,6 +21,9 @@ pub(super) const JOB: Job = Job {
     work,
     ..Job::DEFAULT
 };
+
+/// The same, bound to the maintenance window.
+pub(super) const HEAVY: Job = Job { name: "test.heavy", cron: "0 0 3 1 1 *", heavy: true, ..JOB };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
@@ -44,9 +47,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             context.sleep(Duration::from_millis(20)).await?;
         }
         // Takes its time, and stops when it is told to.
-        while does("lasts") {
-            context.step(Duration::from_millis(10)).await?;
-        }
+        while does("lasts") && context.step(Duration::from_millis(10)).await? == Step::Go {}
         context.set("effects", 1);
         Ok(())
     })

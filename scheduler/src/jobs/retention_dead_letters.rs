@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
-use taskflow_stores::clock;
 use taskflow_stores::postgres::{dead_letters, leader};
 
 use super::Job;
@@ -25,11 +23,12 @@ pub(super) const JOB: Job = Job {
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = clock::now() - TimeDelta::days(i64::from(context.retention.dead_letters_days));
+        let before = context.days_ago(context.retention.dead_letters_days);
         if context.dry_run() {
-            let (kept, all) = dead_letters::past(&context.stores.postgres, before).await?;
+            let (kept, all, held) = dead_letters::past(&context.stores.postgres, before).await?;
             context.set("letters_past", all);
             context.set("undecided_past", kept);
+            context.set("letters_held", held);
             return Ok(());
         }
         loop {

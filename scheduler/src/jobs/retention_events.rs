@@ -9,10 +9,10 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use taskflow_core::event::TYPES;
 use taskflow_core::retention::{Class, SYSTEM_TYPES, Verdict, stamp, verdict};
+use taskflow_stores::crash;
 use taskflow_stores::mongo::audit_leaves;
 use taskflow_stores::mongo::retention::{self as trail, COUNT_MAX, Found};
 use taskflow_stores::postgres::{job_schedules, leader};
-use taskflow_stores::{clock, crash};
 
 use super::{Job, retention_holds};
 use crate::context::{Context, Failure, Step};
@@ -47,24 +47,28 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
 
 /// What a run would remove, from the counts of each type.
 async fn plan(context: &Context) -> Result<(), Failure> {
-    let now = clock::now();
+    let holds = retention_holds::standing(context).await?;
     let mut classes = serde_json::Map::new();
     for class in Class::ALL {
         let days = context.retention.days(class);
-        let (mut all, mut past) = (0, 0);
+        let (mut all, mut past, mut held) = (0, 0, 0);
         for kind in
             TYPES.into_iter().chain(SYSTEM_TYPES).filter(|kind| context.retention.class_of(kind) == class)
         {
-            let before = now - chrono::TimeDelta::days(i64::from(days));
+            let before = context.days_ago(context.retention.days_of(kind));
             let started = Instant::now();
-            let (there, old) = trail::count(&context.stores.mongo, kind, before).await?;
-            (all, past) = (all + there, past + old);
+            let counted = trail::count(&context.stores.mongo, kind, before, &holds).await?;
+            all += counted.all;
+            past += counted.free;
+            held += counted.past.saturating_sub(counted.free);
             context.step(started.elapsed()).await?;
         }
-        classes.insert(class.as_str().to_owned(), json!({ "days": days, "events": all, "past": past }));
+        let counts = json!({ "days": days, "events": all, "past": past, "past_on_hold": held });
+        classes.insert(class.as_str().to_owned(), counts);
     }
-    let holds = retention_holds::standing(context).await?;
-    context.log(format!("counts end at {COUNT_MAX} a type; what is past and not on hold would be removed"));
+    context.log(format!(
+        "counts end at {COUNT_MAX} a type; what is past would be removed, but not what is on hold"
+    ));
     context.set("policy", context.retention.policy());
     context.set("classes", classes);
     context.set("holds", holds.entities.len() + holds.actors.len());
@@ -114,7 +118,7 @@ async fn restamp(context: &Context) -> Result<Step, Failure> {
 async fn remove(context: &Context) -> Result<Step, Failure> {
     let mut removed = std::collections::BTreeMap::<&'static str, u64>::new();
     loop {
-        let (started, now) = (Instant::now(), clock::now());
+        let (started, now) = (Instant::now(), context.now());
         let page = trail::expired(&context.stores.mongo, now, TOGETHER).await?;
         let holds = retention_holds::standing(context).await?;
         let (mut gone, mut stamps) = (Vec::new(), Vec::new());
@@ -160,7 +164,7 @@ async fn prune_leaves(context: &Context) -> Result<(), Failure> {
     loop {
         let started = Instant::now();
         context.fence.holds().await?;
-        let pruned = audit_leaves::prune(&context.stores.mongo, clock::now(), TOGETHER).await?;
+        let pruned = audit_leaves::prune(&context.stores.mongo, context.now(), TOGETHER).await?;
         context.add("leaves_removed", pruned.removed);
         if pruned.looked_at < TOGETHER as u64 || context.step(started.elapsed()).await? == Step::Enough {
             return Ok(());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use taskflow_core::retention::{Holds, held_until, stamp};
+use taskflow_core::retention::{self, Holds, stamp};
 use taskflow_stores::mongo::retention::{self as trail, Subject};
 use taskflow_stores::postgres::leader;
 use taskflow_stores::postgres::legal_holds::{self, Hold};
@@ -73,11 +73,14 @@ pub(super) async fn look_after(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Also what an older hold has marked gets this one's mark: a leader that was stopped while it lifted the older one, and
+/// goes on, finds it changed.
 async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
+    let own = retention::mark(hold.since);
     loop {
         let started = Instant::now();
-        let found = trail::unheld(&context.stores.mongo, subject(hold), TOGETHER).await?;
-        let stamps: Vec<_> = found.iter().map(|event| (event, held_until())).collect();
+        let found = trail::unmarked(&context.stores.mongo, subject(hold), own, TOGETHER).await?;
+        let stamps: Vec<_> = found.iter().map(|event| (event, own)).collect();
         if !stamps.is_empty() {
             context.fence.holds().await?;
             trail::stamp(&context.stores.mongo, &stamps).await?;
@@ -97,8 +100,8 @@ async fn lift(context: &Context, hold: &Hold) -> Result<(), Failure> {
         let started = Instant::now();
         let found = trail::held(&context.stores.mongo, subject(hold), cursor, TOGETHER).await?;
         let holds = standing(context).await?;
-        let stamps: Vec<_> =
-            found.iter().map(|event| (event, stamp(&context.retention, &holds, &event.kept()))).collect();
+        let stamps = found.iter().map(|event| (event, stamp(&context.retention, &holds, &event.kept())));
+        let stamps: Vec<_> = stamps.filter(|(event, right)| *right != event.expires_at).collect();
         // What another hold keeps stays as it is, and is passed over.
         cursor = found.last().map(|event| event.id).or(cursor);
         if !stamps.is_empty() {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use taskflow_core::heat;
-use taskflow_stores::clock;
 use taskflow_stores::postgres::{job_runs, leader, pruning, user_activity};
 
 use super::{Job, batches};
@@ -31,7 +30,7 @@ const TOGETHER: i64 = 500;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = clock::now() - TimeDelta::days(i64::from(context.retention.job_runs_days));
+        let before = context.days_ago(context.retention.job_runs_days);
         if context.dry_run() {
             context.set("before", before.to_rfc3339());
             return Ok(());
@@ -42,7 +41,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.set("leases_removed", left.leases);
         context.set("workers_removed", left.workers);
         context.set("suspects_removed", left.suspects);
-        let cold = heat::of(1, clock::now() - FORGET_AFTER);
+        let cold = heat::of(1, context.now() - FORGET_AFTER);
         batches::remove(&context, "readers_forgotten", TOGETHER, |connection| {
             Box::pin(user_activity::forget(connection, cold, TOGETHER))
         })

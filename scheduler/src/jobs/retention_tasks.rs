@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
-use taskflow_stores::clock;
 use taskflow_stores::postgres::pruning;
 
 use super::{Job, batches};
@@ -27,7 +25,7 @@ const TOGETHER: i64 = 500;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = clock::now() - TimeDelta::days(i64::from(context.retention.deleted_tasks_days));
+        let before = context.days_ago(context.retention.deleted_tasks_days);
         if context.dry_run() {
             let (past, held) = pruning::deleted_tasks_count(&context.stores.postgres, before).await?;
             context.set("tasks_past", past);

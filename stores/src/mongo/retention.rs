@@ -6,7 +6,7 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{self, Document, doc};
 use mongodb::options::FindOptions;
 use mongodb::{Collection, Database};
-use taskflow_core::retention::{Kept, held_until};
+use taskflow_core::retention::{Holds, Kept, held_until};
 use uuid::Uuid;
 
 use super::{events, failed};
@@ -64,14 +64,19 @@ pub async fn behind(database: &Database, id: Option<[u8; 12]>, limit: i64) -> Re
     find(database, filter, doc! { "_id": 1 }, limit).await
 }
 
-/// Events of a subject that do not bear the stamp of what is held.
-pub async fn unheld(database: &Database, subject: Subject, limit: i64) -> Result<Vec<Found>, StoreError> {
+/// Events of a subject that do not bear a mark, or one of an older hold.
+pub async fn unmarked(
+    database: &Database,
+    subject: Subject,
+    mark: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Found>, StoreError> {
     let mut filter = of(subject);
-    filter.insert("expiresAt", doc! { "$lt": date(held_until()) });
+    filter.insert("expiresAt", doc! { "$lt": date(mark) });
     find(database, filter, Document::new(), limit).await
 }
 
-/// Events of a subject that bear the stamp of what is held, behind one of them.
+/// Events of a subject that bear a hold's mark, behind one of them.
 pub async fn held(
     database: &Database,
     subject: Subject,
@@ -79,7 +84,7 @@ pub async fn held(
     limit: i64,
 ) -> Result<Vec<Found>, StoreError> {
     let mut filter = of(subject);
-    filter.insert("expiresAt", date(held_until()));
+    filter.insert("expiresAt", doc! { "$gte": date(held_until()) });
     if let Some(after) = after {
         filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
     }
@@ -142,7 +147,7 @@ pub async fn remove(database: &Database, ids: &[[u8; 12]], now: DateTime<Utc>) -
 }
 
 /// Stamps events anew, each unless it was stamped by somebody else since it was read: a hold that was put meanwhile has
-/// the last word.
+/// the last word, also where an older one's mark was there already.
 pub async fn stamp(database: &Database, stamps: &[(&Found, DateTime<Utc>)]) -> Result<(), StoreError> {
     if stamps.is_empty() {
         return Ok(());
@@ -164,14 +169,35 @@ pub async fn stamp(database: &Database, stamps: &[(&Found, DateTime<Utc>)]) -> R
     }
 }
 
-/// How many events of a type there are, and how many of them were made before a time; counted up to [`COUNT_MAX`].
-pub async fn count(database: &Database, kind: &str, before: DateTime<Utc>) -> Result<(u64, u64), StoreError> {
+/// Events of one type, counted up to [`COUNT_MAX`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    pub all: u64,
+    /// Those that were made before a time, whether they are on hold or not.
+    pub past: u64,
+    /// Those of them that are not on hold.
+    pub free: u64,
+}
+
+/// Counts events of a type.
+pub async fn count(
+    database: &Database,
+    kind: &str,
+    before: DateTime<Utc>,
+    holds: &Holds,
+) -> Result<Counted, StoreError> {
     let count = async |filter: Document| {
         let counted = collection(database).count_documents(filter).limit(COUNT_MAX).await;
         counted.map_err(failed("count events"))
     };
-    Ok((
-        count(doc! { "type": kind }).await?,
-        count(doc! { "type": kind, "createdAt": { "$lte": date(before) } }).await?,
-    ))
+    let old = doc! { "type": kind, "createdAt": { "$lte": date(before) } };
+    let mut free = old.clone();
+    for (field, held) in [("entityId", &holds.entities), ("actorId", &holds.actors)] {
+        if !held.is_empty() {
+            free.insert(field, doc! { "$nin": held.iter().map(ToString::to_string).collect::<Vec<_>>() });
+        }
+    }
+    let (all, past) = (count(doc! { "type": kind }).await?, count(old.clone()).await?);
+    let free = if free == old || past == 0 { past } else { count(free).await? };
+    Ok(Counted { all, past, free })
 }

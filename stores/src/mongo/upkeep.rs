@@ -1,5 +1,7 @@
 //! Upkeep and statistics of MongoDB. What a server does not do is told apart from what goes wrong.
 
+use std::time::Duration;
+
 use mongodb::Database;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::ErrorKind;
@@ -7,6 +9,9 @@ use serde_json::{Value, json};
 
 use super::{events, failed, kind};
 use crate::StoreError;
+
+/// How long the server has for its answer that it ends a command.
+const KILL_MAX: Duration = Duration::from_secs(2);
 
 /// What came of a command.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,36 +22,92 @@ pub enum Answer {
 }
 
 /// `CommandNotFound`, `CommandNotSupported`, `CommandNotSupportedOnView`, `NotImplemented`, `IllegalOperation`,
-/// `Unauthorized`, `InvalidOptions`, `NoReplicationEnabled`, `BadValue`, and the bare "no".
-const REFUSALS: [i32; 10] = [59, 115, 166, 238, 20, 13, 72, 76, 2, 0];
+/// `Unauthorized`, `InvalidOptions`, `NoReplicationEnabled`, `BadValue`, `FailedToParse`, an unknown field, and the bare
+/// "no".
+const REFUSALS: [i32; 12] = [59, 115, 166, 238, 20, 13, 72, 76, 2, 9, 40_415, 0];
 
 async fn ask(database: &Database, call: &'static str, command: Document) -> Result<Answer, StoreError> {
-    match database.run_command(command).await {
+    answered(call, database.run_command(command).await)
+}
+
+fn answered(call: &'static str, done: mongodb::error::Result<Document>) -> Result<Answer, StoreError> {
+    match done {
         Ok(answer) => Ok(Answer::Done(answer)),
         Err(error) => match error.kind.as_ref() {
             ErrorKind::Command(command) if REFUSALS.contains(&command.code) => {
                 Ok(Answer::Refused(format!("{} (code {})", command.message, command.code)))
             }
+            ErrorKind::SessionsNotSupported => Ok(Answer::Refused(
+                "it has no sessions, so a command that lasts could not be ended".to_owned(),
+            )),
             _ => Err(StoreError::new("mongodb", call, kind(&error), &error)),
         },
     }
 }
 
-/// Checks the collection and its indexes against each other. Reads all of it: for quiet hours.
-pub async fn validate(database: &Database) -> Result<Answer, StoreError> {
-    ask(database, "validate the audit trail", doc! { "validate": events::COLLECTION }).await
+/// A command that lasts. When `stop` is done first, the server is told to end it, and the result is `None`; it ends by
+/// itself after `longest`.
+async fn ask_for_long(
+    database: &Database,
+    call: &'static str,
+    mut command: Document,
+    longest: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<Option<Answer>, StoreError> {
+    command.insert("maxTimeMS", longest.as_millis() as i64);
+    let mut session = database.client().start_session().await.map_err(failed(call))?;
+    let id = session.id().clone();
+    tokio::select! {
+        done = database.run_command(command).session(&mut session) => return answered(call, done).map(Some),
+        () = stop => {}
+    }
+    // It goes on in the server, whoever waits for it. A session of one's own can be ended without further privileges.
+    let admin = database.client().database("admin");
+    let kill = admin.run_command(doc! { "killSessions": [id] });
+    match tokio::time::timeout(KILL_MAX, kill).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(call, %error, "MongoDB could not be told to end a command that lasts.")
+        }
+        Err(_) => tracing::warn!(call, "MongoDB does not answer that it ends a command that lasts."),
+    }
+    Ok(None)
+}
+
+/// Checks the collection and its indexes against each other. Reads all of it, beside those who write: otherwise it would
+/// lock them out.
+pub async fn validate(
+    database: &Database,
+    longest: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<Option<Answer>, StoreError> {
+    let command = doc! { "validate": events::COLLECTION, "background": true };
+    let answer = ask_for_long(database, "validate the audit trail", command, longest, stop).await?;
+    Ok(answer.map(|answer| match answer {
+        Answer::Refused(words) => Answer::Refused(format!(
+            "{words}. It is asked to do it in the background; otherwise nobody could write meanwhile. Do it by hand: \
+             db.{}.validate(), on a secondary or in a quiet hour",
+            events::COLLECTION
+        )),
+        done => done,
+    }))
 }
 
 /// Gives the room of removed events back to the file system. A primary refuses it unless forced, and is not forced: it
 /// is done on secondaries, one by one.
-pub async fn compact(database: &Database) -> Result<Answer, StoreError> {
+pub async fn compact(
+    database: &Database,
+    longest: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<Option<Answer>, StoreError> {
     let hello = database.run_command(doc! { "hello": 1 }).await.map_err(failed("ask for the replica set"))?;
     if hello.get_str("setName").is_ok() && hello.get_bool("isWritablePrimary").unwrap_or(false) {
         let words =
             "this is a primary: run compact on each secondary in turn, then step down and run it here";
-        return Ok(Answer::Refused(words.to_owned()));
+        return Ok(Some(Answer::Refused(words.to_owned())));
     }
-    ask(database, "compact the audit trail", doc! { "compact": events::COLLECTION }).await
+    let command = doc! { "compact": events::COLLECTION };
+    ask_for_long(database, "compact the audit trail", command, longest, stop).await
 }
 
 /// The names of the collection's indexes.

@@ -319,42 +319,50 @@ pub async fn count_kept(pool: &PgPool) -> Result<i64, StoreError> {
         .map_err(failed("count the dead letters"))
 }
 
+/// Letters whose time is over.
+const PAST: &str = "last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'";
+/// What is not a hold on what a letter was about or on who sent it.
+const NOT_HELD: &str = "(NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = l.subject AND h.scope = 'entity')
+    AND NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = l.actor AND h.scope = 'actor'))";
+
 /// Removes letters that neither died nor were decided about since `before`, a bounded number of them, and replays that
 /// ended before it; what is on hold stays. Returns how many of the removed letters still waited for a decision, and how many there were.
 pub async fn prune(connection: &mut PgConnection, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
-    sqlx::query_as(
+    let statement = format!(
         "/* prune_dead_letters */
         WITH old AS (
             SELECT id FROM dead_letters l
-            WHERE last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'
-                AND NOT EXISTS (SELECT FROM legal_holds h
-                    WHERE h.released_at IS NULL AND h.subject = l.subject AND h.scope = 'entity')
-                AND NOT EXISTS (SELECT FROM legal_holds h
-                    WHERE h.released_at IS NULL AND h.subject = l.actor AND h.scope = 'actor')
+            WHERE {PAST} AND {NOT_HELD}
             ORDER BY last_died_at LIMIT $2 FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM dead_letters d USING old WHERE d.id = old.id RETURNING d.state
         ), replays AS (
             DELETE FROM dead_letter_replays WHERE finished_at < $1
         )
-        SELECT count(*) FILTER (WHERE state = 'kept'), count(*) FROM gone",
-    )
-    .bind(before)
-    .bind(PRUNE_MAX)
-    .fetch_one(connection)
-    .await
-    .map_err(failed("remove old dead letters"))
+        SELECT count(*) FILTER (WHERE state = 'kept'), count(*) FROM gone"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .bind(PRUNE_MAX)
+        .fetch_one(connection)
+        .await
+        .map_err(failed("remove old dead letters"))
 }
 
-/// How many letters [`prune`] would remove, holds apart: those that still wait for a decision, and all.
-pub async fn past(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
-    sqlx::query_as(
+/// How many letters [`prune`] would remove: those that still wait for a decision, and all; and how many are past, but on
+/// hold.
+pub async fn past(pool: &PgPool, before: DateTime<Utc>) -> Result<(i64, i64, i64), StoreError> {
+    let statement = format!(
         "/* past_dead_letters */
-        SELECT count(*) FILTER (WHERE state = 'kept'), count(*) FROM dead_letters
-        WHERE last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'",
-    )
-    .bind(before)
-    .fetch_one(pool)
-    .await
-    .map_err(failed("count old dead letters"))
+        SELECT count(*) FILTER (WHERE state = 'kept' AND {NOT_HELD}), count(*) FILTER (WHERE {NOT_HELD}),
+               count(*) FILTER (WHERE NOT {NOT_HELD})
+        FROM dead_letters l WHERE {PAST}"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count old dead letters"))
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
@@ -100,6 +100,14 @@ pub struct Run {
     pub cancel_asked_by: Option<String>,
 }
 
+/// A run that was ended since it would have begun outside the maintenance window.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Outside {
+    #[sqlx(flatten)]
+    pub run: Run,
+    pub detail: String,
+}
+
 /// Says that a run begins; `None` if it no longer waits.
 pub async fn begin(
     connection: &mut PgConnection,
@@ -133,8 +141,8 @@ pub struct Told {
 #[derive(Debug, Clone)]
 pub struct End {
     pub state: State,
-    /// When it is tried again, if its state is that it waits.
-    pub again_at: Option<DateTime<Utc>>,
+    /// How long it waits for its next try, if its state is that it waits.
+    pub again_after: Option<TimeDelta>,
     pub detail: Option<String>,
     /// What it told; `None` keeps what was written before.
     pub told: Option<Told>,
@@ -145,14 +153,14 @@ pub async fn end(connection: &mut PgConnection, epoch: i64, id: i64, end: &End) 
     let ended = sqlx::query(
         "/* end_run */
         UPDATE job_runs SET state = $3, ended_at = CASE WHEN $3 = 'waiting' THEN NULL ELSE now() END,
-            begins_at = COALESCE($4, begins_at), detail = $5, figures = COALESCE($6, figures), log = COALESCE($7, log),
+            begins_at = COALESCE(clock_timestamp() + $4 * interval '1 millisecond', begins_at), detail = $5, figures = COALESCE($6, figures), log = COALESCE($7, log),
             epoch = $2
         WHERE id = $1 AND state = 'running'",
     )
     .bind(id)
     .bind(epoch)
     .bind(end.state.as_str())
-    .bind(end.again_at)
+    .bind(end.again_after.map(|pause| pause.num_milliseconds()))
     .bind(&end.detail)
     .bind(end.told.as_ref().map(|told| Json(&told.figures)))
     .bind(end.told.as_ref().map(|told| Json(&told.log)))
@@ -160,6 +168,32 @@ pub async fn end(connection: &mut PgConnection, epoch: i64, id: i64, end: &End) 
     .await
     .map_err(failed("end a run"))?;
     Ok(ended.rows_affected() > 0)
+}
+
+/// Ends those of these runs that would begin outside the maintenance window: they are of such jobs, and no person asked
+/// for them. What has never begun was due in vain; what was to be tried again has failed. Returns them as they ended.
+pub async fn end_outside_window(
+    connection: &mut PgConnection,
+    epoch: i64,
+    ids: &[i64],
+    jobs: &[&str],
+    window: &str,
+) -> Result<Vec<Outside>, StoreError> {
+    sqlx::query_as(
+        "/* end_runs_outside_window */
+        UPDATE job_runs SET state = CASE WHEN attempt = 0 THEN 'not_run' ELSE 'failed' END,
+            met = CASE WHEN attempt = 0 THEN 'outside_window' ELSE met END, ended_at = now(), epoch = $2,
+            detail = concat_ws('; ', detail, $4)
+        WHERE id = ANY($1) AND state = 'waiting' AND met <> 'by_hand' AND job = ANY($3)
+        RETURNING id, schedule, job, due_at, met, attempt, arguments, begins_at, cancel_asked_by, detail",
+    )
+    .bind(ids)
+    .bind(epoch)
+    .bind(jobs)
+    .bind(format!("it would begin outside the maintenance window, {window}"))
+    .fetch_all(connection)
+    .await
+    .map_err(failed("end runs outside the maintenance window"))
 }
 
 /// Writes down what a run has told so far.

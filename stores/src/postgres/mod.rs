@@ -181,6 +181,11 @@ fn kind_of_code(code: &str) -> Kind {
     }
 }
 
+/// Whether the role may not do what it wanted to.
+fn lacks_privilege(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(database) if database.code().as_deref() == Some("42501"))
+}
+
 fn explain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(database) => {
@@ -189,7 +194,7 @@ fn explain(error: &sqlx::Error) -> String {
                 "42P01" | "42703" => "; is the schema current? `taskflow migrate up`",
                 "28P01" | "28000" => "; check the user and password in postgres.url",
                 "3D000" => "; create the database, then `taskflow migrate up`",
-                "42501" => "; the role lacks a privilege, see ops/postgres",
+                "42501" => "; the role lacks a privilege, see ops/roles/postgres.sql",
                 "53100" => "; the server's disk is full",
                 _ => "",
             };

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use super::failed;
+use super::{explain, failed, lacks_privilege};
 use crate::StoreError;
 
 /// Blocks that one entry of the receipts' block range index stands for (Postgres's default).
@@ -18,6 +18,14 @@ pub struct Gone {
     pub ranges: Vec<i64>,
 }
 
+/// What is not a hold on a receipt's subject or on who sent its command, nor a dead letter that still lies there.
+const RECEIPT_NOT_KEPT: &str =
+    "NOT (outcome = 'dead' AND EXISTS (SELECT FROM dead_letters d WHERE d.command_id = r.id))
+    AND NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = r.subject AND h.scope = 'entity')
+    AND NOT EXISTS (SELECT FROM legal_holds h
+        WHERE h.released_at IS NULL AND h.subject = r.actor AND h.scope = 'actor')";
+
 /// Removes receipts that ended before a time. Those of dead letters that still lie there stay: a replay needs them.
 pub async fn receipts(
     connection: &mut PgConnection,
@@ -26,39 +34,37 @@ pub async fn receipts(
 ) -> Result<Gone, StoreError> {
     // They lie together, and the block range index knows where: the planner, which believes that old ones are everywhere,
     // goes by it since our connections forbid it to read the table ([`super::connect`]).
-    sqlx::query_as(
+    let statement = format!(
         "/* prune_receipts */
         WITH old AS (
-            SELECT r.ctid FROM receipts r
-            WHERE finished_at < $1
-                AND NOT (outcome = 'dead' AND EXISTS (SELECT FROM dead_letters d WHERE d.command_id = r.id))
-                AND NOT EXISTS (SELECT FROM legal_holds h
-                    WHERE h.released_at IS NULL AND h.subject = r.subject AND h.scope = 'entity')
-                AND NOT EXISTS (SELECT FROM legal_holds h
-                    WHERE h.released_at IS NULL AND h.subject = r.actor AND h.scope = 'actor')
-            LIMIT $2
+            SELECT r.ctid FROM receipts r WHERE finished_at < $1 AND {RECEIPT_NOT_KEPT} LIMIT $2
         ), gone AS (
             DELETE FROM receipts r USING old WHERE r.ctid = old.ctid
             RETURNING (old.ctid::text::point)[0]::bigint / $3 AS range
         )
-        SELECT count(*) AS rows, COALESCE(array_agg(DISTINCT range), '{}') AS ranges FROM gone",
-    )
-    .bind(before)
-    .bind(limit)
-    .bind(RANGE_BLOCKS)
-    .fetch_one(connection)
-    .await
-    .map_err(failed("remove old receipts"))
+        SELECT count(*) AS rows, COALESCE(array_agg(DISTINCT range), '{{}}') AS ranges FROM gone"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .bind(limit)
+        .bind(RANGE_BLOCKS)
+        .fetch_one(connection)
+        .await
+        .map_err(failed("remove old receipts"))
 }
 
-/// How many receipts ended before a time, about: by the planner's own estimate.
-pub async fn receipts_about(pool: &PgPool) -> Result<i64, StoreError> {
-    sqlx::query_scalar(
-        "/* receipts_about */ SELECT reltuples::bigint FROM pg_class WHERE oid = 'receipts'::regclass",
-    )
-    .fetch_one(pool)
-    .await
-    .map_err(failed("estimate the receipts"))
+/// How many receipts [`receipts`] would remove, counted up to a number.
+pub async fn receipts_count(pool: &PgPool, before: DateTime<Utc>, most: i64) -> Result<i64, StoreError> {
+    let statement = format!(
+        "/* count_receipts */
+        SELECT count(*) FROM (SELECT FROM receipts r WHERE finished_at < $1 AND {RECEIPT_NOT_KEPT} LIMIT $2) AS past"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .bind(most)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count old receipts"))
 }
 
 /// When the receipts' dead rows were removed last, by whomever.
@@ -75,31 +81,21 @@ pub async fn receipts_vacuumed(pool: &PgPool) -> Result<Option<DateTime<Utc>>, S
 /// Lets the block range index look at these ranges anew. It only ever widens what it knows of a range, so without this
 /// a range whose old rows are gone, and which new ones fill, would be searched for old ones for ever. That goes for ranges
 /// that a vacuum has cut off at the table's end as well: the index remembers them until the table grows again.
-pub async fn receipts_summarize(connection: &mut PgConnection, ranges: &[i64]) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* summarize_receipts */
-        SELECT brin_desummarize_range('idx_receipts_finished_at', range * $2),
-               brin_summarize_range('idx_receipts_finished_at', range * $2)
-        FROM UNNEST($1::bigint[]) AS ranges (range)",
-    )
-    .bind(ranges)
-    .bind(RANGE_BLOCKS)
-    .execute(connection)
-    .await
-    .map_err(failed("look at the receipts' index"))?;
-    Ok(())
-}
-
-/// Lets the block range index look at what was added since it was last vacuumed: until then every look for old receipts
-/// reads it.
-pub async fn receipts_summarize_new(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* summarize_new_receipts */ SELECT brin_summarize_new_values('idx_receipts_finished_at'::regclass)",
-    )
-    .execute(connection)
-    .await
-    .map_err(failed("look at the receipts' index"))?;
-    Ok(())
+///
+/// Without ranges it looks at what was added since the last vacuum: until then every look for old receipts reads it.
+///
+/// `Some` has the server's words if this role may not do it: it costs time then, and no receipt stays for it.
+pub async fn receipts_summarize(
+    connection: &mut PgConnection,
+    ranges: &[i64],
+) -> Result<Option<String>, StoreError> {
+    // It is the owner's, who alone may do this.
+    let looked = sqlx::query("/* summarize_receipts */ SELECT summarize_receipts($1)").bind(ranges);
+    match looked.execute(connection).await {
+        Ok(_) => Ok(None),
+        Err(error) if lacks_privilege(&error) => Ok(Some(explain(&error))),
+        Err(error) => Err(failed("look at the receipts' index")(error)),
+    }
 }
 
 /// The partitions that have batches.

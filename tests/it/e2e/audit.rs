@@ -73,7 +73,7 @@ impl<'s> Sealed<'s> {
 
     async fn of(site: &'s Site, cluster: Cluster<'s>, scheduler: Option<&str>) -> Result<Self> {
         // Every minute is too seldom for a test, and too often for one that bends what is sealed.
-        let off = ["audit.seal", "audit.verify"]
+        let off = ["audit.seal", "audit.verify", "retention.events"]
             .map(|job| format!("[scheduler.jobs.\"{job}\"]\ncron = \"0 0 0 1 1 *\"\n"));
         cluster.write_settings(&off.concat())?;
         ok(&cluster, &["audit", "keygen"]).await?;
@@ -84,9 +84,14 @@ impl<'s> Sealed<'s> {
     }
 
     async fn apply(&self, commands: &[Value]) -> Result {
+        self.apply_with(commands, &[]).await
+    }
+
+    /// The same, by a worker with further settings.
+    async fn apply_with(&self, commands: &[Value], more: &[(&'static str, &str)]) -> Result {
         let known = self.site.events().await?.len();
         let app = self.app.as_deref();
-        let worker = self.cluster.spawn("worker", postgres_at(app).as_slice())?;
+        let worker = self.cluster.spawn("worker", &[postgres_at(app).as_slice(), more].concat())?;
         let (api, client) = self.cluster.api_with(postgres_at(app).as_slice()).await?;
         let (status, answer) = client.admin().await?.send("application/x-ndjson", ndjson(commands)).await?;
         ensure!(status == 202, "{answer}");

@@ -100,6 +100,14 @@ async fn kept_days(site: &Site, entity: Uuid) -> Result<Option<i64>> {
     Ok(Some((time("expiresAt")? - time("createdAt")?) / DAY_MS))
 }
 
+/// The stamp of an entity's event.
+async fn mark_of(site: &Site, entity: Uuid) -> Result<chrono::DateTime<chrono::Utc>> {
+    let events = site.mongo.collection::<Document>(COLLECTION);
+    let event = events.find_one(doc! { "entityId": entity.to_string() }).await?.context("no event")?;
+    let at = event.get_datetime("expiresAt")?.timestamp_millis();
+    chrono::DateTime::from_timestamp_millis(at).context("no time")
+}
+
 fn created(actor: Uuid) -> (Uuid, Value) {
     let task = id();
     (task, command_of(actor, "task.create", task, json!({ "title": "kept for a while" })))
@@ -133,12 +141,16 @@ async fn events(site: Arc<Site>) -> Result {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    let (one, _) = (put("--entity", held).await?, put("--actor", USER).await?);
+    let one = put("--entity", held).await?;
+    let marked = mark_of(&site, of_held).await?;
+    put("--actor", USER).await?;
+    ensure!(marked < held_until() && mark_of(&site, of_held).await? > held_until(), "a hold leaves no mark");
     ensure!(one["appliedat"].is_string() && kept_days(&site, held).await? > Some(1_000_000), "{one}");
 
     let plan = run(&cluster, &["retention.events", "--dry-run"]).await?;
     ensure!(
-        plan["figures"]["classes"]["task_events"] == json!({ "days": 180, "events": 4, "past": 3 }),
+        plan["figures"]["classes"]["task_events"]
+            == json!({ "days": 180, "events": 4, "past": 1, "past_on_hold": 2 }),
         "{plan}"
     );
     ensure!(plan["figures"]["holds"] == 2 && site.events().await?.len() == 6, "{plan}");
@@ -154,6 +166,24 @@ async fn events(site: Arc<Site>) -> Result {
         kept_days(&site, held).await?.is_some() && kept_days(&site, of_held).await?.is_some(),
         "what is held is gone"
     );
+
+    // A newer hold on the same event leaves another mark: a leader that was stopped when it was about to lift the older
+    // one's lifts nothing.
+    let seen = trail::held(&site.mongo, trail::Subject::Entity(of_held), None, 1).await?;
+    let seen = seen.first().context("it is not on hold")?;
+    let newer = put("--entity", of_held).await?;
+    trail::stamp(&site.mongo, &[(seen, seen.created_at)]).await?;
+    let newest = mark_of(&site, of_held).await?;
+    ensure!(newest > seen.expires_at, "the newer hold's mark is gone");
+    // What is stamped anew keeps its mark, and so it does when one of its holds is released.
+    run(&cluster, &["retention.events", "--with", "restamp"]).await?;
+    let newer = newer["id"].as_str().context("no id")?.to_owned();
+    let released = cluster.run(&["holds", "release", &newer], &[]).await?;
+    ensure!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    ensure!(mark_of(&site, of_held).await? == newest, "what another hold keeps is lifted");
+    let unknown = cluster.run(&["jobs", "run", "retention.events", "--with", "restmap"], &[]).await?;
+    let words = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    ensure!(unknown.status.code() == Some(2) && words.contains("\"restmap\"; there is restamp"), "{words}");
 
     // After its release it has its own time again, and goes.
     let hold = one["id"].as_str().context("no id")?.to_owned();
@@ -212,20 +242,31 @@ async fn restamped(site: Arc<Site>) -> Result {
     ensure!(nothing["figures"]["stamped"] == 0 && nothing["figures"]["looked_at"] == 22, "{nothing}");
     first.stop().await?;
     // Shorter for one class, another class for one type; the minimum of the law stands against a wrong setting.
-    let policy = "[retention]\ntask_events_days = 7\nlegal_minimum = { task_events_days = 5 }\n\
-                  [retention.classes]\n\"user.registered\" = \"user_activity\"\n";
-    cluster.write_settings(&by_hand(policy))?;
+    let policy = |days: u32| {
+        format!(
+            "[retention]\ntask_events_days = 7\nuser_activity_days = {days}\nlegal_minimum = {{ task_events_days = 5 }}\n\
+             [retention.classes]\n\"user.registered\" = \"user_activity\"\n"
+        )
+    };
+    cluster.write_settings(&by_hand(&policy(365)))?;
+    let refused = cluster.run(&["jobs", "list"], &[]).await?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && words.contains("user.registered") && words.contains("2555"),
+        "{words}"
+    );
+    cluster.write_settings(&by_hand(&policy(2600)))?;
     let second = cluster.spawn("scheduler", &[])?;
     wait::until("the other one leads", async || {
         Ok(site.count("SELECT epoch FROM scheduler_leader").await? == 2)
     })
     .await?;
     let done = run(&cluster, &["retention.events"]).await?;
-    ensure!(done["figures"]["stamped"] == 21, "{done}");
+    ensure!(done["figures"]["stamped"] == 22, "{done}");
     for (task, _) in &tasks {
         ensure!(kept_days(&site, *task).await? == Some(7), "a task's event has the old stamp");
     }
-    ensure!(kept_days(&site, user).await? == Some(365), "a type's class is not the settings'");
+    ensure!(kept_days(&site, user).await? == Some(2600), "a type's class is not the settings'");
     let again = run(&cluster, &["retention.events"]).await?;
     ensure!(again["figures"]["looked_at"].is_null(), "stamped without need: {again}");
     second.stop().await
@@ -254,7 +295,12 @@ async fn rows(site: Arc<Site>) -> Result {
          INSERT INTO dead_letters (id, key, command_id, reason, detail, pattern, fingerprint, exchange, queue, routing_key, headers, body,
              state, attempt, attempts, copies, first_died_at, last_died_at)
          SELECT gen_random_uuid(), sha256('x'), id, 'failing', '', '', '', '', '', '', '{{}}', 'x', 'kept', 1, '[]', 0, now(), now()
-         FROM receipts WHERE subject = '{dead}'",
+         FROM receipts WHERE subject = '{dead}';
+         INSERT INTO dead_letters (id, key, command_id, subject, reason, detail, pattern, fingerprint, exchange, queue, routing_key, headers,
+             body, state, attempt, attempts, copies, first_died_at, last_died_at)
+         SELECT gen_random_uuid(), sha256(subject::text::bytea), gen_random_uuid(), subject, 'failing', '', '', '', '', '', '', '{{}}', 'x',
+             'kept', 1, '[]', 0, now() - interval '100 days', now() - interval '100 days'
+         FROM UNNEST(ARRAY['{held}', '{gone}']::uuid[]) AS past (subject)",
         young = tasks[2].0,
         dead = tasks[3].0
     ))
@@ -263,6 +309,10 @@ async fn rows(site: Arc<Site>) -> Result {
     redis::<String>(&site, &["SET", "ws:connection:open", "1"]).await?;
     let scheduler = cluster.spawn("scheduler", &[])?;
     until_led(&site).await?;
+    let plan = run(&cluster, &["retention.receipts", "--dry-run"]).await?;
+    ensure!(plan["figures"]["receipts_past"] == 4, "{plan}");
+    let plan = run(&cluster, &["retention.dead_letters", "--dry-run"]).await?;
+    ensure!(plan["figures"]["letters_past"] == 1 && plan["figures"]["letters_held"] == 1, "{plan}");
     let plan = run(&cluster, &["retention.tasks", "--dry-run"]).await?;
     ensure!(plan["figures"]["tasks_past"] == 1 && plan["figures"]["tasks_held"] == 1, "{plan}");
 

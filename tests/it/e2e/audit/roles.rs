@@ -9,10 +9,11 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use mongodb::Database;
 use mongodb::bson::{Document, doc};
+use serde_json::Value;
 use sqlx::Connection;
 use taskflow_tests::{Result, Site, wait};
 
-use super::{Sealed, commands};
+use super::{Sealed, commands, run};
 use crate::{trial, with_site};
 
 pub(super) fn tests() -> Vec<Trial> {
@@ -106,6 +107,21 @@ async fn postgres(site: Arc<Site>) -> Result {
     sealed.apply(&commands()).await?;
     sealed.seal().await?;
     sealed.is_whole().await?;
+    // Upkeep sees how busy all sessions are.
+    let sees = "SELECT pg_has_role('taskflow_scheduler', 'pg_read_all_stats', 'USAGE')::int::bigint";
+    ensure!(site.count(sees).await? == 1, "the scheduler's role does not see the statistics");
+    // Receipts go also where the role may not look at their index.
+    let summarizes = "EXECUTE ON FUNCTION summarize_receipts(BIGINT[])";
+    site.sql(&format!("REVOKE {summarizes} FROM {scheduler}")).await?;
+    site.sql("UPDATE receipts SET finished_at = now() - interval '40 days'").await?;
+    let without = run(&sealed.cluster, "retention.receipts").await?;
+    let told = without["log"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let told = told.filter(|line| line.contains("ops/roles/postgres.sql")).count();
+    ensure!(without["state"] == "completed" && told == 1, "{without}");
+    ensure!(without["figures"]["receipts_removed"].as_u64() >= Some(41), "{without}");
+    site.sql(&format!("GRANT {summarizes} TO {scheduler}")).await?;
+    let with = run(&sealed.cluster, "retention.receipts").await?;
+    ensure!(with["state"] == "completed" && with["figures"]["index_left"].is_null(), "{with}");
     sealed.stop().await
 }
 

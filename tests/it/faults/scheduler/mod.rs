@@ -4,6 +4,7 @@ mod leader;
 mod many;
 mod outage;
 mod runs;
+mod window;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -11,7 +12,10 @@ use serde_json::Value;
 use taskflow_tests::{Cluster, Process, Site, wait};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [leader::tests(), many::tests(), outage::tests(), runs::tests()].into_iter().flatten().collect()
+    [leader::tests(), many::tests(), outage::tests(), runs::tests(), window::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Makes the table that the probe writes into, and the settings of schedules that run it.

@@ -1,0 +1,1 @@
+DROP FUNCTION summarize_receipts(BIGINT[]);
