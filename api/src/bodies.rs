@@ -4,12 +4,15 @@
 //! grows with it. Small bodies have a part of their own, so that a flood of large ones does not shut them out. Who finds
 //! no room waits a moment, with what was sent still on the caller's side of the connection, and is then told to come
 //! back. Streams of JSON lines take room as they go (`routes/ndjson.rs`).
+//!
+//! Who has not said yet who it is has little room, apart from all others': a crowd of slow logins takes nothing from
+//! those who are known.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -19,6 +22,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::authority::{self, Need};
 use crate::problem::Problem;
 use crate::{Settings, Shared};
 
@@ -28,6 +32,12 @@ const SMALL: usize = 64 * 1024;
 const LEAST: usize = 1024 * 1024;
 /// The room for small bodies: this part of the room for large ones, beside it.
 const SMALL_PART: usize = 8;
+/// The largest body of an open call, in bytes: a login is a few hundred.
+const OPEN: usize = 4 * 1024;
+/// The room for bodies of open calls, in bytes.
+const OPEN_ROOM: usize = 2 * 1024 * 1024;
+/// How long the body of an open call may take to arrive.
+const OPEN_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a body may take to arrive; one that comes slowly keeps its room from others.
@@ -41,12 +51,14 @@ const DISCARDED_AT_ONCE: usize = 32;
 pub(crate) struct Bodies {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    open: Arc<Semaphore>,
     discarded: Semaphore,
 }
 
 /// Bytes that a request has room for.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
+    /// Of the small bodies, or of those of open calls.
     small: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
 }
@@ -58,6 +70,7 @@ impl Bodies {
         Self {
             small: Arc::new(Semaphore::new((large / SMALL_PART).max(SMALL))),
             large: Arc::new(Semaphore::new(large)),
+            open: Arc::new(Semaphore::new(OPEN_ROOM)),
             discarded: Semaphore::new(DISCARDED_AT_ONCE),
         }
     }
@@ -71,6 +84,12 @@ impl Bodies {
         let taken = timeout(PATIENCE, Arc::clone(&self.small).acquire_many_owned(bytes as u32)).await;
         room.small = Some(taken.ok()?.ok()?);
         Some(room)
+    }
+
+    /// Room for the body of an open call, at most [`OPEN`] bytes.
+    async fn take_open(&self, bytes: usize) -> Option<Room> {
+        let taken = timeout(PATIENCE, Arc::clone(&self.open).acquire_many_owned(bytes as u32)).await;
+        Some(Room { small: Some(taken.ok()?.ok()?), large: None })
     }
 
     /// So much more room, if it is there now.
@@ -117,14 +136,20 @@ impl Room {
 pub(crate) async fn bound(State(app): Shared, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let size = body.size_hint().exact();
-    if size == Some(0) || is_stream(&parts.headers) {
+    let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    // So it is where there is no route.
+    let open = matches!(authority::need(&parts.method, route), None | Some(Need::Open | Need::Login));
+    if size == Some(0) || route == "/v1/commands" && is_stream(&parts.headers) {
         return next.run(Request::from_parts(parts, body)).await;
     }
-    let most = app.settings.body_max;
+    let most = if open { OPEN } else { app.settings.body_max };
     let room = match size {
-        Some(size) if size > most as u64 => Err(Problem::too_large(format!(
-            "a body has at most {most} bytes; send application/x-ndjson for more"
-        ))),
+        Some(size) if size > most as u64 => Err(too_large(open, most)),
+        // One that does not tell its length has room for the longest.
+        size if open => {
+            let bytes = size.map_or(most, |size| size as usize);
+            app.bodies.take_open(bytes).await.ok_or_else(Problem::busy)
+        }
         Some(size) => app.bodies.take(size as usize).await.ok_or_else(Problem::busy),
         // Of a body that does not tell its length, the room grows with what comes.
         None => Ok(Room::default()),
@@ -147,7 +172,8 @@ pub(crate) async fn bound(State(app): Shared, request: Request, next: Next) -> R
         app: Arc::clone(&app),
         chunks: body.into_data_stream().boxed(),
         read: 0,
-        deadline: Instant::now() + ARRIVES_WITHIN,
+        deadline: Instant::now() + if open { OPEN_ARRIVES_WITHIN } else { ARRIVES_WITHIN },
+        most_open: open.then_some(most),
         room: Arc::clone(&room),
         refused: Arc::clone(&refused),
     };
@@ -167,6 +193,8 @@ struct Arriving {
     chunks: BoxStream<'static, Result<Bytes, axum::Error>>,
     read: usize,
     deadline: Instant,
+    /// The most bytes, of the body of an open call.
+    most_open: Option<usize>,
     room: Arc<Mutex<Room>>,
     refused: Arc<OnceLock<Problem>>,
 }
@@ -183,12 +211,20 @@ impl Arriving {
         };
         let Some(chunk) = chunk.transpose()? else { return Ok(None) };
         self.read += chunk.len();
+        if let Some(most) = self.most_open.filter(|most| self.read > *most) {
+            return Err(refuse(&self, too_large(true, most)));
+        }
         let mut room = std::mem::take(&mut *self.room.lock().unwrap_or_else(PoisonError::into_inner));
         let more = self.read.saturating_sub(room.bytes());
         let found = more == 0 || self.app.bodies.more(&mut room, more).await;
         *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
         if found { Ok(Some((chunk, self))) } else { Err(refuse(&self, Problem::busy())) }
     }
+}
+
+fn too_large(open: bool, most: usize) -> Problem {
+    let way_out = if open { "" } else { "; send application/x-ndjson for more" };
+    Problem::too_large(format!("a body of this call has at most {most} bytes{way_out}"))
 }
 
 /// JSON lines are taken as they come.
@@ -216,6 +252,17 @@ mod tests {
         assert!(bodies.take(60_000).await.is_some());
         drop(large);
         assert!(bodies.take(200_000).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn open_calls_take_no_room_of_the_others() {
+        let bodies = bodies(LEAST);
+        let mut held = Vec::new();
+        for _ in 0..OPEN_ROOM / OPEN {
+            held.push(bodies.take_open(OPEN).await.unwrap());
+        }
+        assert!(timeout(Duration::from_millis(20), bodies.take_open(1)).await.is_err());
+        assert!(bodies.take(SMALL).await.is_some() && bodies.take(LEAST).await.is_some());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Remembers things for a moment, so that not every request asks a store for them. Bounded; who reads decides by the age.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,10 @@ impl<K: Hash + Eq, V: Clone> Brief<K, V> {
     }
 
     /// What is remembered, and how old it is.
-    pub(crate) fn get(&self, key: &K, now: Instant) -> Option<(V, Duration)> {
+    pub(crate) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q, now: Instant) -> Option<(V, Duration)>
+    where
+        K: Borrow<Q>,
+    {
         let kept = self.lock();
         let (value, at) = kept.get(key)?;
         let age = now.saturating_duration_since(*at);
@@ -35,6 +39,20 @@ impl<K: Hash + Eq, V: Clone> Brief<K, V> {
             kept.clear();
         }
         kept.insert(key, (value, now));
+    }
+
+    pub(crate) fn remove<Q: Hash + Eq + ?Sized>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        self.lock().remove(key);
+    }
+
+    pub(crate) fn keys(&self) -> Vec<K>
+    where
+        K: Clone,
+    {
+        self.lock().keys().cloned().collect()
     }
 
     pub(crate) fn remove_where(&self, unwanted: impl Fn(&K, &V) -> bool) {

@@ -2,7 +2,8 @@
 //!
 //! So a session or a key that ends is closed within [`FRESH`] everywhere, in the process that ends it at once. While
 //! Postgres is away nobody can revoke a key either: those that were good go on being good for [`KEPT`], since intake
-//! does not depend on Postgres. Sessions are Redis's alone.
+//! does not depend on Postgres. While Redis gives no answer the same holds for sessions: nobody can end one there, and
+//! reads and commands are slower, not refused. What Redis does answer counts at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,7 @@ use taskflow_core::api_key::{self, Scope};
 use taskflow_core::state::Role;
 use taskflow_stores::postgres::api_keys::{self, Stored};
 use taskflow_stores::postgres::{PgPool, user_deeds};
+use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::sessions::Session;
 use taskflow_stores::{Kind, StoreError, clock, supervise};
 use tokio::sync::Semaphore;
@@ -26,15 +28,20 @@ use crate::{App, Stores};
 
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_secs(1);
-/// How old it may be while Postgres can't be asked.
+/// How old it may be while its store can't be asked.
 const KEPT: Duration = Duration::from_secs(300);
 /// Sessions and keys that are remembered.
 const REMEMBERED: usize = 50_000;
 /// Look-ups of keys at a time: invented keys must not take all connections.
 const LOOK_UPS: usize = 4;
 const PATIENCE: Duration = Duration::from_millis(500);
-/// After Postgres has not answered, it is not asked about a key that is remembered for this long.
+/// After a store has not answered, it is not asked for this long about what is remembered.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long an answer of Redis may have been on its way.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
+/// How often Redis is asked which of the remembered sessions have ended: no more than this much of an end that another
+/// process was asked for can be forgotten when Redis goes away.
+const ASK_EVERY: Duration = Duration::from_secs(10);
 /// How often the use of keys is written down.
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 /// How often Postgres is asked for sessions that Redis has not ended yet.
@@ -43,12 +50,32 @@ const ENDINGS: i64 = 100;
 
 pub(crate) struct Credentials {
     sessions: Brief<String, Session>,
+    /// Sessions and users whose sessions were to end here: an answer that was on its way then does not bring them back.
+    ended: Brief<String, ()>,
     /// Also those that there are not.
     keys: Brief<Uuid, Option<Arc<Stored>>>,
     look_ups: Semaphore,
-    silent_until: Mutex<Instant>,
+    postgres: Silence,
+    redis: Silence,
     /// When keys were used, to the minute, until it is written down.
     uses: Mutex<HashMap<Uuid, DateTime<Utc>>>,
+}
+
+/// Until when a store is not asked again.
+struct Silence(Mutex<Instant>);
+
+impl Silence {
+    fn new() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+
+    fn begin(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + PAUSE;
+    }
+
+    fn lasts(&self) -> bool {
+        Instant::now() < *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a credential stands for.
@@ -62,10 +89,12 @@ pub(crate) struct Identity {
 impl Default for Credentials {
     fn default() -> Self {
         Self {
-            sessions: Brief::new(REMEMBERED, FRESH),
+            sessions: Brief::new(REMEMBERED, KEPT),
+            ended: Brief::new(REMEMBERED, KEPT),
             keys: Brief::new(REMEMBERED, KEPT),
             look_ups: Semaphore::new(LOOK_UPS),
-            silent_until: Mutex::new(Instant::now()),
+            postgres: Silence::new(),
+            redis: Silence::new(),
             uses: Mutex::default(),
         }
     }
@@ -76,8 +105,8 @@ impl Credentials {
     pub(crate) fn remembered(&self, credential: &Credential) -> Option<Result<Identity, Problem>> {
         match credential {
             Credential::Session(digest) => {
-                let (session, _) = self.sessions.get(digest, Instant::now())?;
-                Some(open_session(digest, Some(session)))
+                let (session, age) = self.sessions.get(digest, Instant::now())?;
+                (age <= FRESH).then(|| open_session(digest, Some(session)))
             }
             Credential::Key(id, digest) => {
                 let (stored, age) = self.keys.get(id, Instant::now())?;
@@ -94,10 +123,7 @@ impl Credentials {
     ) -> Result<Identity, Problem> {
         match credential {
             Credential::Session(digest) => {
-                let session = stores.redis.session(digest).await?;
-                if let Some(session) = &session {
-                    self.sessions.put(digest.clone(), session.clone(), Instant::now());
-                }
+                let session = self.find_session(&stores.redis, digest).await?;
                 open_session(digest, session)
             }
             Credential::Key(id, digest) => {
@@ -107,6 +133,54 @@ impl Credentials {
         }
     }
 
+    async fn find_session(&self, redis: &Redis, digest: &str) -> Result<Option<Session>, Problem> {
+        let kept = self.kept_session(digest);
+        if kept.is_some() && self.redis.lasts() {
+            return Ok(kept);
+        }
+        let asked = redis.session(digest);
+        let answer = match &kept {
+            None => asked.await,
+            // There is an answer to fall back on: no reason to wait for long.
+            Some(_) => tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| {
+                Err(StoreError::unavailable("redis", "look up a session", "no answer in time"))
+            }),
+        };
+        match answer {
+            Ok(Some(session)) => {
+                self.sessions.put(digest.to_owned(), session.clone(), Instant::now());
+                Ok(Some(session))
+            }
+            Ok(None) => {
+                self.sessions.remove(digest);
+                Ok(None)
+            }
+            Err(error) if error.kind == Kind::Unavailable && kept.is_some() => {
+                self.redis.begin();
+                // It may have ended here while Redis was asked.
+                self.kept_session(digest).map_or_else(|| Err(error.into()), |session| Ok(Some(session)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A session that counts while Redis gives no answer.
+    fn kept_session(&self, digest: &str) -> Option<Session> {
+        let now = Instant::now();
+        let (session, age) = self.sessions.get(digest, now)?;
+        if self.ended.get(digest, now).is_some() {
+            return None;
+        }
+        // Of a user's sessions, those that Redis has told of since are not meant.
+        let end = self.ended.get(session.user_id.to_string().as_str(), now);
+        end.is_none_or(|((), since)| age + ON_ITS_WAY < since).then_some(session)
+    }
+
+    /// Whether a key is good as Postgres knows it, or as it was remembered while Postgres is away.
+    pub(crate) async fn is_key_good(&self, postgres: &PgPool, id: Uuid) -> Result<bool, Problem> {
+        Ok(self.find_key(postgres, id).await?.is_some_and(|stored| stored.key.is_good(clock::now())))
+    }
+
     async fn find_key(&self, postgres: &PgPool, id: Uuid) -> Result<Option<Arc<Stored>>, Problem> {
         let kept = || self.keys.get(&id, Instant::now());
         let asked = async {
@@ -114,7 +188,7 @@ impl Credentials {
             // Somebody who was before us may have asked for the same, or found that nobody answers.
             match kept() {
                 Some((stored, age)) if age <= FRESH => return Ok(stored),
-                Some((Some(stored), _)) if self.is_silent() => return Ok(Some(stored)),
+                Some((Some(stored), _)) if self.postgres.lasts() => return Ok(Some(stored)),
                 _ => {}
             }
             let stored = api_keys::find(postgres, id).await?.map(Arc::new);
@@ -124,7 +198,7 @@ impl Credentials {
         let silence = || StoreError::unavailable("postgres", "look up an API key", "no answer in time");
         match tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(silence())) {
             Err(error) if error.kind == Kind::Unavailable => {
-                *self.silent_until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + PAUSE;
+                self.postgres.begin();
                 match kept() {
                     Some((Some(stored), _)) => Ok(Some(stored)),
                     _ => Err(error.into()),
@@ -132,10 +206,6 @@ impl Credentials {
             }
             answer => Ok(answer?),
         }
-    }
-
-    fn is_silent(&self) -> bool {
-        Instant::now() < *self.silent_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_key(&self, stored: Option<&Stored>, digest: &[u8; 32]) -> Result<Identity, Problem> {
@@ -154,19 +224,29 @@ impl Credentials {
         })
     }
 
-    /// Forgets a session that has ended.
+    /// Forgets a session that ends.
     pub(crate) fn forget_session(&self, digest: &str) {
-        self.sessions.remove_where(|known, _| known == digest);
+        self.ended.put(digest.to_owned(), (), Instant::now());
+        self.sessions.remove(digest);
     }
 
     /// Forgets the sessions of a user.
     pub(crate) fn forget_user(&self, user: Uuid) {
+        self.ended.put(user.to_string(), (), Instant::now());
         self.sessions.remove_where(|_, session| session.user_id == user);
     }
 
     /// Forgets a key that has changed.
     pub(crate) fn forget_key(&self, key: Uuid) {
         self.keys.remove_where(|known, _| *known == key);
+    }
+
+    /// Forgets the sessions that Redis does not know any more.
+    async fn forget_ended(&self, redis: &Redis) -> Result<(), StoreError> {
+        for digest in redis.ended_sessions(&self.sessions.keys()).await? {
+            self.sessions.remove(&digest);
+        }
+        Ok(())
     }
 
     /// Writes down when keys were used. What can't be written is tried again the next time.
@@ -202,6 +282,21 @@ impl Identity {
 /// Starts what goes on beside the requests: noting the use of keys, ending sessions that Redis could not end at once.
 pub(crate) fn start(app: &Arc<App>, stop: &CancellationToken) {
     let (noting, ending) = ((Arc::clone(app), stop.clone()), (Arc::clone(app), stop.clone()));
+    let (app, stop) = (Arc::clone(app), stop.clone());
+    tokio::spawn(async move {
+        let ask = || async {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(ASK_EVERY) => {}
+                }
+                if let Err(error) = app.credentials.forget_ended(&app.stores.redis).await {
+                    tracing::debug!(%error, "Which sessions have ended is asked later.");
+                }
+            }
+        };
+        supervise::forever("remembered_sessions", &stop, ask).await;
+    });
     tokio::spawn(async move {
         let (app, stop) = noting;
         let note = || async {
@@ -239,7 +334,10 @@ impl App {
     /// A store is away: the orders stay in Postgres, and somebody carries them out later.
     pub(crate) async fn end_sessions(&self) -> Result<(), StoreError> {
         let Stores { postgres, redis, .. } = &self.stores;
-        for (version, user) in user_deeds::endings(postgres, ENDINGS).await? {
+        let endings = user_deeds::endings(postgres, ENDINGS).await?;
+        // First here: what Redis can't be told must not count meanwhile.
+        endings.iter().for_each(|(_, user)| self.credentials.forget_user(user.id));
+        for (version, user) in endings {
             redis.end_sessions(user.id, version).await?;
             redis.fence_permissions(user.id, version).await?;
             let changed = vec![taskflow_stores::redis::cache::user_entry(&user)];

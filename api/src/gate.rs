@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -22,8 +22,9 @@ use crate::{App, Shared};
 
 pub(crate) async fn gate(State(app): Shared, request: Request, next: Next) -> Response {
     let mut standings = Vec::new();
+    let stream = is_stream(&request);
     let mut answer = match admit(&app, request, &mut standings).await {
-        Ok(request) => answer(&app, request, next).await,
+        Ok(request) => answer(&app, request, stream, next).await,
         Err(problem) => problem.into_response(),
     };
     rate_limit::tell(&standings, answer.headers_mut());
@@ -90,8 +91,8 @@ fn refuse_if_exceeded(standings: &[Standing]) -> Result<(), Problem> {
 }
 
 /// Lets the handler answer, within its time.
-async fn answer(app: &App, request: Request, next: Next) -> Response {
-    if is_stream(request.headers()) {
+async fn answer(app: &App, request: Request, stream: bool, next: Next) -> Response {
+    if stream {
         return next.run(request).await;
     }
     let patience = Duration::from_millis(app.settings.limits.request_timeout_ms);
@@ -106,13 +107,18 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
 /// A body comes in time or not at all.
 fn paced(app: &App, request: Request) -> Request {
     let limits = &app.settings.limits;
-    let whole = (!is_stream(request.headers())).then(|| Duration::from_millis(limits.body_timeout_ms));
+    let whole = (!is_stream(&request)).then(|| Duration::from_millis(limits.body_timeout_ms));
     let pause = Duration::from_millis(limits.body_pause_ms);
     request.map(|body| Body::new(Paced::new(body, pause, whole)))
 }
 
-/// Whether it may take as long as it likes: commands one a line.
-fn is_stream(headers: &HeaderMap) -> bool {
+/// Whether it may take as long as it likes: commands one a line. Another call that says it is so is none.
+fn is_stream(request: &Request) -> bool {
+    let headers = request.headers();
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    if route != "/v1/commands" {
+        return false;
+    }
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.starts_with("application/x-ndjson") || value.starts_with("application/ndjson")
 }

@@ -194,6 +194,7 @@ pub async fn run(
         intake,
     });
     credentials::start(&app, &stop);
+    stream::keys::start(&app, &stop);
     activity::start(&app, &stop);
     // Open streams would never end by themselves.
     let farewell = async {

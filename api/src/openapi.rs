@@ -5,6 +5,7 @@
 
 mod access;
 mod calls;
+mod errors;
 mod orders;
 mod shapes;
 mod upkeep;
@@ -42,7 +43,8 @@ fn document() -> Value {
         "components": {
             "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
             "schemas": shapes::all(),
-            "responses": errors(),
+            "headers": errors::headers(),
+            "responses": errors::responses(),
         },
     })
 }
@@ -50,23 +52,16 @@ fn document() -> Value {
 fn operation(call: &Call) -> Value {
     let mut responses = Map::new();
     for given in call.gives {
-        responses.insert(given.status.to_string(), answer(given));
+        responses.insert(given.status.to_string(), answer(given, errors::is_gated(call)));
     }
-    for status in call.errors {
-        let (name, ..) = error(*status);
+    for status in errors::of(call) {
         let given = responses.get_mut(&status.to_string()).map(|given| &mut given["content"]);
         if let Some(content) = given {
             // The same status has two bodies: what came of each of many, or what is wrong with all.
             content["application/problem+json"] = json!({ "schema": shapes::reference("Problem") });
         } else {
-            responses.insert(status.to_string(), json!({ "$ref": format!("#/components/responses/{name}") }));
+            responses.insert(status.to_string(), errors::reference(status));
         }
-    }
-    if call.who != Who::Anybody {
-        responses.entry("401").or_insert_with(|| json!({ "$ref": "#/components/responses/Unauthorized" }));
-    }
-    if call.who == Who::Admin {
-        responses.entry("403").or_insert_with(|| json!({ "$ref": "#/components/responses/Forbidden" }));
     }
     let mut operation = json!({
         "operationId": call.name,
@@ -84,16 +79,19 @@ fn operation(call: &Call) -> Value {
     operation
 }
 
-fn answer(given: &Given) -> Value {
+fn answer(given: &Given, limited: bool) -> Value {
     let mut answer = json!({ "description": given.says });
+    let mut headers = if limited { errors::limits() } else { Map::new() };
     if let Some((kind, shape)) = given.body {
         answer["content"] = json!({ kind: { "schema": shapes::reference(shape) } });
     }
     if given.cached {
-        answer["headers"] = json!({
-            "etag": { "description": "For if-none-match", "schema": { "type": "string" } },
-            "x-cache": { "schema": { "enum": ["hit", "miss"] } },
-        });
+        let etag = json!({ "description": "For if-none-match", "schema": { "type": "string" } });
+        headers.insert("etag".to_owned(), etag);
+        headers.insert("x-cache".to_owned(), json!({ "schema": { "enum": ["hit", "miss"] } }));
+    }
+    if !headers.is_empty() {
+        answer["headers"] = headers.into();
     }
     answer
 }
@@ -116,41 +114,4 @@ fn request(body: &Body) -> Value {
         .map(|(kind, shape)| ((*kind).to_owned(), json!({ "schema": shapes::reference(shape) })))
         .collect();
     json!({ "required": body.required, "content": content })
-}
-
-/// The name of an error's response, and when it comes.
-fn error(status: u16) -> (&'static str, &'static str) {
-    match status {
-        400 => ("Invalid", "The input breaks rules; errors names each place by its JSON pointer"),
-        401 => ("Unauthorized", "No token, or one that is not valid (any more)"),
-        403 => ("Forbidden", "The token is good, but not for this"),
-        404 => ("NotFound", "There is no such thing, or none that the caller may see"),
-        409 => ("Conflict", "Not in this state, or the id was used for another command"),
-        413 => ("TooLarge", "The body or the array is too large"),
-        415 => ("WrongType", "This content type is not taken"),
-        429 => {
-            ("TooMany", "Too many requests, or the workers are behind; retry-after says when to try again")
-        }
-        _ => (
-            "Unavailable",
-            "A store is away; retry-after says when to try again. Sending the same again is safe",
-        ),
-    }
-}
-
-fn errors() -> Map<String, Value> {
-    let statuses = [400, 401, 403, 404, 409, 413, 415, 429, 503];
-    let response = |status: u16| {
-        let (name, says) = error(status);
-        let content = json!({
-            "application/problem+json": { "schema": shapes::reference("Problem"), "example": shapes::problem(status) },
-        });
-        let mut response = json!({ "description": says, "content": content });
-        if matches!(status, 429 | 503) {
-            let seconds = json!({ "description": "Seconds", "schema": { "type": "integer", "minimum": 0 } });
-            response["headers"] = json!({ "retry-after": seconds });
-        }
-        (name.to_owned(), response)
-    };
-    statuses.into_iter().map(response).collect()
 }

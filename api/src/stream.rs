@@ -3,12 +3,14 @@
 //! One task a process listens to the event exchange, while anybody is connected ([`feed`]): it hears within milliseconds
 //! of the commit, and asks no store. It hands each event to the seats that it concerns ([`hub`]). A seat's own task
 //! writes to its socket ([`reader`]); who comes back with a cursor first gets what it missed, from the outbox and the
-//! audit trail ([`gap`]). Redis knows the open sockets of all processes ([`register`]).
+//! audit trail ([`gap`]). Redis knows the open sockets of all processes ([`register`]);
+//! a stream ends with its session, or with its API key ([`keys`]).
 
 pub(crate) mod credential;
 mod feed;
 pub(crate) mod gap;
 pub(crate) mod hub;
+pub(crate) mod keys;
 pub(crate) mod reader;
 mod register;
 

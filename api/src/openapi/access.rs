@@ -1,6 +1,9 @@
 //! The calls about users, passwords, roles and API keys, and the live stream.
 
-use super::calls::{Call, Given, ID, JSON, Parameter, Who, admin, header, json, nothing, query, with_body};
+use super::calls::{
+    CURSOR, Call, Given, ID, IF_NONE_MATCH, JSON, PAGE_SIZE, Parameter, SAME, Who, admin, cached, header,
+    json, nothing, query, with_body,
+};
 
 const STREAM: &[Parameter] = &[
     query("lasteventid", "text", "The newest cursor that the reader has; what came since is filled in"),
@@ -47,8 +50,8 @@ pub(super) const CALLS: &[Call] = &[
         "/v1/users/{id}/permissions",
         "readPermissions",
         "What a user may do, in words",
-        &[ID],
-        &[json(200, "The words", "Words")],
+        &[ID, IF_NONE_MATCH],
+        &[cached("The words", "Words"), SAME],
     ),
     with_body(
         bearer(
@@ -99,7 +102,7 @@ pub(super) const CALLS: &[Call] = &[
         "/v1/admin/api-keys",
         "listApiKeys",
         "The API keys, without the keys themselves",
-        &[],
+        &[PAGE_SIZE, CURSOR],
         &[json(200, "The keys", "List")],
     ),
     with_body(

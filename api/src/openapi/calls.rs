@@ -43,7 +43,7 @@ pub(super) struct Call {
     pub takes: &'static [Parameter],
     pub body: Option<Body>,
     pub gives: &'static [Given],
-    /// Statuses beside 401 and, for admins' calls, 403.
+    /// Statuses beside those that `errors` adds to all.
     pub errors: &'static [u16],
 }
 
@@ -69,12 +69,13 @@ pub(super) const fn nothing(status: u16, says: &'static str) -> Given {
     Given { status, says, body: None, cached: false }
 }
 
-const fn cached(says: &'static str, shape: &'static str) -> Given {
+pub(super) const fn cached(says: &'static str, shape: &'static str) -> Given {
     Given { status: 200, says, body: Some((JSON, shape)), cached: true }
 }
 
-const SAME: Given = nothing(304, "The caller has it already (if-none-match)");
-const IF_NONE_MATCH: Parameter = header("if-none-match", "The etag of an answer that the caller has");
+pub(super) const SAME: Given = nothing(304, "The caller has it already (if-none-match)");
+pub(super) const IF_NONE_MATCH: Parameter =
+    header("if-none-match", "The etag of an answer that the caller has");
 const PAGE: Parameter = query("page", "page", "From 1; pages reach as far as item 10,000");
 pub(super) const PAGE_SIZE: Parameter = query("pagesize", "pagesize", "Items of a page");
 pub(super) const CURSOR: Parameter = query("cursor", "text", "next of the page before");

@@ -7,7 +7,7 @@ use taskflow_core::retention::SYSTEM_TYPES;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
 use taskflow_core::{dead_letter, job, schema};
 
-use super::orders;
+use super::{errors, orders};
 
 /// A reference to a schema by its name.
 pub(super) fn reference(name: &str) -> Value {
@@ -50,12 +50,16 @@ pub(super) fn problem(status: u16) -> Value {
         401 => ("unauthorized", "Who are you?", "this token is not (or no longer) valid"),
         403 => ("forbidden", "Not allowed", "you may read yourself and your own tasks"),
         404 => ("not_found", "Not found", "there is nothing at this path"),
+        406 => ("not_acceptable", "No such form", "answers are application/json"),
+        408 => ("too_slow", "Too slow", "the body did not come in time; nothing of it was taken"),
         409 => {
             ("idempotency_mismatch", "The id is taken", "another command with this id was accepted before")
         }
         413 => ("too_large", "Too large", "a body has at most 8388608 bytes"),
+        414 => ("uri_too_long", "Address too long", "a path has at most 1024 bytes and a query 4096"),
         415 => ("unsupported_media_type", "Wrong content type", "send application/json"),
-        429 => ("backlog", "The workers are behind", "send the same again later"),
+        429 => ("quota_exceeded", "Too many requests", "the quota of user is used up; it begins anew in 7 s"),
+        500 => ("internal", "Our fault", "the log has the cause under this x-request-id"),
         _ => {
             ("unavailable", "Try again soon", "postgres is not available at the moment; send the same again")
         }
@@ -260,7 +264,12 @@ pub(super) fn all() -> Map<String, Value> {
             &["type", "title", "status", "detail", "code"],
             json!({
                 "type": { "type": "string" }, "title": { "type": "string" }, "status": { "type": "integer" },
-                "detail": { "type": "string" }, "code": { "type": "string" },
+                "detail": { "type": "string" },
+                "code": { "enum": errors::CODES, "description": "For programs; later versions may have more" },
+                "violated-policies": {
+                    "type": "array", "items": { "enum": ["user", "address"] },
+                    "description": "With quota_exceeded: whose quota is used up",
+                },
                 "errors": { "type": "array", "items": {
                     "type": "object", "required": ["pointer", "detail"],
                     "properties": { "pointer": { "type": "string" }, "detail": { "type": "string" } },

@@ -201,19 +201,24 @@ async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> R
     let Some(found) = found.filter(|receipt| caller.may_see(receipt.actor)) else {
         return Err(Problem::not_found(format!("no command {id} that is yours")));
     };
-    if found.status == "scheduled" {
-        if let Some(source) = waiting::source(&app.stores.postgres, id).await? {
-            caller.may_cancel(&source)?;
-        }
-        match waiting::cancel(&app.stores.postgres, id, clock::now()).await {
-            Ok(true) => tracing::info!(command = %id, "A scheduled command was cancelled."),
-            // A worker was faster.
-            Ok(false) | Err(StoreError { kind: Kind::Conflict, .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+    if found.status != "scheduled" {
+        return Err(Problem::not_scheduled(id, &found.status));
     }
-    match read_receipt(&app, id).await?.or(Some(found)) {
-        Some(receipt) if receipt.status == "cancelled" => Ok(Json(receipt)),
+    if let Some(source) = waiting::source(&app.stores.postgres, id).await? {
+        caller.may_cancel(&source)?;
+    }
+    let cancelled = match waiting::cancel(&app.stores.postgres, id, clock::now()).await {
+        Ok(cancelled) => cancelled,
+        Err(StoreError { kind: Kind::Conflict, .. }) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let receipt = read_receipt(&app, id).await?;
+    match receipt {
+        Some(receipt) if cancelled => {
+            tracing::info!(command = %id, "A scheduled command was cancelled.");
+            Ok(Json(receipt))
+        }
+        // A worker was faster, or somebody else who cancelled it.
         other => {
             Err(Problem::not_scheduled(id, other.as_ref().map_or("unknown", |view| view.status.as_str())))
         }

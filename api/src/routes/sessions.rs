@@ -82,6 +82,9 @@ async fn log_in(
 }
 
 async fn log_out(State(app): Shared, caller: Caller, headers: HeaderMap) -> Result<StatusCode, Problem> {
+    // Before Redis is told: if it can't be, the session ends here all the same. And afterwards: an answer may have come
+    // in between.
+    app.credentials.forget_session(&caller.session);
     app.stores.redis.end_session(&caller.session).await?;
     app.credentials.forget_session(&caller.session);
     let metadata = caller.metadata();

@@ -74,8 +74,9 @@ async fn stream(
         user: caller.user,
         all: caller.role == Role::Admin,
         filter,
-        // What is no digest is no session's, and has no end of its own.
-        session: caller.session.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| caller.session.clone()),
+        // An API key ends in its own way.
+        session: caller.key.is_none().then(|| caller.session.clone()),
+        key: caller.key.clone(),
         buffer: streams.settings.buffer,
     };
     let Some((seat, events)) = streams.hub.take_seat(request) else {

@@ -25,7 +25,8 @@ use super::sessions::read_password;
 use crate::auth::Caller;
 use crate::passwords::PASSWORD_MIN;
 use crate::problem::Problem;
-use crate::{App, Shared};
+use crate::reads::Answer;
+use crate::{App, Shared, answer};
 
 /// Where users come from that people register here; those of an API key come from its source prefix.
 const SOURCE: &str = "/taskflow/api";
@@ -103,6 +104,7 @@ async fn permissions(
     State(app): Shared,
     caller: Caller,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let user = user_id(&id)?;
     let unknown = || Problem::not_found(format!("there is no user {user} whom you may see"));
@@ -116,7 +118,7 @@ async fn permissions(
     match app.stores.redis.permissions(user).await {
         Ok(Some(cached)) => {
             count("hit");
-            return Ok(json_text(cached, "hit"));
+            return Ok(words(&headers, cached, true));
         }
         Ok(None) => count("miss"),
         // Slower, not wrong.
@@ -130,11 +132,11 @@ async fn permissions(
     if let Err(error) = app.stores.redis.put_permissions(user, version, &text).await {
         tracing::debug!(%error, "Permissions were not cached.");
     }
-    Ok(json_text(text, "miss"))
+    Ok(words(&headers, text, false))
 }
 
-fn json_text(text: String, cache: &'static str) -> Response {
-    ([("content-type", "application/json"), ("x-cache", cache)], text).into_response()
+fn words(asked: &HeaderMap, text: String, hit: bool) -> Response {
+    answer::respond(asked, Answer { hit, ..answer::fresh(text.into_bytes()) })
 }
 
 /// `{role}`: gives a user another role and ends that user's sessions.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use taskflow_core::api_key::ApiKey;
 use taskflow_core::metric;
 use taskflow_core::stream::{About, Filter, Place, Positions};
 use taskflow_stores::observe;
@@ -25,6 +26,8 @@ pub(crate) enum End {
     Idle,
     /// The session was ended, or has expired.
     SessionOver,
+    /// The API key was revoked, or has expired.
+    KeyOver,
     /// More was missed than is filled in.
     GapTooLarge,
     /// What was missed can't be read at the moment.
@@ -43,6 +46,7 @@ impl End {
             Self::Unavailable => (1013, "what was missed can't be read now: try again soon"),
             Self::Talks => (1003, "this stream takes no messages"),
             Self::SessionOver => (4001, "the session has ended: log in again"),
+            Self::KeyOver => (4001, "the API key is not valid any more"),
             Self::Slow => (4002, "too slow: too many events wait"),
             Self::GapTooLarge => {
                 (4003, "too much was missed: read GET /v1/events, then connect without lasteventid")
@@ -59,6 +63,7 @@ impl End {
             Self::Slow => "slow",
             Self::Idle => "idle",
             Self::SessionOver => "session",
+            Self::KeyOver => "key",
             Self::GapTooLarge => "gap",
             Self::Unavailable => "unavailable",
             Self::Talks => "talks",
@@ -85,6 +90,8 @@ pub(crate) struct Seat {
     pub filter: Filter,
     /// The digest of its session, if it has one.
     pub session: Option<String>,
+    /// Its API key, if it has one.
+    pub key: Option<Arc<ApiKey>>,
     sender: mpsc::Sender<Arc<Live>>,
     end: OnceLock<End>,
     ended: Notify,
@@ -114,6 +121,7 @@ pub(crate) struct Request {
     pub all: bool,
     pub filter: Filter,
     pub session: Option<String>,
+    pub key: Option<Arc<ApiKey>>,
     pub buffer: usize,
 }
 
@@ -153,13 +161,14 @@ impl Hub {
     pub(crate) fn take_seat(&self, request: Request) -> Option<(Arc<Seat>, mpsc::Receiver<Arc<Live>>)> {
         let (sender, receiver) = mpsc::channel(request.buffer.max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let Request { user, all, filter, session, .. } = request;
+        let Request { user, all, filter, session, key, .. } = request;
         let seat = Arc::new(Seat {
             socket: format!("{}:{number}", self.process),
             user,
             all,
             filter,
             session,
+            key,
             sender,
             end: OnceLock::new(),
             ended: Notify::new(),

@@ -12,6 +12,9 @@ use crate::{Kind, StoreError};
 /// Sessions of one user; the oldest ends when there is one more.
 pub const SESSIONS_MAX: usize = 50;
 
+/// Sessions in one round trip.
+const CHUNK: usize = 200;
+
 /// Who is logged in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -114,6 +117,23 @@ impl Redis {
             .map_err(self.failed("look up a session"))?;
         // What can't be read is no session: its holder logs in again.
         Ok(value.and_then(|value| serde_json::from_str(&value).ok()))
+    }
+
+    /// Those of some sessions that are not there any more.
+    pub async fn ended_sessions(&self, token_digests: &[String]) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connection().await?;
+        let mut ended = Vec::new();
+        for some in token_digests.chunks(CHUNK) {
+            let mut pipeline = redis::pipe();
+            for digest in some {
+                pipeline.cmd("EXISTS").arg(self.key(&cache_key::session(digest)));
+            }
+            let there: Vec<bool> =
+                pipeline.query_async(&mut connection).await.map_err(self.failed("look for sessions"))?;
+            ended
+                .extend(some.iter().zip(there).filter(|(_, there)| !there).map(|(digest, _)| digest.clone()));
+        }
+        Ok(ended)
     }
 
     /// Ends a session; `false` if there was none.

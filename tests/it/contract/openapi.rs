@@ -54,6 +54,9 @@ async fn document(site: Arc<Site>) -> Result {
             ensure!(declared == used, "{method} {path}: parameters {declared:?}");
         }
     }
+    let gated = errors(&document)?;
+    ensure!(gated > 40, "only {gated} calls ask who it is");
+    codes(&document)?;
     let there = routes()?;
     let unnamed: Vec<&String> = there.difference(&named).collect();
     let gone: Vec<&String> = named.difference(&there).collect();
@@ -65,6 +68,72 @@ async fn document(site: Arc<Site>) -> Result {
     let policy = page.headers().get("content-security-policy").is_some();
     let text = page.text().await?;
     ensure!(policy && !text.contains("http://") && !text.contains("https://"), "the page asks elsewhere");
+    Ok(())
+}
+
+/// What the gate may answer stands with every call that passes it, once for all. Returns how many there are.
+fn errors(document: &Value) -> Result<usize> {
+    let calls = document["paths"].as_object().into_iter().flatten();
+    let calls =
+        calls.flat_map(|(path, calls)| calls.as_object().into_iter().flatten().map(move |call| (path, call)));
+    let mut gated = 0;
+    for (path, (method, call)) in calls {
+        let is_login = path == "/v1/sessions";
+        if call["security"].is_array() && !is_login {
+            continue;
+        }
+        gated += 1;
+        let closed: &[u16] = if is_login { &[] } else { &[401, 403] };
+        let with_body: &[u16] = if call["requestBody"].is_null() { &[] } else { &[408, 413] };
+        for status in [&[406, 414, 415, 429, 500, 503], closed, with_body].concat() {
+            let reference = call["responses"][status.to_string()]["$ref"].as_str().unwrap_or_default();
+            let shared = reference.starts_with("#/components/responses/");
+            ensure!(shared, "{method} {path} has no {status} of those that all share");
+        }
+        let good =
+            call["responses"].as_object().into_iter().flatten().find(|(status, _)| status.starts_with('2'));
+        let limits = good.is_none_or(|(_, answer)| answer["headers"]["ratelimit"].is_object());
+        ensure!(limits, "{method} {path} names no header of limits");
+    }
+    let keys = &document["paths"]["/v1/admin/api-keys"]["get"]["parameters"];
+    let named: Vec<&Value> =
+        keys.as_array().into_iter().flatten().map(|parameter| &parameter["name"]).collect();
+    ensure!(named == ["pagesize", "cursor"], "{named:?}");
+    Ok(gated)
+}
+
+/// The codes of problem documents are those in the code.
+fn codes(document: &Value) -> Result {
+    let named = document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].as_array();
+    let named: BTreeSet<&str> = named.into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut texts = Vec::new();
+    let mut folders = vec![root().join("api/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() && !path.ends_with("openapi") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                texts.push(std::fs::read_to_string(path)?);
+            }
+        }
+    }
+    let text = texts.concat();
+    let mut used = BTreeSet::new();
+    for maker in ["bad_request(", "forbidden(", "conflict(", "Self::new(", "Problem::new("] {
+        for part in text.split(maker).skip(1) {
+            let first = part.trim_start();
+            let status = first.strip_prefix("StatusCode::").and_then(|rest| rest.split_once(','));
+            let code = status.map_or(first, |(_, rest)| rest.trim_start()).strip_prefix('"');
+            used.extend(code.and_then(|rest| rest.split('"').next()));
+        }
+    }
+    let unnamed: Vec<&&str> = used.difference(&named).collect();
+    let gone: Vec<&&str> = named.iter().filter(|code| !text.contains(&format!("\"{code}\""))).collect();
+    ensure!(
+        used.len() > 30 && unnamed.is_empty() && gone.is_empty(),
+        "api/src/openapi/errors.rs lacks the codes {unnamed:?}, and names what is not there: {gone:?}"
+    );
     Ok(())
 }
 
@@ -143,6 +212,7 @@ async fn answers(site: Arc<Site>) -> Result {
         ("/v1/tasks/search", "/v1/tasks/search".to_owned()),
         ("/v1/users/{id}", admin_path("")),
         ("/v1/users/{id}/tasks", admin_path("/tasks?pagesize=1")),
+        ("/v1/users/{id}/permissions", admin_path("/permissions")),
         ("/v1/users/{id}/task-stats", admin_path("/task-stats")),
         ("/v1/events", "/v1/events?pagesize=2".to_owned()),
         ("/v1/commands/{id}", receipt_path),

@@ -106,7 +106,7 @@ async fn never_old(site: Arc<Site>) -> Result {
     wire.behave(slow, slow);
     more_reads(&game, &mut players).await?;
     wire.behave(Flow::default(), Flow::default());
-    // Cut off for one of the two: it refuses, since sessions are there; the other one goes on.
+    // Cut off for one of the two: who is remembered there reads from Postgres.
     wire.refuse(true);
     wire.cut();
     more_reads(&game, &mut players).await?;

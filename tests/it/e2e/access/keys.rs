@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::api_key;
 use taskflow_tests::commands::{ADMIN, HASH, USER, id};
+use taskflow_tests::socket::{Next, Socket};
 use taskflow_tests::{Client, Result, Site, World, wait};
 
 use super::{is, new_key, told};
@@ -17,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("access: an API key sends as any user, from its sources alone", sends),
         with_site("access: API keys are made, listed and revoked at the command line", at_the_command_line),
         with_site("access: a revoked key is closed within a second, everywhere", revoked),
+        with_site("access: a stream ends with its API key", streams_end),
         with_world("access: keys in use need no Postgres, and no limits no Redis", without_stores),
     ]
 }
@@ -144,6 +146,32 @@ async fn revoked(site: Arc<Site>) -> Result {
     let (_, list) = told(admin.get(&next).await?).await?;
     ensure!(list["items"][0]["id"] == key_id.as_str() && list["items"][0]["revokedat"].is_string(), "{list}");
     ensure!(!list.to_string().contains("digest"), "{list}");
+    Ok(())
+}
+
+async fn streams_end(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (_here, client) = cluster.api().await?;
+    let (_there, elsewhere) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let (revoked_id, revoked) = new_key(&admin, &["read"], None).await?;
+    let (expiring_id, expiring) = new_key(&admin, &["read"], None).await?;
+    let (_, stays) = new_key(&admin, &["read"], None).await?;
+    let there = elsewhere.with(&revoked.token().unwrap_or_default());
+    let mut ending = vec![Socket::open(&revoked, "").await?, Socket::open(&there, "").await?];
+    ending.push(Socket::open(&expiring, "").await?);
+    let mut stays = Socket::open(&stays, "").await?;
+    ensure!(admin.delete(&format!("/v1/admin/api-keys/{revoked_id}")).await?.status() == 204, "not revoked");
+    site.sql(&format!("UPDATE api_keys SET expires_at = now() WHERE id = '{expiring_id}'")).await?;
+    let since = std::time::Instant::now();
+    for socket in &mut ending {
+        let (code, reason) = socket.closed().await?;
+        ensure!(code == 4001 && reason.contains("API key"), "{code} {reason}");
+    }
+    // Five seconds, and some time for a busy machine.
+    ensure!(since.elapsed().as_secs() < 15, "it took {:?}", since.elapsed());
+    // The neighbour's goes on: marks come with the pings.
+    ensure!(matches!(stays.next().await?, Next::Mark), "another key's stream has ended");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod flood;
 mod keys;
 mod limits;
 mod logins;
+mod outage;
 mod sockets;
 mod users;
 
@@ -22,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         keys::tests(),
         limits::tests(),
         logins::tests(),
+        outage::tests(),
         sockets::tests(),
         users::tests(),
     ]

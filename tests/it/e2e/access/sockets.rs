@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("access: slow heads, slow bodies, idle connections and slow readers are let go", slow),
         with_site("access: what is too large or has the wrong form has its answer", forms),
         with_site("access: connections are bounded, in all and by address", crowds),
+        with_site("access: a crowd of slow logins leaves commands their room", slow_logins),
     ]
 }
 
@@ -216,4 +217,47 @@ async fn crowds(site: Arc<Site>) -> Result {
         .await?;
     }
     Ok(())
+}
+
+async fn slow_logins(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    // Room for 128 KiB of small bodies.
+    let (api, client) = cluster.api_with(&[("TASKFLOW_HTTP__BODIES_MAX", "1048576")]).await?;
+    let user = client.user().await?;
+    let login = |kind: &str, length: usize| {
+        format!(
+            "POST /v1/sessions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\
+             content-length: {length}\r\n\r\n{{"
+        )
+    };
+    // Too large for a login, whatever it calls itself: refused while most of it is still to come.
+    for kind in ["application/json", "application/x-ndjson"] {
+        let answer = send(&client, &login(kind, 60_000)).await?;
+        ensure!(answer.starts_with("HTTP/1.1 413") && answer.contains("too_large"), "{kind}: {answer}");
+    }
+    let untold = format!(
+        "POST /v1/sessions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
+         2000\r\n{}\r\n0\r\n\r\n",
+        " ".repeat(0x2000)
+    );
+    let answer = send(&client, &untold).await?;
+    ensure!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        let mut stream = open(&client).await?;
+        stream.write_all(login("application/json", 4_000).as_bytes()).await?;
+        held.push(stream);
+    }
+    for _ in 0..5 {
+        let command =
+            taskflow_tests::commands::command_of(USER, "task.create", id(), json!({ "title": "small" }));
+        let (status, answer) = user.send("application/json", command.to_string()).await?;
+        ensure!(status == 202, "{status} {answer}");
+    }
+    // Others log in meanwhile; who is slow is told so.
+    client.user().await?;
+    let answer = rest(&mut held[0]).await?;
+    ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    drop(held);
+    api.stop().await
 }

@@ -137,6 +137,10 @@ async fn roles(site: Arc<Site>) -> Result {
     ensure!(cache == "hit" && again == words, "{cache} {again}");
     let cached = site.cached(&format!("user:permissions:{USER}")).await?.context("not cached")?;
     ensure!(serde_json::from_str::<Value>(&cached)? == words, "{cached}");
+    let path = format!("/v1/users/{USER}/permissions");
+    let etag = user.get(&path).await?.headers().get("etag").cloned().context("no etag")?;
+    let known = user.request(reqwest::Method::GET, &path).header("if-none-match", etag).send().await?;
+    ensure!(known.status() == 304, "{}", known.status());
     ensure!(permissions(&user, ADMIN).await?.0 == 404, "others' permissions are shown");
     ensure!(permissions(&admin, id()).await?.0 == 404, "nobody's permissions are shown");
 
