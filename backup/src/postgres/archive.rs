@@ -49,8 +49,18 @@ pub struct Archive<'v> {
     system: String,
 }
 
-/// What is needed of an archive for a restore, by the names under which Postgres asks for it.
-pub type Pieces = BTreeMap<String, Listed>;
+/// Files of an archive, by the names under which Postgres asks for them.
+pub type Files = BTreeMap<String, Listed>;
+
+/// What is needed of an archive for a restore.
+pub struct Pieces {
+    pub files: Files,
+    /// What came long after the time that is wanted. When a file came does not say what it holds, since the archive's
+    /// place may have been away, or be a copy: where Postgres does not get to its target, it needs these as well.
+    pub rest: Files,
+    /// The log ends before the archive's end: why nothing behind that can be reached.
+    pub gap: Option<String>,
+}
 
 impl<'v> Archive<'v> {
     pub fn of(vault: &'v Vault, system: &str) -> Self {
@@ -122,15 +132,16 @@ impl<'v> Archive<'v> {
         self.vault.place.files(&self.folder()).await
     }
 
-    /// What Postgres may ask for when it replays the log from `start` up to a time; a gap is an error.
-    pub async fn pieces(&self, start: Lsn, segment_bytes: u64, to: Option<DateTime<Utc>>) -> Result<Pieces> {
-        let mut pieces = Pieces::new();
-        let mut partial = Pieces::new();
+    /// What Postgres may ask for when it replays the log from `start`, up to a time if there is one.
+    pub async fn pieces(&self, start: Lsn, reached: &Reached, to: Option<DateTime<Utc>>) -> Result<Pieces> {
+        let segment_bytes = reached.segment_bytes;
+        let mut files = Files::new();
+        let mut partial = Files::new();
         let from = start.0 / segment_bytes.max(1);
         for listed in self.list().await? {
             let name = listed.name.split('.').next().unwrap_or_default().to_owned();
             if listed.name.starts_with(&format!("{name}.history")) {
-                pieces.insert(format!("{name}.history"), listed);
+                files.insert(format!("{name}.history"), listed);
                 continue;
             }
             let Some(segment) = Segment::from_name(&name, segment_bytes) else { continue };
@@ -140,54 +151,34 @@ impl<'v> Archive<'v> {
             if listed.name.starts_with(&format!("{name}{PARTIAL}")) {
                 partial.insert(name, listed);
             } else {
-                pieces.insert(name, listed);
+                files.insert(name, listed);
             }
         }
         // The newest piece, unless it has become whole meanwhile.
         for (name, listed) in partial {
-            pieces.entry(name).or_insert(listed);
+            files.entry(name).or_insert(listed);
         }
-        let numbers = |pieces: &Pieces| -> Vec<u64> {
-            pieces
-                .keys()
-                .filter_map(|name| Segment::from_name(name, segment_bytes))
-                .map(|one| one.number)
-                .collect()
-        };
+        let segment = |name: &String| Segment::from_name(name, segment_bytes);
+        let missing = first_gap(from, reached, files.keys().filter_map(segment));
+        let gap = missing.map(|(first, last)| {
+            let place = format!("{}/{}", self.vault.place.name(), self.folder());
+            let name = |number| Segment { timeline: reached.timeline, number }.name(segment_bytes)[8..].to_owned();
+            files.retain(|name, _| segment(name).is_none_or(|one| one.number < first));
+            format!(
+                "{place}: the log of writes lacks {} to {}; take a later base backup, or a point before the gap",
+                name(first),
+                name(last)
+            )
+        });
+        let mut rest = Files::new();
         if let Some(to) = to {
-            // A file that was whole long after the time holds nothing from before it, but for the first of them.
-            let late = pieces.iter().filter(|(name, listed)| {
-                Segment::from_name(name, segment_bytes).is_some() && listed.at > to + CLOCKS_DIFFER
-            });
-            let late =
-                late.filter_map(|(name, _)| Segment::from_name(name, segment_bytes)).map(|one| one.number);
-            if let Some(last) = late.min() {
-                pieces.retain(|name, _| {
-                    Segment::from_name(name, segment_bytes).is_none_or(|one| one.number <= last + 1)
-                });
+            let late = files.iter().filter(|(_, listed)| listed.at > to + CLOCKS_DIFFER);
+            if let Some(first) = late.filter_map(|(name, _)| segment(name)).map(|one| one.number).min() {
+                let is_late = |name: &String| segment(name).is_some_and(|one| one.number > first + 1);
+                rest = files.extract_if(.., |name, _| is_late(name)).collect();
             }
         }
-        let missing = gaps(from, numbers(&pieces));
-        if let Some((first, last)) = missing.first() {
-            let name = |number: u64| Segment { timeline: 1, number }.name(segment_bytes)[8..].to_owned();
-            return Err(Error::new(
-                Trouble::Missing,
-                format!(
-                    "{}/{}: the log of writes lacks {} to {}; take a later base backup, or a point before the gap",
-                    self.vault.place.name(),
-                    self.folder(),
-                    name(*first),
-                    name(*last)
-                ),
-            ));
-        }
-        if numbers(&pieces).is_empty() {
-            return Err(Error::new(
-                Trouble::Missing,
-                format!("{}/{} has no log of writes from {start} on", self.vault.place.name(), self.folder()),
-            ));
-        }
-        Ok(pieces)
+        Ok(Pieces { files, rest, gap })
     }
 
     /// Brings a piece to where Postgres finds it.
@@ -221,5 +212,53 @@ impl<'v> Archive<'v> {
             }
         }
         Ok(removed)
+    }
+}
+
+/// The first files that are missing between the one with the number `from` and the archive's end. The newest timeline's
+/// own files count from where it begins: those that the one before went on with are of no use there.
+fn first_gap(from: u64, reached: &Reached, there: impl Iterator<Item = Segment>) -> Option<(u64, u64)> {
+    let there: Vec<Segment> = there.collect();
+    let newest = there.iter().filter(|segment| segment.timeline == reached.timeline);
+    let begins = newest.map(|segment| segment.number).min();
+    let counts = |segment: &&Segment| {
+        segment.timeline == reached.timeline || begins.is_none_or(|begins| segment.number < begins)
+    };
+    let numbers = there.iter().filter(counts).map(|segment| segment.number);
+    // A file that ends where the archive ends need not be followed by an empty one.
+    let end = reached.lsn.0.div_ceil(reached.segment_bytes.max(1)).max(from + 1);
+    gaps(from, numbers.chain([end])).into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    fn first(timeline: u32, end: u64, there: &[(u32, u64)]) -> Option<(u64, u64)> {
+        let reached =
+            Reached { lsn: Lsn(end), at: DateTime::UNIX_EPOCH, timeline, segment_bytes: SIZE, since: Lsn(0) };
+        let there = there.iter().map(|(timeline, number)| Segment { timeline: *timeline, number: *number });
+        first_gap(2, &reached, there)
+    }
+
+    #[test]
+    fn the_log_must_go_on_to_the_archives_end() {
+        let three = [(1, 2), (1, 3), (1, 4)];
+        assert_eq!(first(1, 5 * SIZE, &three), None);
+        assert_eq!(first(1, 4 * SIZE + 9, &three), None);
+        assert_eq!(first(1, 5 * SIZE + 9, &three), Some((5, 5)));
+        assert_eq!(first(1, 4 * SIZE + 9, &[(1, 2), (1, 4)]), Some((3, 3)));
+        assert_eq!(first(1, 2 * SIZE + 9, &[]), Some((2, 2)));
+        // What is there beyond the end does no harm.
+        assert_eq!(first(1, 3 * SIZE, &three), None);
+    }
+
+    #[test]
+    fn another_timelines_files_hide_no_gap() {
+        let forked = [(1, 2), (1, 3), (1, 4), (1, 5), (2, 4), (2, 6)];
+        assert_eq!(first(2, 6 * SIZE + 9, &forked), Some((5, 5)));
+        assert_eq!(first(1, 6 * SIZE, &forked), None);
     }
 }

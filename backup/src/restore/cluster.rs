@@ -21,7 +21,7 @@ use super::{Restored, space};
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::manifest::{Kind, Manifest};
-use crate::postgres::archive::{Archive, Pieces};
+use crate::postgres::archive::{Archive, Files, Pieces};
 use crate::postgres::base::FILE;
 use crate::postgres::dump::by_table;
 use crate::progress::Progress;
@@ -149,20 +149,26 @@ pub async fn recover(
     unpack(vault, identities, &base, order.data, progress).await?;
     let folder = order.data.join(LOG);
     std::fs::create_dir(&folder).map_err(|error| Error::io(folder.display(), &error))?;
-    progress.begin("bring the log of writes", pieces.len() as u64 * reached_bytes(&archive).await?);
-    for (name, listed) in &pieces {
-        archive.fetch(listed, &folder.join(name), identities, progress).await?;
-    }
+    bring(&archive, &pieces.files, &folder, identities, progress).await?;
     taskflow_stores::crash::point("unpacked");
     progress.begin("replay the log of writes", 0);
     let login = Login { user: order.user, database: order.database };
-    let replayed = replay::replay(order.data, &folder, &order.target, &login, progress).await;
-    let (server, pool, facts) = match (&order.target, replayed) {
+    let target = &order.target;
+    let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await;
+    if replayed.is_err() && !pieces.rest.is_empty() {
+        bring(&archive, &pieces.rest, &folder, identities, progress).await?;
+        replayed = replay::replay(order.data, &folder, target, &login, progress).await;
+    }
+    let (server, pool, facts) = match (replayed, pieces.gap) {
+        // What was wanted lies behind the gap, or may.
+        (Err(error), Some(gap)) => {
+            return Err(Error::new(Trouble::Missing, format!("{gap} ({})", error.text)));
+        }
         // Nothing was committed between the moment and the archive's end: all there is, is what was there then.
-        (Target::Time(_), Err(error)) if error.text.contains(TOO_EARLY) => {
+        (Err(error), None) if matches!(target, Target::Time(_)) && error.text.contains(TOO_EARLY) => {
             replay::replay(order.data, &folder, &Target::Newest, &login, progress).await?
         }
-        (_, replayed) => replayed?,
+        (replayed, _) => replayed?,
     };
     taskflow_stores::crash::point("replayed");
     let replayed_s = started.elapsed().as_secs_f64();
@@ -252,7 +258,29 @@ async fn log(
             ),
         ));
     }
-    archive.pieces(start, reached.segment_bytes, target.time()).await
+    let pieces = archive.pieces(start, &reached, target.time()).await?;
+    match pieces.gap {
+        // All of it is wanted, or not even the base backup is whole without it.
+        Some(gap) if matches!(target, Target::Newest) || pieces.files.is_empty() => {
+            Err(Error::new(Trouble::Missing, gap))
+        }
+        _ => Ok(pieces),
+    }
+}
+
+/// Files of the log to where Postgres finds them.
+async fn bring(
+    archive: &Archive<'_>,
+    files: &Files,
+    folder: &Path,
+    identities: &Identities,
+    progress: &Progress,
+) -> Result<()> {
+    progress.begin("bring the log of writes", files.len() as u64 * reached_bytes(archive).await?);
+    for (name, listed) in files {
+        archive.fetch(listed, &folder.join(name), identities, progress).await?;
+    }
+    Ok(())
 }
 
 async fn reached_bytes(archive: &Archive<'_>) -> Result<u64> {
@@ -277,7 +305,7 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(data, mode).map_err(failed)?;
-    space::must_fit(data, base.restored_bytes + pieces.len() as u64 * (16 << 20))
+    space::must_fit(data, base.restored_bytes + (pieces.files.len() + pieces.rest.len()) as u64 * (16 << 20))
 }
 
 /// The base backup's files into the folder.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use chrono::SecondsFormat;
 use taskflow_tests::backups::own;
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
@@ -32,6 +33,7 @@ async fn through_kills(world: &World) -> Result {
     backups.create("postgres-base").await?;
     scheduler.kill().await?;
     let mut rows: i64 = 0;
+    let mut middle = None;
     for round in 0..5 {
         let env = backups.env();
         let crash = ("TASKFLOW_CRASH_AT", "wal_shipped:1");
@@ -44,6 +46,9 @@ async fn through_kills(world: &World) -> Result {
                 .bind(rows)
                 .execute(&site.postgres)
                 .await?;
+        }
+        if round == 1 {
+            middle = Some((now(&site).await?, rows));
         }
         if round % 2 == 0 {
             scheduler.ended().await?;
@@ -62,8 +67,34 @@ async fn through_kills(world: &World) -> Result {
     ensure!(found == rows, "{found} rows of {rows}");
     pool.close().await;
     server.stop().await;
-    // A file of the log that is missing is a gap, and that is said before anything is written.
     let system = std::fs::read_dir(backups.folder.join("wal"))?.next().context("no archive")??.path();
+    // When a file came to its place tells nothing of what it holds: it may be a copy.
+    for file in std::fs::read_dir(&system)?.flatten() {
+        let later = std::time::SystemTime::now() + Duration::from_secs(86_400);
+        std::fs::File::options().write(true).open(file.path())?.set_modified(later)?;
+    }
+    let (at, rows_then) = middle.context("no moment in the middle")?;
+    let at = at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let data = folder.0.join("middle");
+    backups.ask(&["restore", "--data", &data.display().to_string(), "--to", &at]).await?;
+    let (server, pool, _) = start(&data, &folder.0, &own(&site)).await?;
+    let found: i64 = sqlx::query_scalar("SELECT count(*) FROM marks").fetch_one(&pool).await?;
+    ensure!(found == rows_then, "{found} rows of the {rows_then} that were there at {at}");
+    pool.close().await;
+    server.stop().await;
+    // The newest file that is missing leaves a gap like any other.
+    let mut all: Vec<PathBuf> = std::fs::read_dir(&system)?.flatten().map(|entry| entry.path()).collect();
+    all.retain(|file| file.file_name().is_some_and(|name| name != "position.json"));
+    all.sort();
+    let newest = all.pop().context("no file")?;
+    let aside = folder.0.join("aside");
+    std::fs::rename(&newest, &aside)?;
+    let data = folder.0.join("short").display().to_string();
+    let (code, said) = backups.refused(&["restore", "--data", &data], &[]).await?;
+    ensure!(code == Some(1) && said.contains("lacks"), "{newest:?} is missing: {said}");
+    ensure!(!Path::new(&data).exists(), "something was restored");
+    std::fs::copy(&aside, &newest)?;
+    // A file of the log that is missing is a gap, and that is said before anything is written.
     let mut files: Vec<PathBuf> = std::fs::read_dir(&system)?.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.file_name().is_some_and(|name| name.len() == 28));
     files.sort();
