@@ -13,11 +13,20 @@ use uuid::Uuid;
 use crate::event::TYPES;
 use crate::system_event::{ABOUT_ACCESS, SENSITIVE};
 
-/// Event types that no command causes, as far as their class may be set.
-pub const SYSTEM_TYPES: [&str; 12] = [
+/// Event types that no command causes.
+pub const SYSTEM_TYPES: [&str; 27] = [
     "system.dead_letter_replayed",
     "system.dead_letter_edited",
     "system.dead_letter_discarded",
+    "system.role_changed",
+    "system.password_changed",
+    "system.api_key_created",
+    "system.api_key_revoked",
+    "system.logins_failed",
+    "system.restored",
+    "system.data_erased",
+    "system.audit_findings",
+    "system.audit_restored",
     "system.maintenance.started",
     "system.maintenance.completed",
     "system.maintenance.failed",
@@ -27,6 +36,12 @@ pub const SYSTEM_TYPES: [&str; 12] = [
     "system.audit.started",
     "system.audit.completed",
     "system.audit.failed",
+    "system.backup.started",
+    "system.backup.completed",
+    "system.backup.failed",
+    "system.recovery_drill.started",
+    "system.recovery_drill.completed",
+    "system.recovery_drill.failed",
 ];
 
 /// How long events are kept. Each event type is in one class.
@@ -85,8 +100,14 @@ impl Default for LegalMinimum {
 }
 
 /// Event types that the settings put into another class, in the order of [`TYPES`] and [`SYSTEM_TYPES`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Classes([Option<Class>; TYPES.len() + SYSTEM_TYPES.len()]);
+
+impl Default for Classes {
+    fn default() -> Self {
+        Self([None; TYPES.len() + SYSTEM_TYPES.len()])
+    }
+}
 
 fn known_types() -> impl Iterator<Item = &'static str> {
     TYPES.into_iter().chain(SYSTEM_TYPES)

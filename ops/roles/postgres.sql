@@ -44,9 +44,9 @@ GRANT EXECUTE ON FUNCTION summarize_receipts(BIGINT[]) TO taskflow_scheduler;
 -- superuser, or who was given this role WITH ADMIN OPTION, can give it on.
 DO $$
 BEGIN
-    GRANT pg_read_all_stats TO taskflow_scheduler;
+    GRANT pg_monitor TO taskflow_scheduler;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE WARNING 'A superuser must still do this: GRANT pg_read_all_stats TO taskflow_scheduler';
+    RAISE WARNING 'A superuser must still do this: GRANT pg_monitor TO taskflow_scheduler';
 END
 $$;
 

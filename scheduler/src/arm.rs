@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
+use taskflow_core::job::Met;
 use taskflow_core::metric;
 use taskflow_stores::observe;
+use taskflow_stores::postgres::job_runs::{self, New};
 use taskflow_stores::postgres::job_schedules::{self, Arm};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
 
@@ -18,11 +20,18 @@ const TOGETHER: usize = 1_000;
 /// due time, or has one that is too far away since the clock was once ahead, is reported.
 pub(crate) async fn settle(schedules: &Schedules, fence: &Fence) -> Result<(), Fenced> {
     let mut transaction = fence.begin().await?;
+    let before = job_schedules::armed(&mut transaction).await?;
     let changed: HashSet<String> =
         job_schedules::settle(&mut transaction, &schedules.wanted()).await?.into_iter().collect();
     let now = job_schedules::now(&mut transaction).await?;
     let armed = job_schedules::armed(&mut transaction).await?;
+    let missed = missed(schedules, &changed, &before, now);
+    job_runs::write(&mut transaction, fence.epoch(), &missed).await?;
     leader::commit(transaction).await?;
+    for row in &missed {
+        observe::counter(&metric::JOB_RUNS, &[("job", row.job), ("outcome", row.met.as_str())]).increment(1);
+        tracing::warn!(schedule = row.schedule, due_at = %row.due_at, "A due time is missed: its schedule was changed.");
+    }
     let mut arms = Vec::new();
     for (name, due) in &armed {
         let Some(schedule) = schedules.get(name) else { continue };
@@ -39,6 +48,29 @@ pub(crate) async fn settle(schedules: &Schedules, fence: &Fence) -> Result<(), F
         arms.push(next(schedule, now));
     }
     write(fence, &arms).await
+}
+
+/// What was due of schedules that have changed since, before anybody looked: the new schedule does not know of it, and no
+/// due time goes in silence.
+fn missed(
+    schedules: &Schedules,
+    changed: &HashSet<String>,
+    before: &[(String, DateTime<Utc>)],
+    now: DateTime<Utc>,
+) -> Vec<New> {
+    let due = before.iter().filter(|(name, due)| *due <= now && changed.contains(name));
+    due.filter_map(|(name, due)| {
+        Some(New {
+            schedule: name.clone(),
+            job: schedules.get(name)?.job.name,
+            due_at: *due,
+            through: None,
+            met: Met::Missed,
+            begins_at: *due,
+            detail: Some("its schedule was changed while nobody was there".to_owned()),
+        })
+    })
+    .collect()
 }
 
 /// Gives a due time to schedules without one: those that were resumed, and those that lost theirs.

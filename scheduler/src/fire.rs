@@ -78,7 +78,7 @@ pub(crate) async fn outside_window(
     }
     let heavy: Vec<&str> = jobs::all().filter(|job| job.heavy).map(|job| job.name).collect();
     let mut transaction = fence.begin().await?;
-    let window = schedules.window().to_string();
+    let window = schedules.window();
     let ended = job_runs::end_outside_window(&mut transaction, fence.epoch(), ready, &heavy, &window).await?;
     if ended.is_empty() {
         return Ok(());

@@ -156,3 +156,28 @@ static JOBS: &[Job] = &[
     #[cfg(feature = "crash-points")]
     probe::HEAVY,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_knows_the_events_of_each_job() {
+        for job in all() {
+            let Some(word) = job.word else { continue };
+            for how in ["started", "completed", "failed"] {
+                let kind = format!("system.{word}.{how}");
+                assert!(taskflow_core::retention::SYSTEM_TYPES.contains(&kind.as_str()), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_that_a_job_does_not_know_is_named() {
+        assert!(retention_events::JOB.knows(["restamp", "dry_run"]).is_ok());
+        let unknown = retention_events::JOB.knows(["restmap"]).expect_err("unknown");
+        assert!(unknown.contains("restmap") && unknown.contains("restamp"), "{unknown}");
+        assert!(retention_tasks::JOB.knows(["restamp"]).is_err());
+        assert!(WORDS.iter().all(|(name, _)| all().any(|job| job.name == *name)));
+    }
+}

@@ -67,7 +67,7 @@ async fn ask_for_long(
     match tokio::time::timeout(KILL_MAX, kill).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            tracing::warn!(call, %error, "MongoDB could not be told to end a command that lasts.")
+            tracing::warn!(call, %error, "MongoDB could not be told to end a command that lasts.");
         }
         Err(_) => tracing::warn!(call, "MongoDB does not answer that it ends a command that lasts."),
     }
@@ -89,7 +89,7 @@ pub async fn validate(
              db.{}.validate(), on a secondary or in a quiet hour",
             events::COLLECTION
         )),
-        done => done,
+        done @ Answer::Done(_) => done,
     }))
 }
 

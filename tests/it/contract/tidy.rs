@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use taskflow_core::metric;
+use taskflow_core::retention::SYSTEM_TYPES;
 use taskflow_tests::Result;
 
 use crate::plain;
@@ -18,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         plain("tidy: stores do not know each other", apart),
         plain("tidy: no leftovers", leftovers),
         plain("tidy: every metric is documented", metrics),
+        plain("tidy: retention knows every type of event", event_types),
         plain("tidy: the folders that must be there", folders),
         plain("tidy: versions stand in one place", versions),
         plain("tidy: ARCHITECTURE.md names files that exist", architecture),
@@ -47,6 +49,29 @@ fn sources() -> Result<Vec<(PathBuf, String)>> {
 fn must_be_empty(rule: &str, found: &[String]) -> Result {
     ensure!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
     Ok(())
+}
+
+/// What is not known has its class by its name alone: no setting can change it, and no dry run counts it.
+fn event_types() -> Result {
+    let known: Vec<&str> = taskflow_core::event::TYPES.into_iter().chain(SYSTEM_TYPES).collect();
+    let mut found = Vec::new();
+    for (file, text) in sources()? {
+        let relative = file.strip_prefix(root())?;
+        if !relative.components().any(|part| part.as_os_str() == "src") || relative.starts_with("tests") {
+            continue;
+        }
+        // What a file's own tests make up is no type of ours.
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for piece in text.split('"').filter(|piece| piece.starts_with("system.")) {
+            let plain =
+                piece["system.".len()..].chars().all(|char| char.is_ascii_lowercase() || "_.".contains(char));
+            let whole = plain && !piece.ends_with('.');
+            if whole && !known.contains(&piece) {
+                found.push(format!("{}: {piece}", relative.display()));
+            }
+        }
+    }
+    must_be_empty("core/src/retention.rs lacks types of events that are made", &found)
 }
 
 fn short_files() -> Result {

@@ -19,8 +19,26 @@ pub(crate) fn tests() -> Vec<Trial> {
             "a schedule that lost its next due time gets it back, and a jump of the clock fires nothing twice",
             lost,
         ),
+        with_site("what was due of a schedule that is changed meanwhile is missed, and says so", changed),
         with_world("after Postgres was gone each due time has one row", postgres_gone),
     ]
+}
+
+async fn changed(site: Arc<Site>) -> Result {
+    make_effects(&site).await?;
+    let cluster = cluster(&site)?;
+    probes(&cluster, &[("changes", "cron = \"* * * * * *\"")])?;
+    let first = scheduler(&cluster, &[])?;
+    until_completed(&site, "changes", 1).await?;
+    first.stop().await?;
+    let due = "SELECT count(*) FROM job_schedules WHERE name = 'changes' AND next_due_at < now() - interval '1 second'";
+    wait::until("nobody looks at a due time", async || Ok(site.count(due).await? == 1)).await?;
+    probes(&cluster, &[("changes", "cron = \"0 0 0 1 1 *\"")])?;
+    let second = scheduler(&cluster, &[])?;
+    let missed =
+        "SELECT count(*) FROM job_runs WHERE schedule = 'changes' AND met = 'missed' AND state = 'not_run'";
+    wait::until("its row is there", async || Ok(site.count(missed).await? == 1)).await?;
+    second.stop().await
 }
 
 async fn a_day(site: Arc<Site>) -> Result {
