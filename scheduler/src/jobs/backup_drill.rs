@@ -37,7 +37,12 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
         let cluster = tell(&context, "cluster", drill.cluster().await)?;
         let dump = tell(&context, "dump", drill.dump().await)?;
         let trail = tell(&context, "trail", drill.trail().await)?;
-        let failed: Vec<String> = [cluster, dump, trail].into_iter().flatten().collect();
+        let parts = [cluster, dump, trail];
+        // A drill that has restored nothing has proven nothing.
+        if parts.iter().all(|part| matches!(part, Told::LeftOut)) {
+            return Err(Failure::Final("there is nothing to restore: no backup was found".to_owned()));
+        }
+        let failed: Vec<String> = parts.into_iter().filter_map(Told::failed).collect();
         if failed.is_empty() {
             return Ok(());
         }
@@ -45,12 +50,28 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
     })
 }
 
+/// How a part ended.
+enum Told {
+    Passed,
+    LeftOut,
+    Failed(String),
+}
+
+impl Told {
+    fn failed(self) -> Option<String> {
+        match self {
+            Self::Failed(why) => Some(why),
+            Self::Passed | Self::LeftOut => None,
+        }
+    }
+}
+
 /// Writes down how a part ended; what failed is returned in words.
 fn tell(
     context: &Context,
     part: &str,
     tried: Result<Result<Outcome, String>>,
-) -> std::result::Result<Option<String>, Failure> {
+) -> std::result::Result<Told, Failure> {
     match tried {
         Ok(Ok(outcome)) => {
             gauge(&metric::DRILL_DURATION, &[("store", outcome.store)]).set(outcome.took_s);
@@ -61,18 +82,18 @@ fn tell(
                 outcome.detail
             ));
             context.set(part, serde_json::json!(outcome));
-            Ok(None)
+            Ok(Told::Passed)
         }
         Ok(Err(why)) => {
             context.log(format!("{part}: left out: {why}"));
             context.set(part, format!("left out: {why}"));
-            Ok(None)
+            Ok(Told::LeftOut)
         }
         Err(error) if error.trouble == Trouble::Stopped => Err(Failure::Stopped),
         Err(error) => {
             context.log(format!("{part}: {error}"));
             context.set(part, format!("failed: {error}"));
-            Ok(Some(format!("{part}: {error}")))
+            Ok(Told::Failed(format!("{part}: {error}")))
         }
     }
 }

@@ -26,6 +26,10 @@ async fn drilled(world: &World) -> Result {
     // It keeps a journal, in the same folder.
     let worker = cluster.spawn("worker", &backups.env())?;
     wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
+    // A drill that has nothing to restore proves nothing.
+    let done = drill(&backups).await?;
+    let detail = done["detail"].as_str().unwrap_or_default();
+    ensure!(done["state"] == "failed" && detail.contains("nothing to restore"), "{done}");
     let mut load = Load::new(6);
     load.send(&site, 10).await?;
     let ids = [
