@@ -7,7 +7,7 @@ use taskflow_backup::{Result, Vault};
 use taskflow_core::metric;
 use taskflow_stores::observe::gauge;
 use taskflow_stores::postgres::PgPool;
-use taskflow_stores::{clock, supervise};
+use taskflow_stores::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::Backups;
@@ -39,9 +39,8 @@ struct Told(Known);
 
 impl Tell for Told {
     fn archived(&self, through: DateTime<Utc>) {
+        // Its age is told by the leader's report: here it would stand still with the archiver.
         self.0.saved("postgres", through);
-        let age = (clock::now() - through).num_milliseconds().max(0) as f64 / 1_000.0;
-        gauge(&metric::RECOVERY_POINT, &[("store", "postgres")]).set(age);
     }
 
     fn kept(&self, bytes: u64) {

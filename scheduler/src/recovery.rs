@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use taskflow_backup::postgres::archive::Archive;
 use taskflow_backup::{Kind, Manifest, Result, Vault};
 use taskflow_core::metric;
 use taskflow_stores::clock;
 use taskflow_stores::observe::gauge;
+use taskflow_stores::postgres::{PgPool, wal};
 
 use crate::Backups;
 
@@ -62,7 +64,7 @@ fn store(kind: Kind) -> Option<&'static str> {
 }
 
 /// Shows the age of what is saved, for each store.
-pub(crate) async fn report(backups: &Backups) -> Result<()> {
+pub(crate) async fn report(backups: &Backups, postgres: &PgPool) -> Result<()> {
     if !backups.settings.is_on() {
         return Ok(());
     }
@@ -76,6 +78,18 @@ pub(crate) async fn report(backups: &Backups) -> Result<()> {
         }
         known.with(|inner| inner.looked = Some(Instant::now()));
     }
+    // The log may be archived by another scheduler than the one that reports: the archive itself says how far it goes.
+    let log = async {
+        if backups.settings.wal {
+            let place = wal::place(postgres).await?;
+            let vault = Vault::open(&backups.settings)?;
+            if let Some(reached) = Archive::of(&vault, &place.system).reached().await? {
+                known.saved("postgres", reached.at);
+            }
+        }
+        Ok(())
+    };
+    let log = log.await;
     let now = clock::now();
     known.with(|inner| {
         for (store, through) in &inner.through {
@@ -83,5 +97,5 @@ pub(crate) async fn report(backups: &Backups) -> Result<()> {
             gauge(&metric::RECOVERY_POINT, &[("store", store)]).set(age);
         }
     });
-    Ok(())
+    log
 }

@@ -29,7 +29,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             postgres(&context),
             mongodb(&context),
             redis(&context),
-            recovery::report(&context.stores.backups),
+            recovery::report(&context.stores.backups, &context.stores.postgres),
         );
         postgres.and(mongodb).and(redis).and(backups.map_err(Failure::from))
     })
