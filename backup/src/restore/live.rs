@@ -16,6 +16,9 @@ use crate::postgres::dump;
 use crate::progress::Progress;
 use crate::vault::Vault;
 
+/// Begins the mark of a live database that is being emptied; the backup of it follows.
+const EMPTIED: &str = "emptied after";
+
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replaced {
@@ -87,17 +90,36 @@ async fn mongodb(
 ) -> Result<Replaced> {
     must_rest(live.postgres).await?;
     // Before anything is removed: that it can be restored at all.
+    let mut ids = Vec::new();
     for one in super::chain::read(vault, &manifest.id).await? {
+        ids.push(one.id.clone());
         vault.verify(&one, Some(identities), progress).await?;
     }
-    let saved = if refill::mark(live.mongo).await?.is_some() {
+    let saved = match refill::mark(live.mongo).await?.map(|(backups, _)| backups) {
+        // A run that died while it emptied the database: what is left of it is saved.
+        Some(mark) if mark.first().is_some_and(|first| first == EMPTIED) => {
+            let saved = mark.into_iter().nth(1).unwrap_or_default();
+            empty(live.mongo, &ids).await?;
+            saved
+        }
         // A run that died: what was live is saved already, and what is there now is half of what it should be.
-        vault.newest(Kind::MongoDb).await?.map(|newest| newest.id).unwrap_or_default()
-    } else {
-        let saved = trail::create(vault, live.mongo, clock::now(), progress).await?;
-        refill::drop_database(live.mongo).await?;
-        saved.id
+        Some(_) => vault.newest(Kind::MongoDb).await?.map(|newest| newest.id).unwrap_or_default(),
+        None => {
+            let saved = trail::create(vault, live.mongo, clock::now(), progress).await?.id;
+            // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
+            refill::set_mark(live.mongo, &[EMPTIED.to_owned(), saved.clone()], &[]).await?;
+            taskflow_stores::crash::point("marked");
+            empty(live.mongo, &ids).await?;
+            saved
+        }
     };
     let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
     Ok(Replaced { restored, saved, old: None })
+}
+
+/// Removes what is live but for the mark, which is the restore's own from then on.
+async fn empty(database: &Database, ids: &[String]) -> Result<()> {
+    refill::empty(database).await?;
+    taskflow_stores::crash::point("emptied");
+    Ok(refill::set_mark(database, ids, &[]).await?)
 }

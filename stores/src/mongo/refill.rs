@@ -145,3 +145,11 @@ pub async fn replace(
 pub async fn drop_database(database: &Database) -> Result<(), StoreError> {
     database.drop().await.map_err(failed("remove a database"))
 }
+
+/// Removes every collection but the mark.
+pub async fn empty(database: &Database) -> Result<(), StoreError> {
+    for name in names(database).await?.iter().filter(|name| *name != MARK) {
+        database.collection::<Document>(name).drop().await.map_err(failed("remove a collection"))?;
+    }
+    Ok(())
+}

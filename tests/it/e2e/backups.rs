@@ -354,14 +354,15 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     wait::until("our connections are new", async || Ok(has_database(&site, &old).await.unwrap_or(false)))
         .await?;
     must_be_alike(&before, &rows(&site, &live).await?)?;
-    // MongoDB's dies in the middle, and goes on.
-    let env = [("TASKFLOW_CRASH_AT", "refilled:1")];
+    // MongoDB's dies at each step, and goes on. From its first step on, it bears a mark.
     let args = ["restore", &trail, "--over-live", "--replace", &live];
-    let died = backups.run(&args, &env).await?;
-    ensure!(
-        !died.status.success() && documents(&site, &live).await?.contains_key("taskflow_restore"),
-        "{died:?}"
-    );
+    for point in ["marked:1", "emptied:1", "refilled:1"] {
+        let died = backups.run(&args, &[("TASKFLOW_CRASH_AT", point)]).await?;
+        ensure!(
+            !died.status.success() && documents(&site, &live).await?.contains_key("taskflow_restore"),
+            "{point}: {died:?}"
+        );
+    }
     backups.ask(&args).await?;
     must_be_alike(&trail_before, &documents(&site, &live).await?)?;
     let difference = backups.ask(&["restore", "--agree"]).await?;
