@@ -22,9 +22,9 @@ const roles = {
   },
   "taskflow_scheduler": {
     "event_logs": ["find", "listIndexes", "collStats", "update", "validate", "compact", "createIndex"],
-    "audit_leaves": ["find"],
-    "audit_seals": ["find", "insert"],
-    "schema_versions": ["find"],
+    "audit_leaves": ["find", "listIndexes"],
+    "audit_seals": ["find", "listIndexes", "insert"],
+    "schema_versions": ["find", "listIndexes"],
     "": ["listCollections", "dbStats"]
   },
   "taskflow_retention": {

@@ -31,6 +31,13 @@ BEGIN
 END
 $$;
 
+-- pg_dump reads where sequences stand.
+DO $$
+BEGIN
+    EXECUTE format('GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO taskflow_scheduler', current_schema());
+END
+$$;
+
 -- What the application removes: what was delivered, ended, given back or replayed.
 GRANT DELETE ON outbox, system_events, session_endings, partition_leases, workers, pauses, suspects, waiting_commands,
     receipts, search_pending, task_texts, dead_letter_replays TO taskflow_app, taskflow_scheduler;

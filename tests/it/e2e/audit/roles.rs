@@ -78,6 +78,9 @@ async fn postgres(site: Arc<Site>) -> Result {
         (app, "DELETE FROM tasks", false),
         (app, "ALTER TABLE audit_seals ADD COLUMN more TEXT", false),
         (scheduler, seal, true),
+        // As pg_dump reads it.
+        (scheduler, "SELECT last_value FROM job_runs_id_seq", true),
+        (app, "SELECT last_value FROM job_runs_id_seq", false),
         (scheduler, "UPDATE audit_seals SET seal = ''", false),
         (scheduler, "DELETE FROM audit_seals", false),
         (scheduler, "DELETE FROM audit_links", false),
