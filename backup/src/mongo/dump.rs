@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::hex;
 use taskflow_stores::mongo::dump::{self, Collection, Reading, WITHOUT_SNAPSHOT};
-use taskflow_stores::mongo::{self, Database};
+use taskflow_stores::mongo::{self, Database, refill};
 use taskflow_stores::postgres::{PgPool, outbox};
 use taskflow_stores::{StoreError, clock};
 
@@ -118,6 +118,11 @@ async fn run(
     what: &What,
     progress: &Progress,
 ) -> Result<Manifest> {
+    if refill::mark(database).await?.is_some() {
+        return Err(Error::refused(
+            "MongoDB holds a restore that was broken off, and half of what there should be; run that restore again first",
+        ));
+    }
     let begun = clock::now();
     let server = mongo::version(database).await?;
     let collections = dump::collections(database).await?;

@@ -29,7 +29,8 @@ async fn neighbours(site: Arc<Site>) -> Result {
     let mut batches: Vec<Vec<Event>> = (0..BATCHES).map(|_| vec![event(), event()]).collect();
     batches[REFUSED][0].entity_type = "planet".into();
     // What is there already counts as inserted.
-    batches[BATCHES - 1] = batches[0].clone();
+    let again = batches[0].clone();
+    batches[BATCHES - 1] = again;
     let writer = EventWriter::start(collection(&site.mongo));
     let inserts = batches
         .iter()

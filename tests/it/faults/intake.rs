@@ -28,8 +28,11 @@ async fn run(site: Arc<Site>) -> Result {
     for media_type in ["application/json", "application/x-ndjson"] {
         let task = id();
         let create = command("task.create", task, json!({ "title": "told to nobody" }));
-        let body =
-            if media_type.ends_with("ndjson") { ndjson(&[create.clone()]) } else { create.to_string() };
+        let body = if media_type.ends_with("ndjson") {
+            ndjson(std::slice::from_ref(&create))
+        } else {
+            create.to_string()
+        };
         let (mut dying, client) = cluster.api_with(&[("TASKFLOW_CRASH_AT", "confirmed:1")]).await?;
         let sent = client.with(&token).send(media_type, body.clone()).await;
         ensure!(!matches!(sent, Ok((202, _))), "it has answered: {sent:?}");

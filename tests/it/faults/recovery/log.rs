@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use chrono::SecondsFormat;
+use taskflow_stores::clock;
 use taskflow_tests::backups::own;
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
@@ -70,7 +71,7 @@ async fn through_kills(world: &World) -> Result {
     let system = std::fs::read_dir(backups.folder.join("wal"))?.next().context("no archive")??.path();
     // When a file came to its place tells nothing of what it holds: it may be a copy.
     for file in std::fs::read_dir(&system)?.flatten() {
-        let later = std::time::SystemTime::now() + Duration::from_secs(86_400);
+        let later = std::time::SystemTime::from(clock::now()) + Duration::from_secs(86_400);
         std::fs::File::options().write(true).open(file.path())?.set_modified(later)?;
     }
     let (at, rows_then) = middle.context("no moment in the middle")?;
@@ -91,7 +92,7 @@ async fn through_kills(world: &World) -> Result {
     std::fs::rename(&newest, &aside)?;
     let data = folder.0.join("short").display().to_string();
     let (code, said) = backups.refused(&["restore", "--data", &data], &[]).await?;
-    ensure!(code == Some(1) && said.contains("lacks"), "{newest:?} is missing: {said}");
+    ensure!(code == Some(1) && said.contains("lacks"), "{} is missing: {said}", newest.display());
     ensure!(!Path::new(&data).exists(), "something was restored");
     std::fs::copy(&aside, &newest)?;
     // A file of the log that is missing is a gap, and that is said before anything is written.
