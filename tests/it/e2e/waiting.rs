@@ -227,6 +227,8 @@ async fn survives(site: Arc<Site>) -> Result {
     let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_AT", "committed:12")])?;
     worker.ended().await?;
     let worker = cluster.spawn("worker", &[patient])?;
+    // Those that died may have done all of it, and who has not begun can't be stopped politely.
+    wait::until("it is at work", async || Ok(worker.log().contains("The worker starts"))).await?;
     wait::until("nobody waits and all have receipts", async || {
         let have = site.count("SELECT count(*) FROM receipts WHERE outcome = 'applied'").await?;
         let waiting = site.count("SELECT count(*) FROM waiting_commands").await?;

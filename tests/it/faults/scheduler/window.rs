@@ -84,6 +84,10 @@ async fn passed(site: Arc<Site>) -> Result {
     };
     wait::until("it runs", async || Ok(site.count(&runs("lasts")).await? == 1)).await?;
     jobs(&cluster, &["run", "asked lasts", "--no-wait"]).await?;
+    wait::until("the one that was asked for runs too", async || {
+        Ok(site.count(&runs("asked lasts")).await? == 1)
+    })
+    .await?;
     // A partition that is far behind, and stays so: it gives way for as long as it may.
     site.sql("INSERT INTO partition_leases (partition, holder, expires_at, reached) VALUES ('00', gen_random_uuid(), now() + interval '1 hour', now() - interval '1 minute');
               INSERT INTO partition_heads VALUES ('00', 1, 0)")
