@@ -23,7 +23,8 @@ pub(super) const JOB: Job = Job {
 };
 
 /// The same, bound to the maintenance window.
-pub(super) const HEAVY: Job = Job { name: "test.heavy", cron: "0 0 3 1 1 *", heavy: true, ..JOB };
+pub(super) const HEAVY: Job =
+    Job { name: "test.heavy", cron: "0 0 3 1 1 *", heavy: true, timeout_s: 3_600, ..JOB };
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
