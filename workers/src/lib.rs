@@ -112,8 +112,7 @@ pub(crate) struct Context {
     pub settings: Settings,
     pub retention: Retention,
     pub stores: Stores,
-    pub events: mongo::events::Events,
-    /// The same for all partitions together.
+    /// The audit trail, for all partitions together.
     pub event_writer: mongo::event_writer::EventWriter,
     pub announcer: announce::Announcer,
     pub give_way: give_way::GiveWay,
@@ -142,7 +141,6 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let context = Arc::new(Context {
-        events: mongo::events::collection(&stores.mongo),
         event_writer: mongo::event_writer::EventWriter::start(mongo::events::collection(&stores.mongo)),
         announcer: announce::start(stores.redis.clone(), stop.clone()),
         give_way: give_way::GiveWay::default(),

@@ -69,7 +69,7 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
     // One by one: an event keeps its place in the trail, whatever is delivered beside it the next time.
     let audited = sealed.iter().filter_map(|(_, link, event, leaves)| {
         let run = mongo::events::Run { partition: SYSTEM, number: (*link)? };
-        Some(mongo::events::insert(&context.events, run, std::slice::from_ref(event), Some(leaves)))
+        Some(context.event_writer.insert(run, std::slice::from_ref(event), Some(leaves)))
     });
     try_join_all(audited).await?;
     crash::point("system_audited");

@@ -22,7 +22,7 @@ const BYTES_MAX: usize = 4 << 20;
 /// Batches that may wait: more than there are partitions.
 const WAITING_MAX: usize = 1_024;
 
-/// Whoever drops the last one ends the writers.
+/// Its end is that of the writers.
 pub struct EventWriter {
     inbox: mpsc::Sender<Waiting>,
     _writers: JoinSet<()>,
@@ -70,7 +70,7 @@ impl EventWriter {
     }
 }
 
-/// Who waits for the writers.
+/// The batches that wait for the writers.
 struct Line {
     waiting: mpsc::Receiver<Waiting>,
     /// It found no room in the last insert.
