@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::authority::{self, Need};
+use crate::gate::is_stream;
 use crate::problem::Problem;
 use crate::{Settings, Shared};
 
@@ -134,12 +135,14 @@ impl Room {
 
 /// Finds room for a request's body, and keeps it until the request is answered.
 pub(crate) async fn bound(State(app): Shared, request: Request, next: Next) -> Response {
+    // JSON lines are taken as they come.
+    let stream = is_stream(&request);
     let (parts, body) = request.into_parts();
     let size = body.size_hint().exact();
     let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // So it is where there is no route.
     let open = matches!(authority::need(&parts.method, route), None | Some(Need::Open | Need::Login));
-    if size == Some(0) || route == "/v1/commands" && is_stream(&parts.headers) {
+    if size == Some(0) || stream {
         return next.run(Request::from_parts(parts, body)).await;
     }
     let most = if open { OPEN } else { app.settings.body_max };
@@ -225,13 +228,6 @@ impl Arriving {
 fn too_large(open: bool, most: usize) -> Problem {
     let way_out = if open { "" } else { "; send application/x-ndjson for more" };
     Problem::too_large(format!("a body of this call has at most {most} bytes{way_out}"))
-}
-
-/// JSON lines are taken as they come.
-fn is_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    matches!(kind, "application/x-ndjson" | "application/ndjson")
 }
 
 #[cfg(test)]

@@ -113,14 +113,11 @@ fn paced(app: &App, request: Request) -> Request {
 }
 
 /// Whether it may take as long as it likes: commands one a line. Another call that says it is so is none.
-fn is_stream(request: &Request) -> bool {
-    let headers = request.headers();
+pub(crate) fn is_stream(request: &Request) -> bool {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    if route != "/v1/commands" {
-        return false;
-    }
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.starts_with("application/x-ndjson") || value.starts_with("application/ndjson")
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    route == "/v1/commands" && matches!(kind, "application/x-ndjson" | "application/ndjson")
 }
 
 /// What is no request for us, whoever sends it.
