@@ -42,3 +42,28 @@ pub fn die() {
 #[cfg(not(feature = "crash-points"))]
 #[inline]
 pub fn point(_name: &str) {}
+
+/// Whether this subscription of a partition, or of the `dead-letters`, hears nothing: `TASKFLOW_DEAF_AT=00:2` is the
+/// first two of partition 00.
+#[cfg(feature = "crash-points")]
+pub fn deaf(name: &str) -> bool {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static PLAN: OnceLock<Option<(String, u32)>> = OnceLock::new();
+    static SUBSCRIPTIONS: AtomicU32 = AtomicU32::new(0);
+    let plan = PLAN.get_or_init(|| {
+        #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
+        let plan = std::env::var("TASKFLOW_DEAF_AT").ok()?;
+        let (at, count) = plan.split_once(':')?;
+        Some((at.to_owned(), count.parse().ok()?))
+    });
+    plan.as_ref()
+        .is_some_and(|(at, count)| at == name && SUBSCRIPTIONS.fetch_add(1, Ordering::SeqCst) < *count)
+}
+
+#[cfg(not(feature = "crash-points"))]
+#[inline]
+pub fn deaf(_name: &str) -> bool {
+    false
+}

@@ -6,6 +6,10 @@ use taskflow_stores::StoreError;
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use tokio_util::sync::CancellationToken;
 
+/// Bytes of messages in a batch, beyond which it takes no more: large commands are applied in smaller batches, so that
+/// what a batch decodes, loads and writes stays bounded. The last one may go beyond it.
+const BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// When a batch is full, and when it waits for more.
 pub(crate) struct Collector {
     max_batch: usize,
@@ -49,31 +53,50 @@ impl Collector {
             first = subscription.next(), if !self.deaf => first?,
             () = tokio::time::sleep(patience) => return Ok(Collected::Quiet),
         };
-        let mut batch = Vec::with_capacity(if self.streaming { most } else { 16 });
+        let mut batch = Growing::new(most, if self.streaming { most } else { 16 });
         batch.push(first);
-        Self::take_ready(most, subscription, &mut batch)?;
-        if self.streaming && batch.len() < most && !self.linger.is_zero() {
+        batch.take_ready(subscription)?;
+        if self.streaming && !self.linger.is_zero() {
             let deadline = tokio::time::Instant::now() + self.linger;
-            while batch.len() < most {
+            while !batch.is_full() {
                 match tokio::time::timeout_at(deadline, subscription.next()).await {
                     Ok(delivery) => batch.push(delivery?),
                     Err(_) => break,
                 }
-                Self::take_ready(most, subscription, &mut batch)?;
+                batch.take_ready(subscription)?;
             }
         }
-        self.streaming = batch.len() >= self.max_batch / 4;
-        Ok(Collected::Batch(batch))
+        self.streaming = batch.deliveries.len() >= self.max_batch / 4;
+        Ok(Collected::Batch(batch.deliveries))
+    }
+}
+
+/// A batch that takes what comes, within its bounds.
+struct Growing {
+    deliveries: Vec<Delivery>,
+    bytes: usize,
+    most: usize,
+}
+
+impl Growing {
+    fn new(most: usize, capacity: usize) -> Self {
+        Self { deliveries: Vec::with_capacity(capacity), bytes: 0, most }
     }
 
-    fn take_ready(
-        most: usize,
-        subscription: &mut Subscription,
-        batch: &mut Vec<Delivery>,
-    ) -> Result<(), StoreError> {
-        while batch.len() < most {
+    fn is_full(&self) -> bool {
+        self.deliveries.len() >= self.most || self.bytes >= BYTES_MAX
+    }
+
+    fn push(&mut self, delivery: Delivery) {
+        self.bytes += delivery.body().len();
+        self.deliveries.push(delivery);
+    }
+
+    /// Takes what has come already.
+    fn take_ready(&mut self, subscription: &mut Subscription) -> Result<(), StoreError> {
+        while !self.is_full() {
             match subscription.try_next()? {
-                Some(delivery) => batch.push(delivery),
+                Some(delivery) => self.push(delivery),
                 None => break,
             }
         }

@@ -21,6 +21,7 @@ pub const CHANGE_POINTS: [&str; 9] = [
     "change_cleared",
 ];
 
+pub(crate) use taskflow_stores::crash::deaf;
 pub use taskflow_stores::crash::point;
 
 /// Ends the process if a message holds the text of `TASKFLOW_CRASH_ON`: what a fault in a decoder would do. With `kill:`
@@ -47,28 +48,3 @@ pub(crate) fn poison(body: &[u8]) {
 #[cfg(not(feature = "crash-points"))]
 #[inline]
 pub(crate) fn poison(_body: &[u8]) {}
-
-/// Whether this subscription of a partition hears nothing: `TASKFLOW_DEAF_AT=00:2` is the first two of partition 00.
-#[cfg(feature = "crash-points")]
-pub(crate) fn deaf(partition: &str) -> bool {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    static PLAN: OnceLock<Option<(String, u32)>> = OnceLock::new();
-    static SUBSCRIPTIONS: AtomicU32 = AtomicU32::new(0);
-    let plan = PLAN.get_or_init(|| {
-        #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
-        let plan = std::env::var("TASKFLOW_DEAF_AT").ok()?;
-        let (name, count) = plan.split_once(':')?;
-        Some((name.to_owned(), count.parse().ok()?))
-    });
-    plan.as_ref().is_some_and(|(name, count)| {
-        name == partition && SUBSCRIPTIONS.fetch_add(1, Ordering::SeqCst) < *count
-    })
-}
-
-#[cfg(not(feature = "crash-points"))]
-#[inline]
-pub(crate) fn deaf(_partition: &str) -> bool {
-    false
-}

@@ -85,14 +85,21 @@ async fn watch(context: &Context, stop: &CancellationToken) -> bool {
         });
         for (partition, pipeline) in watched {
             let link = &context.stores.consume;
-            let Ok(depth) = link.depth(&partition.queue()).await else {
-                if link.is_up() {
+            let found = link.depth(&partition.queue()).await;
+            let memory = memories.entry(partition).or_default();
+            let depth = match found {
+                Ok(depth) => depth,
+                // A broker that does not answer is a known cause.
+                Err(_) if !link.is_up() => break,
+                // It answers, but not of this queue: the queue is gone, or has lost the majority of its members.
+                Err(error) => {
+                    if memory.is_unseen_for(Instant::now(), patience) {
+                        let detail = format!("the broker does not say what waits in its queue: {error}");
+                        show(context, partition, Some(detail));
+                    }
                     continue;
                 }
-                // A broker that does not answer is a known cause.
-                break;
             };
-            let memory = memories.entry(partition).or_default();
             if look(context, partition, &pipeline, depth, memory, patience) {
                 return true;
             }

@@ -31,6 +31,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site(&name, async move |site| dies_while_replaying(site, point).await)
     });
     let mut tests: Vec<Trial> = drained.into_iter().chain(replayed).collect();
+    tests.push(with_site("a consumer of dead letters that hears nothing is made anew", deaf));
     tests.push(with_site("the same dead letters stored by two at once are stored once", twice));
     tests
 }
@@ -46,6 +47,20 @@ async fn poisons(site: &Site) -> Result<Vec<Value>> {
         commands.push(command);
     }
     Ok(commands)
+}
+
+/// What the broker has sent to a deaf consumer waits no more, by its own count: nothing tells of it.
+async fn deaf(site: Arc<Site>) -> Result {
+    poisons(&site).await?;
+    let worker = cluster(&site)?.spawn("worker", &[("TASKFLOW_DEAF_AT", "dead-letters:1")])?;
+    wait::until("the broker has sent the letters", async || {
+        let settled = site.count("SELECT count(*) FROM receipts WHERE status = 'dead'").await? == LETTERS;
+        Ok(settled && site.link.depth(DEAD_LETTERS).await?.ready == 0)
+    })
+    .await?;
+    ensure!(site.count("SELECT count(*) FROM dead_letters").await? == 0, "the consumer is not deaf");
+    letters_once(&site).await?;
+    worker.stop().await
 }
 
 async fn letters_once(site: &Site) -> Result {

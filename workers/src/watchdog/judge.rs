@@ -62,11 +62,19 @@ pub(crate) struct Memory {
     finished: Option<Instant>,
     last_step: Option<(Step, Instant)>,
     renewed: Option<Instant>,
+    /// Since when the broker does not say what waits.
+    unseen_since: Option<Instant>,
 }
 
 impl Memory {
+    /// Notes that the broker does not say what waits; whether that has been so for longer than `patience`.
+    pub(crate) fn is_unseen_for(&mut self, now: Instant, patience: Duration) -> bool {
+        now.saturating_duration_since(*self.unseen_since.get_or_insert(now)) > patience
+    }
+
     /// Judges a partition by a look at it.
     pub(crate) fn judge(&mut self, look: &Look, patience: Duration) -> Verdict {
+        self.unseen_since = None;
         let State { doing, since, finished, .. } = &look.pulse;
         if finished.is_some_and(|at| self.finished.is_none_or(|last| at > last)) {
             *self = Self { finished: *finished, renewed: self.renewed, ..Self::default() };
@@ -188,6 +196,17 @@ mod tests {
         let mut scene = Scene::new(Doing::Listening, 7);
         let expected = [(18, Step::RebuildChannel), (33, Step::RebuildConnection), (48, Step::Exit)];
         assert_eq!(scene.until(50), expected.map(|(at, step)| (at, Verdict::Stuck(step))));
+    }
+
+    #[test]
+    fn a_queue_of_which_the_broker_says_nothing_is_a_fault_until_it_does() {
+        let mut scene = Scene::new(Doing::Listening, 0);
+        let at = |seconds| scene.start + Duration::from_secs(seconds);
+        assert!(!scene.memory.is_unseen_for(at(0), PATIENCE));
+        assert!(!scene.memory.is_unseen_for(at(15), PATIENCE));
+        assert!(scene.memory.is_unseen_for(at(16), PATIENCE));
+        assert_eq!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Well);
+        assert!(!scene.memory.is_unseen_for(at(17), PATIENCE));
     }
 
     #[test]
