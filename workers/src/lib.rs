@@ -55,7 +55,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Most commands in one transaction.
+    /// Most commands in one transaction. Twice as many of each partition are held, 500 at least; once it was above 250 it
+    /// may be lowered only while the queues are empty, or what comes back gets out of order.
     pub max_batch: usize,
     /// How long a batch waits for more commands while there is a stream of them, in milliseconds. A lone command
     /// never waits.

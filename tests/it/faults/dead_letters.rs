@@ -54,7 +54,7 @@ async fn deaf(site: Arc<Site>) -> Result {
     poisons(&site).await?;
     let worker = cluster(&site)?.spawn("worker", &[("TASKFLOW_DEAF_AT", "dead-letters:1")])?;
     wait::until("the broker has sent the letters", async || {
-        let settled = site.count("SELECT count(*) FROM receipts WHERE status = 'dead'").await? == LETTERS;
+        let settled = site.count("SELECT count(*) FROM receipts WHERE outcome = 'dead'").await? == LETTERS;
         Ok(settled && site.link.depth(DEAD_LETTERS).await?.ready == 0)
     })
     .await?;
