@@ -32,12 +32,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// The newest batch of each partition.
 type Heads = Vec<(String, i64)>;
 
-/// A partition or a sink that has not gone on after a fault.
+/// A partition, a sink or the intake that does not go on where it must: no accident of the trial.
 #[derive(Debug, thiserror::Error)]
-#[error("not all goes on {s} s after the fault: {left}", s = RECOVERY.as_secs())]
-pub struct Stuck {
-    left: String,
-}
+#[error("{0}")]
+pub struct Stuck(String);
 
 /// How large a trial is.
 #[derive(Debug, Clone, Copy)]
@@ -206,7 +204,8 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
     let taken = harness.load()?.accepted() - taken;
     match (fault.meanwhile, then, now) {
         (Meanwhile::Applies, Some(then), Some(now)) => {
-            ensure!(all_went_on(&then, &now), "commands are not applied meanwhile: {then:?} to {now:?}");
+            let stuck = || Stuck(format!("commands are not applied meanwhile: {then:?} to {now:?}"));
+            ensure!(all_went_on(&then, &now), stuck());
         }
         (Meanwhile::Applies, ..) => bail!("Postgres does not answer meanwhile"),
         (Meanwhile::Stands, Some(then), Some(now)) => {
@@ -216,7 +215,7 @@ async fn hold(harness: &mut Harness<'_>, fault: &Fault) -> Result<()> {
         (Meanwhile::Stands | Meanwhile::Either, ..) => {}
     }
     match fault.intake {
-        Intake::Takes => ensure!(taken > 0, "nothing is accepted meanwhile"),
+        Intake::Takes => ensure!(taken > 0, Stuck("nothing is accepted meanwhile".to_owned())),
         Intake::Refuses => {
             ensure!(taken == 0, "{taken} commands are accepted meanwhile: the fault shows no effect");
         }
@@ -264,7 +263,8 @@ async fn recovered(harness: &Harness<'_>, healed: Instant) -> Result<Duration> {
             }
         }
         if healed.elapsed() > RECOVERY {
-            return Err(Stuck { left: format!("{base:?}") }.into());
+            let s = RECOVERY.as_secs();
+            return Err(Stuck(format!("not all goes on {s} s after the fault: {base:?}")).into());
         }
         sleep(LOOK_EVERY).await;
     }

@@ -3,6 +3,9 @@
 //! Every live worker computes the same answer from the same membership: rendezvous hashing gives each partition to
 //! the worker with the highest hash. This is only a matter of balance. That a partition is consumed by one worker at
 //! a time is the lease's doing, and that nobody commits without it is the fence's.
+//!
+//! A worker that does not reach the broker for longer than a lease has no share, as long as others do: it would renew its
+//! leases and consume nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use taskflow_core::command::digest;
 use taskflow_core::metric;
-use taskflow_stores::postgres::leases::{self, Membership};
+use taskflow_stores::postgres::leases::{self, Heartbeat, Membership, Reach};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, observe, seldom, supervise};
 use tokio::sync::watch;
@@ -39,6 +42,8 @@ struct Keeper {
     /// Pipelines that have panicked: how often in a row, and until when they rest.
     resting: BTreeMap<Partition, (u32, Instant)>,
     valid_until: watch::Sender<Instant>,
+    /// Since when there is no connection to the broker.
+    unreached_since: Option<Instant>,
     stop: CancellationToken,
 }
 
@@ -50,17 +55,32 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         held: BTreeMap::new(),
         resting: BTreeMap::new(),
         valid_until: watch::Sender::new(Instant::now()),
+        unreached_since: None,
         stop: stop.clone(),
     };
+    let mut was_cut_off = false;
     while !stop.is_cancelled() {
         let asked = Instant::now();
-        let reached = keeper.reached();
-        let lease_ms = lease.as_millis() as i64;
-        let newest = context.course.borrow().step;
-        match leases::heartbeat(&context.stores.postgres, context.worker, name, lease_ms, newest, &reached)
-            .await
-        {
+        let cut_off = keeper.is_cut_off(asked, lease);
+        let me = Heartbeat {
+            worker: context.worker,
+            name,
+            lease_ms: lease.as_millis() as i64,
+            step: context.course.borrow().step,
+            reached: &keeper.reached(),
+            cut_off,
+        };
+        match leases::heartbeat(&context.stores.postgres, me).await {
             Ok(membership) => {
+                if cut_off
+                    && !was_cut_off
+                    && membership.workers.iter().any(|(_, reach)| *reach == Reach::Steady)
+                {
+                    tracing::warn!(
+                        "This worker does not reach the broker, others do: its partitions are theirs until it does."
+                    );
+                }
+                was_cut_off = cut_off;
                 observe::store_up("postgres", true);
                 keeper.valid_until.send_replace(asked + lease);
                 if pause::learn(context, &membership.pauses) {
@@ -98,6 +118,16 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
 }
 
 impl Keeper {
+    /// Whether the broker has not been reached for longer than a lease. A connection that is made anew is no reason to
+    /// move partitions.
+    fn is_cut_off(&mut self, now: Instant, lease: Duration) -> bool {
+        if self.context.stores.consume.is_up() {
+            self.unreached_since = None;
+            return false;
+        }
+        now.saturating_duration_since(*self.unreached_since.get_or_insert(now)) > lease
+    }
+
     /// How far each partition has got.
     fn reached(&self) -> Vec<(String, DateTime<Utc>)> {
         let reached =
@@ -109,6 +139,7 @@ impl Keeper {
     async fn follow(&mut self, membership: &Membership) {
         let course = *self.context.course.borrow();
         let all = course.consumed();
+        let workers = sharing(&membership.workers);
         let given_up: Vec<Partition> = self.held.keys().filter(|held| !all.contains(held)).copied().collect();
         for partition in given_up {
             let Some(one) = self.held.get(&partition) else { continue };
@@ -123,7 +154,7 @@ impl Keeper {
                 // What has its name still ends here; the lease is that one's.
                 continue;
             }
-            let mine = owner(&name, &membership.workers) == Some(self.context.worker);
+            let mine = owner(&name, &workers) == Some(self.context.worker);
             let leased = membership.held.contains(&name);
             if let Some(one) = self.held.get(partition) {
                 if !mine || !leased {
@@ -229,6 +260,13 @@ fn gauge(partition: &str, assigned: bool) {
     });
 }
 
+/// Those who share the partitions. Whoever is cut off from the broker does not, if somebody has reached it for long: when
+/// a broker comes back to all, the first to notice does not get everything.
+fn sharing(workers: &[(Uuid, Reach)]) -> Vec<Uuid> {
+    let somebody = workers.iter().any(|(_, reach)| *reach == Reach::Steady);
+    workers.iter().filter(|(_, reach)| !somebody || *reach != Reach::CutOff).map(|(id, _)| *id).collect()
+}
+
 /// Rendezvous hashing: the worker whose hash with the partition is highest.
 fn owner(partition: &str, workers: &[Uuid]) -> Option<Uuid> {
     let weight = |worker: &Uuid| digest(&[worker.as_bytes(), partition.as_bytes()].concat());
@@ -238,6 +276,18 @@ fn owner(partition: &str, workers: &[Uuid]) -> Option<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_cut_off_has_no_share_while_another_is_not() {
+        let [one, two, three] = [1, 2, 3].map(Uuid::from_u128);
+        assert_eq!(sharing(&[(one, Reach::Steady), (two, Reach::CutOff)]), [one]);
+        assert_eq!(sharing(&[(one, Reach::CutOff), (two, Reach::CutOff)]), [one, two]);
+        assert_eq!(sharing(&[(one, Reach::Back), (two, Reach::CutOff)]), [one, two]);
+        assert_eq!(
+            sharing(&[(one, Reach::Back), (two, Reach::CutOff), (three, Reach::Steady)]),
+            [one, three]
+        );
+    }
 
     #[test]
     fn a_leaving_worker_moves_only_its_own_partitions() {

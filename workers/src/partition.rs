@@ -119,7 +119,15 @@ pub(crate) async fn run(
             break;
         }
         let started = Instant::now();
-        match pipeline.consume(&parting, &stop).await {
+        let until = pipeline.lease_until.clone();
+        let left = tokio::select! {
+            biased;
+            left = pipeline.consume(&parting, &stop) => left,
+            // Whoever can't renew its lease may hang in Postgres for long; its successor waits until it has left the
+            // queue. What is dropped here ends its transaction and its channel.
+            () = ended(until) => Ok(Left::Fenced),
+        };
+        match left {
             Ok(Left::Stopped) if stop.is_cancelled() => break,
             // An operator paused it, or the watchdog lets an idle one subscribe anew.
             Ok(Left::Stopped) => continue,
@@ -156,6 +164,20 @@ pub(crate) async fn run(
         && let Err(error) = transaction::tidy(&context.stores.postgres, &name, &relayed).await
     {
         tracing::debug!(partition = name, %error, "The outbox was not tidied; the next holder relays it once more.");
+    }
+}
+
+/// Waits until the lease has run out.
+async fn ended(mut until: watch::Receiver<Instant>) {
+    loop {
+        let end = *until.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(end.into()) => return,
+            renewed = until.changed() => if renewed.is_err() {
+                // The keeper of the leases is gone, and this pipeline with it.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 

@@ -11,11 +11,36 @@ use uuid::Uuid;
 use super::{failed, layout};
 use crate::StoreError;
 
+/// Whether a live worker reaches the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// For longer than a lease.
+    Steady,
+    /// Again, since a moment ago.
+    Back,
+    /// Not for longer than a lease.
+    CutOff,
+}
+
+/// What a worker says of itself.
+#[derive(Debug)]
+pub struct Heartbeat<'h> {
+    pub worker: Uuid,
+    pub name: &'h str,
+    pub lease_ms: i64,
+    /// The newest step of the layout that it knows.
+    pub step: i64,
+    /// How far its partitions have got.
+    pub reached: &'h [(String, DateTime<Utc>)],
+    /// Whether it has not reached the broker for longer than a lease.
+    pub cut_off: bool,
+}
+
 /// What the database says after a heartbeat.
 #[derive(Debug, Default)]
 pub struct Membership {
     /// The live workers, this one included.
-    pub workers: Vec<Uuid>,
+    pub workers: Vec<(Uuid, Reach)>,
     /// Partitions whose lease this worker still holds.
     pub held: Vec<String>,
     /// Partitions whose lease somebody else holds.
@@ -26,24 +51,20 @@ pub struct Membership {
     pub course: Option<Course>,
 }
 
-/// Says that a worker is alive, how far its partitions have got and which step of the layout it knows; renews its
-/// leases, and tells who else is there, what is paused, and which partitions there are.
-pub async fn heartbeat(
-    pool: &PgPool,
-    worker: Uuid,
-    name: &str,
-    lease_ms: i64,
-    step: i64,
-    reached: &[(String, DateTime<Utc>)],
-) -> Result<Membership, StoreError> {
+/// Says that a worker is alive, how far its partitions have got, which step of the layout it knows and whether it reaches
+/// the broker; renews its leases, and tells who else is there, what is paused, and which partitions there are.
+pub async fn heartbeat(pool: &PgPool, me: Heartbeat<'_>) -> Result<Membership, StoreError> {
+    let Heartbeat { worker, name, lease_ms, step, reached, cut_off } = me;
     let (partitions, times): (Vec<&str>, Vec<DateTime<Utc>>) =
         reached.iter().map(|(partition, at)| (partition.as_str(), *at)).unzip();
     let rows: Vec<(String, Option<String>, Option<Uuid>)> = sqlx::query_as(
         "/* heartbeat */
         WITH me AS (
-            INSERT INTO workers (id, name, started_at, expires_at, follows)
-            VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond', $6)
-            ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, follows = excluded.follows
+            INSERT INTO workers AS w (id, name, started_at, expires_at, follows, cut_off_since)
+            VALUES ($1, $2, now(), now() + $3 * interval '1 millisecond', $6, CASE WHEN $7 THEN now() END)
+            ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, follows = excluded.follows,
+                cut_off_since = CASE WHEN $7 THEN COALESCE(w.cut_off_since, now()) END,
+                back_since = CASE WHEN w.cut_off_since IS NULL THEN w.back_since WHEN NOT $7 THEN now() END
         ), renewed AS (
             UPDATE partition_leases l SET expires_at = now() + $3 * interval '1 millisecond',
                 reached = COALESCE((SELECT r.at FROM UNNEST($4::text[], $5::timestamptz[]) AS r(partition, at)
@@ -52,7 +73,10 @@ pub async fn heartbeat(
         ), gone AS (
             DELETE FROM workers WHERE expires_at < now() - interval '1 hour'
         )
-        SELECT 'worker', NULL, id FROM workers WHERE expires_at > now() AND id <> $1
+        SELECT CASE WHEN id = $1 AND $7 OR id <> $1 AND cut_off_since IS NOT NULL THEN 'cut_off'
+                    WHEN cut_off_since IS NOT NULL OR back_since > now() - $3 * interval '1 millisecond' THEN 'back'
+                    ELSE 'steady' END, NULL, id
+        FROM workers WHERE expires_at > now() OR id = $1
         UNION ALL SELECT 'held', partition, NULL FROM renewed
         UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()
         UNION ALL SELECT 'paused', scope, NULL FROM pauses
@@ -64,14 +88,17 @@ pub async fn heartbeat(
     .bind(partitions)
     .bind(times)
     .bind(step)
+    .bind(cut_off)
     .fetch_all(pool)
     .await
     .map_err(failed("renew leases"))?;
-    let mut membership = Membership { workers: vec![worker], ..Membership::default() };
+    let mut membership = Membership::default();
     let mut paused: Vec<Scope> = Vec::new();
     for (what, partition, id) in rows {
         match (what.as_str(), partition, id) {
-            ("worker", _, Some(id)) => membership.workers.push(id),
+            ("steady", _, Some(id)) => membership.workers.push((id, Reach::Steady)),
+            ("back", _, Some(id)) => membership.workers.push((id, Reach::Back)),
+            ("cut_off", _, Some(id)) => membership.workers.push((id, Reach::CutOff)),
             ("held", Some(partition), _) => membership.held.push(partition),
             // A type that a newer program knows can't come here: this one would not read such a command either.
             ("paused", Some(scope), _) => paused.extend(scope.parse::<Scope>().ok()),
@@ -79,6 +106,10 @@ pub async fn heartbeat(
             (_, Some(partition), _) => membership.taken.push(partition),
             _ => {}
         }
+    }
+    if membership.workers.iter().all(|(id, _)| *id != worker) {
+        // Its first heartbeat: the statement does not see what it adds itself.
+        membership.workers.push((worker, if cut_off { Reach::CutOff } else { Reach::Steady }));
     }
     membership.pauses = paused.into_iter().collect();
     Ok(membership)

@@ -22,6 +22,25 @@ pub static FAULTS: &[Fault] = &[
         .applies()
         .takes(),
     Fault::new("network: slow Redis (0.5 s)", act!(very_slow), act!(well)).wired(&[Redis]).applies().takes(),
+    Fault::new("network: slow Postgres (0.1 s)", act!(rather_slow), act!(well))
+        .wired(&[Postgres])
+        .applies()
+        .takes(),
+    Fault::new("network: one worker of three is cut off from all stores", act!(silence), act!(well))
+        .prepared(act!(outlying_worker))
+        .applies()
+        .takes()
+        .one_worker(),
+    Fault::new("network: one worker of three is cut off from Postgres", act!(silent_postgres), act!(well))
+        .prepared(act!(outlying_worker))
+        .applies()
+        .takes()
+        .one_worker(),
+    Fault::new("network: one worker of three is cut off from the broker", act!(silent_broker), act!(well))
+        .prepared(act!(outlying_worker))
+        .applies()
+        .takes()
+        .one_worker(),
     Fault::new("network: silence from Postgres", act!(silence), act!(well))
         .wired(&[Postgres])
         .stands()
@@ -64,6 +83,11 @@ pub static FAULTS: &[Fault] = &[
 ];
 
 impl Fault {
+    /// It lasts longer than its lease, and than the broker's patience with it.
+    const fn one_worker(self) -> Self {
+        Self { hold: (6.0, 40.0), within: Duration::from_secs(10), ..self }
+    }
+
     /// Nobody is told, so time-outs have to run out first.
     const fn half_open(self) -> Self {
         Self { within: Duration::from_secs(60), ..self }
@@ -95,6 +119,36 @@ async fn lossy(h: &mut Harness<'_>) -> Result<()> {
 /// The one wire that the fault asks for.
 async fn very_slow(h: &mut Harness<'_>) -> Result<()> {
     behave(h, Flow { delay: Duration::from_millis(500), ..Flow::default() }, Flow::default());
+    Ok(())
+}
+
+async fn rather_slow(h: &mut Harness<'_>) -> Result<()> {
+    behave(h, Flow { delay: Duration::from_millis(100), ..Flow::default() }, Flow::default());
+    Ok(())
+}
+
+/// A worker beside the two others, the only one with wires to the stores.
+async fn outlying_worker(h: &mut Harness<'_>) -> Result<()> {
+    let of_all = h.env.len();
+    for kind in ALL {
+        h.lay_wire(*kind).await?;
+    }
+    let own = h.env.split_off(of_all);
+    let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    h.start_worker_with(&own)
+}
+
+async fn silent_postgres(h: &mut Harness<'_>) -> Result<()> {
+    silence_from(h, Postgres)
+}
+
+async fn silent_broker(h: &mut Harness<'_>) -> Result<()> {
+    silence_from(h, RabbitMq)
+}
+
+fn silence_from(h: &Harness<'_>, kind: Kind) -> Result<()> {
+    let silent = Flow { silent: true, ..Flow::default() };
+    h.wire(kind)?.behave(silent, silent);
     Ok(())
 }
 
