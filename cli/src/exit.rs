@@ -43,8 +43,12 @@ impl Exit {
 
 impl From<StoreError> for Exit {
     fn from(error: StoreError) -> Self {
-        let code = if error.kind == Kind::Unavailable { UNAVAILABLE } else { FAILED };
-        Self { code, message: error.to_string() }
+        if error.kind == Kind::Unavailable {
+            let message =
+                format!("{error}; `taskflow doctor` says where each store is looked for, and what answers");
+            return Self { code: UNAVAILABLE, message };
+        }
+        Self { code: FAILED, message: error.to_string() }
     }
 }
 

@@ -194,3 +194,10 @@ fn show(actual: &Actual) -> String {
         other => other.to_string(),
     }
 }
+/// An address of a store as it may be shown: screens are shared.
+pub(crate) fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        _ => url.to_owned(),
+    }
+}

@@ -17,7 +17,7 @@ use super::role::{self, Role};
 use super::seed;
 use crate::exit::Exit;
 use crate::lifecycle::Signals;
-use crate::settings::{Environment, Settings};
+use crate::settings::{Environment, Settings, without_password};
 use crate::{lifecycle, telemetry};
 
 #[derive(clap::Args)]
@@ -137,14 +137,13 @@ fn write_env(file: &Path, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Instant) -> String {
-    // Addresses without passwords: a screen may be shared.
-    let bare = |url: &str| match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        _ => url.to_owned(),
-    };
     let mut text = format!("\nTaskFlow is up after {:.1} s.\n\n", start.elapsed().as_secs_f64());
     if !only_stores {
-        let _ = writeln!(text, "  HTTP       http://{}", settings.http.listen);
+        let _ = writeln!(
+            text,
+            "  HTTP       http://{0}   every call, to try: http://{0}/docs",
+            settings.http.listen
+        );
         let logins = seed::LOGINS.map(|(email, password)| format!("{email} / {password}")).join("   ");
         let _ = writeln!(text, "  Log in as  {logins}");
     }
@@ -154,7 +153,7 @@ fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Insta
         ("MongoDB", &settings.mongodb.url),
         ("Redis", &settings.redis.url),
     ] {
-        let _ = writeln!(text, "  {name:<9}  {}", bare(url));
+        let _ = writeln!(text, "  {name:<9}  {}", without_password(url));
     }
     let env = env_file.display();
     let _ = write!(

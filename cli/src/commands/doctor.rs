@@ -1,17 +1,18 @@
 //! `taskflow doctor`: each store, whether it is reachable, fits, and is set up so that it keeps what it is given.
 
+use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde::Serialize;
 use taskflow_stores::postgres::pauses::{self, Pause};
 use taskflow_stores::postgres::{audit_seals, dead_letters, health as postgres_health, layout};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
-use taskflow_stores::{StoreError, clock, mongo, postgres};
+use taskflow_stores::{Kind, StoreError, clock, mongo, postgres};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect;
 use crate::exit::{Exit, FAILED};
-use crate::settings::Settings;
+use crate::settings::{Settings, without_password};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,35 +30,53 @@ struct Finding {
     detail: String,
 }
 
-#[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Findings<'s> {
+    all: Vec<Finding>,
+    settings: &'s Settings,
+}
 
-impl Findings {
+impl Findings<'_> {
     fn add(&mut self, store: &'static str, level: Level, detail: impl Into<String>) {
-        self.0.push(Finding { store, level, detail: detail.into() });
+        self.all.push(Finding { store, level, detail: detail.into() });
     }
 
     fn broken(&mut self, store: &'static str, error: &StoreError) {
-        self.add(store, Level::Error, format!("{}: {}", error.call, error.detail));
+        let mut detail = format!("{}: {}", error.call, error.detail);
+        if error.kind == Kind::Unavailable {
+            let (setting, url) = self.address(error.store);
+            let _ = write!(detail, " ({setting} is {})", without_password(url));
+        }
+        self.add(store, Level::Error, detail);
+    }
+
+    /// Where a store is looked for, and what sets that.
+    fn address(&self, store: &str) -> (&'static str, &str) {
+        let settings = self.settings;
+        match store {
+            "postgres" => ("postgres.url", &settings.postgres.url),
+            "rabbitmq" => ("amqp.url", &settings.amqp.url),
+            "mongodb" => ("mongodb.url", &settings.mongodb.url),
+            _ => ("redis.url", &settings.redis.url),
+        }
     }
 }
 
 pub(crate) async fn run(settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
     let stop = CancellationToken::new();
     let stores = connect::stores(settings, "taskflow doctor", &stop).await?;
-    let mut findings = Findings::default();
+    let mut findings = Findings { all: Vec::new(), settings };
     look_at_postgres(&stores, &mut findings).await;
     look_at_rabbitmq(&stores, &mut findings).await;
     look_at_mongodb(&stores, &mut findings).await;
     look_at_redis(&stores, &mut findings).await;
     look_at_seals(&stores, &mut findings).await;
     stop.cancel();
-    let worst = findings.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+    let worst = findings.all.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if json {
-        let text = serde_json::to_string(&findings.0).map_err(|error| Exit::failed(error.to_string()))?;
+        let text = serde_json::to_string(&findings.all).map_err(|error| Exit::failed(error.to_string()))?;
         println!("{text}");
     } else {
-        for Finding { store, level, detail } in &findings.0 {
+        for Finding { store, level, detail } in &findings.all {
             let mark = match level {
                 Level::Ok => "ok     ",
                 Level::Warning => "warning",
@@ -73,7 +92,7 @@ pub(crate) async fn run(settings: &Settings, json: bool) -> Result<ExitCode, Exi
 const SEALED_WITHIN: chrono::TimeDelta = chrono::TimeDelta::minutes(90);
 
 /// Whether the audit trail is sealed. Only `taskflow audit verify` says whether the seals are true.
-async fn look_at_seals(stores: &connect::Stores, findings: &mut Findings) {
+async fn look_at_seals(stores: &connect::Stores, findings: &mut Findings<'_>) {
     const STORE: &str = "seals";
     match audit_seals::newest_at(&stores.postgres).await {
         Ok(Some((number, at))) if at + SEALED_WITHIN >= clock::now() => {
@@ -96,7 +115,7 @@ async fn look_at_seals(stores: &connect::Stores, findings: &mut Findings) {
     }
 }
 
-async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
+async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings<'_>) {
     const STORE: &str = "postgres";
     match postgres::version(&stores.postgres).await {
         Ok(version) => {
@@ -173,7 +192,7 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings) {
     }
 }
 
-async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
+async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings<'_>) {
     const STORE: &str = "rabbitmq";
     if let Err(error) = stores.publish.channel().await {
         return findings.broken(STORE, &error);
@@ -251,7 +270,7 @@ async fn look_at_rabbitmq(stores: &connect::Stores, findings: &mut Findings) {
     }
 }
 
-async fn look_at_mongodb(stores: &connect::Stores, findings: &mut Findings) {
+async fn look_at_mongodb(stores: &connect::Stores, findings: &mut Findings<'_>) {
     const STORE: &str = "mongodb";
     match mongo::version(&stores.mongo).await {
         Ok(version) => findings.add(STORE, Level::Ok, format!("reachable, version {version}")),
@@ -279,7 +298,7 @@ async fn look_at_mongodb(stores: &connect::Stores, findings: &mut Findings) {
     }
 }
 
-async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings) {
+async fn look_at_redis(stores: &connect::Stores, findings: &mut Findings<'_>) {
     const STORE: &str = "redis";
     match stores.redis.version().await {
         Ok(version) => findings.add(STORE, Level::Ok, format!("reachable, version {version}")),

@@ -182,6 +182,16 @@ async fn unavailable(site: Arc<Site>) -> Result {
         receipt.status,
         text(&receipt)
     );
+    // Of all stores, the one that is not there is named with where it was looked for, and without its password.
+    let doctor = cluster.run(&["doctor"], &nowhere).await?;
+    let said = text(&doctor);
+    ensure!(
+        doctor.status.code() == Some(1)
+            && said.contains("(postgres.url is postgres://127.0.0.1:1/none)")
+            && said.contains("ok       rabbitmq  reachable"),
+        "{:?} {said}",
+        doctor.status
+    );
     let nowhere =
         [("TASKFLOW_AMQP__URL", "amqp://127.0.0.1:1/none"), ("TASKFLOW_AMQP__CONNECT_TIMEOUT_MS", "500")];
     let send = cluster.run(&["send", "/dev/null"], &nowhere).await?;
