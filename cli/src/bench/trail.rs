@@ -21,6 +21,8 @@ const TOGETHER: usize = 5_000;
 /// Events of one task, and of one actor.
 const OF_A_TASK: usize = 12;
 const ACTORS: usize = 2_000;
+/// One of so many events is of the same busy actor, who only ever did one kind of thing.
+const BUSY: usize = 10;
 /// Events of one time, as a batch makes them.
 const OF_A_TIME: usize = 250;
 /// How often each shape is asked.
@@ -64,6 +66,7 @@ fn task(number: usize) -> Uuid {
 }
 
 fn actor(number: usize) -> Uuid {
+    let number = if number.is_multiple_of(BUSY) { 0 } else { number };
     Uuid::from_u128(0x0193_0000_0000_7000_a000_0000_0000_0000 + (number % ACTORS) as u128)
 }
 
@@ -118,10 +121,26 @@ const SHAPES: &[(&str, Shape)] = &[
         let after = Cursor { at_ms: at.timestamp_millis(), id: EventId::new(at, command(number), 0) };
         Query { actor: Some(actor(number)), after: Some(after), ..Query::default() }
     }),
+    ("type and time", |number, begin| {
+        let from = time_of(number, begin);
+        let to = Some(from + TimeDelta::minutes(5));
+        Query { kind: Some(TYPES[number % 5].to_owned()), from: Some(from), to, ..Query::default() }
+    }),
+    ("entity and type", |number, _| Query {
+        entity: Some(task(number)),
+        kind: Some(TYPES[number % 5].to_owned()),
+        ..Query::default()
+    }),
     ("an actor's events of a type", |number, _| Query {
         actor: Some(actor(number)),
         kind: Some(TYPES[number % 5].to_owned()),
         ..Query::default()
+    }),
+    ("what a busy actor never did", |number, begin| {
+        let at = time_of(number, begin);
+        let after = Cursor { at_ms: at.timestamp_millis(), id: EventId::new(at, command(number), 0) };
+        let kind = Some(TYPES[1].to_owned());
+        Query { actor: Some(actor(0)), kind, after: Some(after), ..Query::default() }
     }),
 ];
 
