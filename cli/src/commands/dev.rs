@@ -145,6 +145,7 @@ fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Insta
     let mut text = format!("\nTaskFlow is up after {:.1} s.\n\n", start.elapsed().as_secs_f64());
     if !only_stores {
         let _ = writeln!(text, "  HTTP       http://{}", settings.http.listen);
+        let _ = writeln!(text, "  Metrics    http://{}/metrics", settings.metrics.address(&Role::ALL));
         let logins = seed::LOGINS.map(|(email, password)| format!("{email} / {password}")).join("   ");
         let _ = writeln!(text, "  Log in as  {logins}");
     }
