@@ -255,8 +255,7 @@ fn router(app: Arc<App>) -> Router {
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
-        .layer(from_fn_with_state(Arc::clone(&app), bodies::bound))
-        .layer(axum::middleware::from_fn(stream::credential::show))
+        // One layer: each costs every request a copy of what lies below it.
         .layer(from_fn_with_state(Arc::clone(&app), observe_http::observe))
         .with_state(app)
 }

@@ -112,11 +112,9 @@ pub(super) async fn take(
     body: &Bytes,
 ) -> Result<Taken, Problem> {
     let wait = wait_seconds(headers);
-    // Registered before it is sent: the receipt may be there before the confirm is.
-    let told = match (wait, envelope::parse(body)) {
-        (Some(_), Ok(command)) => Some(app.waiters.register(command.id)),
-        _ => None,
-    };
+    // Registered before it is sent: the receipt may be there before the confirm is. Only who waits pays for reading it
+    // twice.
+    let told = wait.and_then(|_| envelope::parse(body).ok()).map(|command| app.waiters.register(command.id));
     let incoming = [Incoming { index: 0, text: body }];
     let sent = app.send(caller, headers, &incoming, wait.is_some()).await;
     let id = sent.first_id();
