@@ -1,8 +1,9 @@
 //! Reading the audit trail, the newest first, page by page.
 //!
 //! A page begins after the last event of the one before, known by its time and its id: events that come meanwhile move
-//! nothing. Each shape of a query has the index that it is served by named here (migration 4 makes them): it gives the
-//! order too, so a page costs what it shows, however many events there are.
+//! nothing. Each shape of a query has an index (migration 4 makes them) that gives the order too, so a page costs what it
+//! shows, however many events there are. The server finds it by itself: a hint made the development stand-in look through
+//! everything (214 ms for the events of one task among 200,000, and 1.3 ms without).
 //!
 //! A query of several conditions is served by the index of one, and the others are looked at event by event. What they
 //! seldom fit would be looked for through all that a busy actor ever did: so a page looks at [`LOOKED_AT`] events at
@@ -16,7 +17,6 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{self, Bson, Document, doc};
-use mongodb::options::Hint;
 use mongodb::{Collection, Database};
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
@@ -118,10 +118,10 @@ impl Query {
     }
 
     /// The same without what its index does not know, if there is such a thing.
-    fn by_its_index(&self) -> Option<Self> {
+    pub fn alone(&self) -> Option<Self> {
         let Self { from, to, after, .. } = *self;
         let bounds = Self { from, to, after, ..Self::default() };
-        let alone = match *self {
+        let one = match *self {
             Self { entity: entity @ Some(_), .. } => Self { entity, ..bounds },
             Self { correlation: correlation @ Some(_), .. } => Self { correlation, ..bounds },
             Self { actor: actor @ Some(_), .. } => Self { actor, ..bounds },
@@ -131,10 +131,10 @@ impl Query {
             let Self { entity, actor, kind, correlation, .. } = query;
             [entity.is_some(), actor.is_some(), kind.is_some(), correlation.is_some()]
         };
-        (conditions(&alone) != conditions(self)).then_some(alone)
+        (conditions(&one) != conditions(self)).then_some(one)
     }
 
-    /// The index that serves it: by what narrows it most.
+    /// The index that is meant to serve it: of what narrows it most.
     pub fn index(&self) -> &'static str {
         match self {
             Self { entity: Some(_), .. } => "entityId_createdAt_id",
@@ -174,7 +174,6 @@ pub async fn page(
     let found = collection
         .find(query.filter(border))
         .sort(order())
-        .hint(Hint::Name(query.index().to_owned()))
         .limit(i64::from(limit) + 1)
         .max_time(TIME_MAX)
         .await
@@ -189,11 +188,10 @@ pub async fn page(
 /// The last event that a page looks at, where it can't tell by its index which of them are wanted, and there are more.
 async fn border(collection: &Collection<Document>, query: &Query) -> Result<Option<Cursor>, StoreError> {
     const CALL: &str = "bound a look into the audit trail";
-    let Some(alone) = query.by_its_index() else { return Ok(None) };
+    let Some(alone) = query.alone() else { return Ok(None) };
     let found = collection
         .find(alone.filter(None))
         .sort(order())
-        .hint(Hint::Name(query.index().to_owned()))
         // All of it is in the index: no event is read.
         .projection(doc! { "createdAt": 1, "_id": 1 })
         .skip(LOOKED_AT)
@@ -228,7 +226,6 @@ async fn read_changes(database: &Database, query: &Query, limit: i64) -> Result<
     let found = collection
         .find(query.filter(None))
         .sort(order())
-        .hint(Hint::Name(query.index().to_owned()))
         .limit(limit)
         .max_time(TIME_MAX)
         .await

@@ -48,7 +48,8 @@ async fn all(site: Arc<Site>) -> Result {
     let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     let metrics = Client::new(&format!("http://{listen}"))?;
-    wait::until("the worker shows its metrics", async || Ok(metrics.get("/healthz").await?.status() == 200)).await?;
+    wait::until("the worker shows its metrics", async || Ok(metrics.get("/healthz").await?.status() == 200))
+        .await?;
     // Each has its series before anything has happened: an alert sees the first one.
     let before = counted(&metrics).await?;
     for (_, operation) in SENSITIVE {
@@ -92,12 +93,18 @@ async fn all(site: Arc<Site>) -> Result {
     wait::until("each operation is audited and counted", async || {
         let (events, counts) = (site.events().await?, counted(&metrics).await?);
         for (kind, operation) in SENSITIVE {
-            let told: Vec<_> =
-                events.iter().filter(|event| event.get_str("type").is_ok_and(|found| found == kind)).collect();
+            let told: Vec<_> = events
+                .iter()
+                .filter(|event| event.get_str("type").is_ok_and(|found| found == kind))
+                .collect();
             let count = counts.get(operation).copied().unwrap_or_default();
             // A burst is one to the account and one from the address.
             ensure!(!told.is_empty(), "{kind} is not in the audit trail: {counts:?}");
-            ensure!((told.len() as f64 - count).abs() < 0.5, "{operation}: {count} for {} events", told.len());
+            ensure!(
+                (told.len() as f64 - count).abs() < 0.5,
+                "{operation}: {count} for {} events",
+                told.len()
+            );
             ensure!(operation == "failed_logins" || told.len() == 1, "{} events of {kind}", told.len());
             // The admin did what an admin has to do.
             let by_system = ["system.restored", "system.data_erased", "system.logins_failed"].contains(&kind);
