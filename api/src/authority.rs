@@ -7,7 +7,7 @@
 
 use axum::http::Method;
 use taskflow_core::Command;
-use taskflow_core::api_key::Scope;
+use taskflow_core::api_key::{ApiKey, Scope};
 use taskflow_core::command::Body;
 use taskflow_core::state::Role;
 use uuid::Uuid;
@@ -28,17 +28,19 @@ pub(crate) enum Need {
     Read,
     /// A person, or a key with the scope `commands:write`. For whom is a matter of [`Caller::may_send`].
     Write,
+    /// A person, or a key with the scope `read` or `commands:write`: whoever sends learns what came of it.
+    Follow,
     /// An admin, or a key with the scope `admin`.
     Admin,
 }
 
-use Need::{Admin, Login, Open, Read, Session, Write};
+use Need::{Admin, Follow, Login, Open, Read, Session, Write};
 
 /// Every call there is.
 const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/healthz", Open),
     ("GET", "/readyz", Open),
-    ("GET", "/metrics", Open),
+    ("GET", "/metrics", Admin),
     ("GET", "/docs", Open),
     ("GET", "/openapi.json", Open),
     ("GET", "/asyncapi.json", Open),
@@ -47,7 +49,7 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("POST", "/v1/sessions", Login),
     ("DELETE", "/v1/sessions/current", Session),
     ("POST", "/v1/commands", Write),
-    ("GET", "/v1/commands/{id}", Read),
+    ("GET", "/v1/commands/{id}", Follow),
     ("DELETE", "/v1/commands/{id}", Write),
     ("POST", "/v1/users", Write),
     ("GET", "/v1/tasks/search", Read),
@@ -113,6 +115,10 @@ impl Caller {
                 (self.key.is_none(), ("session_only", "this is for people who are logged in".to_owned()))
             }
             Read => (scope(Scope::Read).unwrap_or(true), lacks("read")),
+            Follow => (
+                scope(Scope::Read).unwrap_or(true) || scope(Scope::CommandsWrite).unwrap_or(true),
+                lacks("read, nor commands:write"),
+            ),
             Write => (scope(Scope::CommandsWrite).unwrap_or(true), lacks("commands:write")),
             Admin => (
                 scope(Scope::Admin).unwrap_or(self.role == Role::Admin),
@@ -150,18 +156,29 @@ impl Caller {
         Ok(())
     }
 
-    /// An API key cancels what came from the sources under its prefix; people, what they may see.
-    pub(crate) fn may_cancel(&self, source: &str) -> Result<(), Problem> {
-        if self.key.as_ref().is_none_or(|key| key.speaks_for(source)) {
-            return Ok(());
+    /// People cancel what they may see, an API key what came from the sources under its prefix, also if it may read
+    /// everything.
+    pub(crate) fn may_cancel(&self, owner: Option<Uuid>, source: Option<&str>) -> bool {
+        match &self.key {
+            Some(key) => source.is_some_and(|source| key.speaks_for(source)),
+            None => self.may_see(owner),
         }
-        Err(Problem::forbidden("actor_not_allowed", "this API key does not speak for the command's source"))
     }
 
-    /// Whether the caller may see what belongs to this user: its receipts, its permissions. An API key that came so far
-    /// may read, and reads everything.
+    /// Whether the caller may see a receipt: a person its own, a key that may read all of them, and one that may only
+    /// send those of the sources under its prefix.
+    pub(crate) fn may_see_receipt(&self, owner: Option<Uuid>, source: Option<&str>) -> bool {
+        let speaks = |key: &ApiKey| source.is_some_and(|source| key.speaks_for(source));
+        self.may_see(owner) || self.key.as_ref().is_some_and(|key| speaks(key))
+    }
+
+    /// Whether the caller may see what belongs to this user: its tasks, its permissions. An API key with the scope
+    /// `read` reads everything.
     pub(crate) fn may_see(&self, owner: Option<Uuid>) -> bool {
-        self.key.is_some() || self.role == Role::Admin || owner == Some(self.user)
+        match &self.key {
+            Some(key) => key.has(Scope::Read),
+            None => self.role == Role::Admin || owner == Some(self.user),
+        }
     }
 
     /// Whether the caller may see a task: who has created it, or is assigned to it.

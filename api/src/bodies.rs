@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -22,10 +22,10 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::Settings;
 use crate::authority::{self, Need};
 use crate::gate::is_stream;
 use crate::problem::Problem;
-use crate::{Settings, Shared};
 
 /// A body up to this size is small.
 const SMALL: usize = 64 * 1024;
@@ -134,7 +134,7 @@ impl Room {
 }
 
 /// Finds room for a request's body, and keeps it until the request is answered.
-pub(crate) async fn bound(State(app): Shared, request: Request, next: Next) -> Response {
+pub(crate) async fn bound(app: Arc<crate::App>, request: Request, next: Next) -> Response {
     // JSON lines are taken as they come.
     let stream = is_stream(&request);
     let (parts, body) = request.into_parts();

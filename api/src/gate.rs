@@ -20,6 +20,9 @@ use crate::problem::Problem;
 use crate::rate_limit::{self, Standing, Whose};
 use crate::{App, Shared};
 
+/// The one call that does not answer with JSON.
+const METRICS: &str = "/metrics";
+
 pub(crate) async fn gate(State(app): Shared, request: Request, next: Next) -> Response {
     let mut standings = Vec::new();
     let stream = is_stream(&request);
@@ -41,10 +44,11 @@ async fn admit(
         tracing::error!(method = %request.method(), route, "A route has no entry in api/src/authority.rs.");
         return Err(Problem::closed());
     };
-    if need == Need::Open {
+    let is_metrics = route == METRICS;
+    if need == Need::Open || is_metrics && app.settings.open_metrics {
         return Ok(request);
     }
-    check_form(&request)?;
+    check_form(&request, !is_metrics)?;
     let limits = &app.settings.limits;
     let client = address::find(request.extensions(), request.headers(), &limits.trusted_proxies);
     if let Some(client) = client {
@@ -121,7 +125,7 @@ pub(crate) fn is_stream(request: &Request) -> bool {
 }
 
 /// What is no request for us, whoever sends it.
-fn check_form(request: &Request) -> Result<(), Problem> {
+fn check_form(request: &Request, answers_json: bool) -> Result<(), Problem> {
     // Postgres has no text that holds it. (A path with it leads nowhere.)
     if request.uri().query().is_some_and(|query| query.contains("%00")) {
         return Err(Problem::bad_request("bad_query", "a query must not hold the NUL character (%00)"));
@@ -136,7 +140,7 @@ fn check_form(request: &Request) -> Result<(), Problem> {
     }
     let accepted: Vec<&str> =
         headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
-    if !accepted.is_empty() && !accepts_json(&accepted) {
+    if answers_json && !accepted.is_empty() && !accepts_json(&accepted) {
         return Err(Problem::not_acceptable());
     }
     Ok(())

@@ -75,6 +75,8 @@ pub struct Settings {
     /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
     /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
     pub backlog_age_max_s: u64,
+    /// Whether `/metrics` answers anybody here, as well as on its own port: for a scraper that only comes this way.
+    pub open_metrics: bool,
     /// Bounds of the live stream.
     pub stream: stream::Settings,
     /// What a caller may cost.
@@ -91,6 +93,7 @@ impl Default for Settings {
             password_checks: 2,
             cache_patience_ms: 100,
             backlog_age_max_s: 0,
+            open_metrics: false,
             stream: stream::Settings::default(),
             limits: limits::Limits::default(),
         }
@@ -150,13 +153,15 @@ pub async fn bind(settings: &Settings) -> Result<TcpListener, String> {
     })
 }
 
-/// Serves until `stop`: then takes nothing new and finishes what it has begun.
+/// Serves until `stop`: then takes nothing new and finishes what it has begun. `inside` is for operators: health and
+/// metrics, without authentication.
 pub async fn run(
     settings: Settings,
     stores: Stores,
     metrics: Metrics,
     vitals: Vitals,
     listener: TcpListener,
+    inside: TcpListener,
     stop: CancellationToken,
 ) {
     let intake = clock::new_id();
@@ -203,7 +208,16 @@ pub async fn run(
     };
     let limits = app.settings.limits.clone();
     let serve = serve::serve(listener, router(Arc::clone(&app)), limits, stop.clone());
-    tokio::join!(serve, farewell);
+    let inside = serve_inside(inside, Arc::clone(&app), stop.clone());
+    tokio::join!(serve, farewell, inside);
+}
+
+async fn serve_inside(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+    let router = Router::new().merge(routes::health::routes()).with_state(app);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "Health and metrics on their own port ended.");
+    }
 }
 
 /// Starts to declare again what somebody deletes.
@@ -241,8 +255,7 @@ fn router(app: Arc<App>) -> Router {
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
-        .layer(from_fn_with_state(Arc::clone(&app), bodies::bound))
-        .layer(axum::middleware::from_fn(stream::credential::show))
+        // One layer: each costs every request a copy of what lies below it.
         .layer(from_fn_with_state(Arc::clone(&app), observe_http::observe))
         .with_state(app)
 }

@@ -1,6 +1,7 @@
 //! What every request gets: an id, its time in the metrics, a line in the log; and what every answer gets: the headers
 //! that keep a browser from guessing, and errors in one form.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -11,8 +12,9 @@ use taskflow_core::metric;
 use taskflow_stores::{clock, observe};
 use tracing::Instrument;
 
-use crate::Shared;
 use crate::problem::Problem;
+use crate::stream::credential;
+use crate::{Shared, bodies};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -26,8 +28,9 @@ const SECURITY: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-pub(crate) async fn observe(State(app): Shared, request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(app): Shared, mut request: Request, next: Next) -> Response {
     let start = Instant::now();
+    credential::show(request.headers_mut());
     let id = request_id(&request);
     let method = request.method().clone();
     // The pattern, not the path: a label must not grow with the data.
@@ -41,7 +44,7 @@ pub(crate) async fn observe(State(app): Shared, request: Request, next: Next) ->
     let mut response = if too_long {
         Problem::uri_too_long(limits.path_bytes, limits.query_bytes).into_response()
     } else {
-        in_one_form(next.run(request).instrument(span.clone()).await)
+        in_one_form(bodies::bound(Arc::clone(&app), request, next).instrument(span.clone()).await)
     };
     let status = response.status();
     let refused = status.is_client_error() || status.is_server_error();

@@ -4,6 +4,7 @@
 //! schema.
 
 mod access;
+mod answers;
 mod calls;
 mod errors;
 mod orders;
@@ -15,6 +16,8 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 
 use calls::{Body, CALLS, Call, Given, Parameter, Who};
+
+static SHAPES: LazyLock<Map<String, Value>> = LazyLock::new(shapes::all);
 
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
 
@@ -42,7 +45,7 @@ fn document() -> Value {
         "paths": paths,
         "components": {
             "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
-            "schemas": shapes::all(),
+            "schemas": *SHAPES,
             "headers": errors::headers(),
             "responses": errors::responses(),
         },
@@ -58,7 +61,8 @@ fn operation(call: &Call) -> Value {
         let given = responses.get_mut(&status.to_string()).map(|given| &mut given["content"]);
         if let Some(content) = given {
             // The same status has two bodies: what came of each of many, or what is wrong with all.
-            content["application/problem+json"] = json!({ "schema": shapes::reference("Problem") });
+            content["application/problem+json"] =
+                json!({ "schema": shapes::reference("Problem"), "example": shapes::problem(status) });
         } else {
             responses.insert(status.to_string(), errors::reference(status));
         }
@@ -83,7 +87,7 @@ fn answer(given: &Given, limited: bool) -> Value {
     let mut answer = json!({ "description": given.says });
     let mut headers = if limited { errors::limits() } else { Map::new() };
     if let Some((kind, shape)) = given.body {
-        answer["content"] = json!({ kind: { "schema": shapes::reference(shape) } });
+        answer["content"] = json!({ kind: media(shape) });
     }
     if given.cached {
         let etag = json!({ "description": "For if-none-match", "schema": { "type": "string" } });
@@ -94,6 +98,15 @@ fn answer(given: &Given, limited: bool) -> Value {
         answer["headers"] = headers.into();
     }
     answer
+}
+
+/// A body of a shape: its schema, and the samples that the schema has, where readers of the document look for them.
+fn media(shape: &str) -> Value {
+    let samples = SHAPES.get(shape).and_then(|shape| shape["examples"].as_array());
+    let samples = samples.into_iter().flatten().enumerate();
+    let samples: Map<String, Value> =
+        samples.map(|(nth, sample)| (format!("sample{}", nth + 1), json!({ "value": sample }))).collect();
+    json!({ "schema": shapes::reference(shape), "examples": samples })
 }
 
 fn parameter(parameter: &Parameter) -> Value {
@@ -108,10 +121,7 @@ fn parameter(parameter: &Parameter) -> Value {
 }
 
 fn request(body: &Body) -> Value {
-    let content: Map<String, Value> = body
-        .forms
-        .iter()
-        .map(|(kind, shape)| ((*kind).to_owned(), json!({ "schema": shapes::reference(shape) })))
-        .collect();
+    let content: Map<String, Value> =
+        body.forms.iter().map(|(kind, shape)| ((*kind).to_owned(), media(shape))).collect();
     json!({ "required": body.required, "content": content })
 }

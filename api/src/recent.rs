@@ -25,13 +25,16 @@ struct Accepted {
     kind: &'static str,
     subject: Uuid,
     actor: Uuid,
+    source: String,
     at: DateTime<Utc>,
 }
 
 impl Recent {
     pub(crate) fn note(&self, command: &Command, at: DateTime<Utc>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let accepted = Accepted { kind: command.kind(), subject: command.subject, actor: command.actor, at };
+        let source = command.source.clone();
+        let accepted =
+            Accepted { kind: command.kind(), subject: command.subject, actor: command.actor, source, at };
         if inner.accepted.insert(command.id, accepted).is_none() {
             inner.order.push_back(command.id);
         }
@@ -62,6 +65,7 @@ impl Recent {
             publishedat: None,
             attempts: 0,
             actor: Some(accepted.actor),
+            source: Some(accepted.source.clone()),
         })
     }
 }

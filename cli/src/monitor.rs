@@ -17,11 +17,13 @@ use crate::exit::Exit;
 
 /// Binds the address, so that a port in use stops the start.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Exit> {
-    TcpListener::bind(address).await.map_err(|error| {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
         Exit::failed(format!(
             "metrics.listen {address}: {error}; choose another with TASKFLOW_METRICS__LISTEN"
         ))
-    })
+    })?;
+    tracing::info!("Metrics on http://{}/metrics", listener.local_addr().unwrap_or(address));
+    Ok(listener)
 }
 
 /// Serves until `stop`.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
 use taskflow_stores::{mongo, postgres, rabbit, redis};
 
+use crate::commands::role::Role;
 use crate::exit::Exit;
 
 const PREFIX: &str = "TASKFLOW_";
@@ -60,12 +61,23 @@ impl Settings {
     }
 }
 
-/// Where a worker or a scheduler shows its metrics and its health. The API shows its own on its own port.
+/// Where a process shows its metrics and its health to operators, without authentication.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Metrics {
-    /// Default: port 9101 for a worker, 9102 for a scheduler, on the loopback interface.
+    /// Default: port 9101 for a worker, 9102 for a scheduler, 9103 for an API or all in one, on the loopback interface.
     pub listen: Option<SocketAddr>,
+}
+
+impl Metrics {
+    pub(crate) fn address(&self, roles: &[Role]) -> SocketAddr {
+        let port = match roles {
+            roles if roles.contains(&Role::Api) => 9103,
+            roles if roles.contains(&Role::Worker) => 9101,
+            _ => 9102,
+        };
+        self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
 }
 
 /// Sample data and other conveniences are for development only.

@@ -218,6 +218,7 @@ fn end(item: &Item, behind: bool, folded: &mut Folded, touched: &mut Touched, ru
         kind: None,
         subject: item.subject(),
         actor: None,
+        source: None,
         outcome: Outcome::Dead,
         code: None,
         detail: None,
@@ -264,13 +265,15 @@ fn end(item: &Item, behind: bool, folded: &mut Folded, touched: &mut Touched, ru
             return Ended::Receipt(Receipt {
                 kind: dead.kind,
                 actor: dead.actor,
+                source: dead.source.clone(),
                 code: Some(dead.reason),
                 detail: Some(dead.detail.clone()),
                 ..receipt
             });
         }
     };
-    let receipt = Receipt { kind: Some(command.kind()), actor: Some(command.actor), ..receipt };
+    let (actor, source) = (Some(command.actor), Some(command.source.clone()));
+    let receipt = Receipt { kind: Some(command.kind()), actor, source, ..receipt };
     if command.expires_at.is_some_and(|time| time < now) {
         return Ended::Receipt(Receipt { outcome: Outcome::Expired, ..receipt });
     }

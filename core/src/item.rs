@@ -48,6 +48,7 @@ pub struct Dead {
     pub kind: Option<&'static str>,
     pub subject: Option<Uuid>,
     pub actor: Option<Uuid>,
+    pub source: Option<String>,
 }
 
 impl Item {
@@ -80,9 +81,10 @@ impl Item {
                 kind: Some(command.kind()),
                 subject: Some(command.subject),
                 actor: Some(command.actor),
+                source: Some(command.source),
             },
             Content::Unknown(Unknown { subject, actor, .. }) => {
-                Dead { reason, detail, kind: None, subject: Some(subject), actor }
+                Dead { reason, detail, kind: None, subject: Some(subject), actor, source: None }
             }
             Content::Dead(dead) => dead,
         };

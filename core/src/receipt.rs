@@ -92,6 +92,8 @@ pub struct Receipt {
     pub kind: Option<&'static str>,
     pub subject: Option<Uuid>,
     pub actor: Option<Uuid>,
+    /// The upstream system that sent the command.
+    pub source: Option<String>,
     pub outcome: Outcome,
     /// The rejection's code, or a word that says why a command is dead.
     pub code: Option<&'static str>,

@@ -260,6 +260,20 @@ pub fn restored(id: Uuid, epoch: i64, author: &str, figures: &Value, at: DateTim
     }
 }
 
+/// A backup took the place of what was live, by the same kind as [`restored`]: whoever watches for one sees the other.
+pub fn replaced(id: Uuid, backup: &str, saved: &str, author: &str, at: DateTime<Utc>) -> Occurrence {
+    Occurrence {
+        id,
+        kind: "system.restored".to_owned(),
+        actor: SYSTEM,
+        entity: Uuid::from_bytes(digest(format!("backup {backup}").as_bytes())),
+        correlation: id,
+        traceparent: None,
+        payload: Data::new(&json!({ "backup": backup, "saved": saved, "author": author })),
+        at,
+    }
+}
+
 /// A run of a job of which the audit trail tells.
 #[derive(Debug, Clone, Copy)]
 pub struct JobDeed<'r> {

@@ -39,6 +39,12 @@ impl Client {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
+    /// The same client at another process of the API.
+    #[must_use]
+    pub fn at(&self, base: &str) -> Self {
+        Self { base: base.to_owned(), ..self.clone() }
+    }
+
     /// A request that is not sent yet.
     pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
         self.with_token(self.http.request(method, format!("{}{path}", self.base)))

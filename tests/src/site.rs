@@ -87,6 +87,8 @@ impl Site {
             ("REDIS__URL", redis_url),
             ("REDIS__KEY_PREFIX", &prefix),
             ("METRICS__LISTEN", "127.0.0.1:0"),
+            // Tests look at the metrics of an API where they meet it; "access:" has who may do so else.
+            ("HTTP__OPEN_METRICS", "true"),
             // A killed worker's partitions should not keep a test waiting.
             ("WORKER__LEASE_MS", "2000"),
             // Long enough to be seen waiting, too short to be waited for.

@@ -77,6 +77,7 @@ fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String>
                 kind: None,
                 subject: None,
                 actor: None,
+                source: None,
             })))
         }
     }

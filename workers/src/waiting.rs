@@ -213,6 +213,7 @@ fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
                     kind: None,
                     subject: Some(row.subject),
                     actor: None,
+                    source: None,
                 }),
             };
             Item { id: row.id, fingerprint: row.fingerprint, accepted_at: row.accepted_at, content, waited }

@@ -275,7 +275,14 @@ pub(super) const CALLS: &[Call] = &[
             &[cached("A page of events", "EventPage"), SAME],
         )
     },
-    admin("get", "/v1/admin/pauses", "listPauses", "What is paused", &[], &[json(200, "The pauses", "List")]),
+    admin(
+        "get",
+        "/v1/admin/pauses",
+        "listPauses",
+        "What is paused",
+        &[],
+        &[json(200, "The pauses", "Pauses")],
+    ),
     with_body(
         admin(
             "post",
@@ -283,7 +290,7 @@ pub(super) const CALLS: &[Call] = &[
             "pause",
             "Pauses a partition, a type of command, or everything",
             &[],
-            &[json(201, "The pause", "Object")],
+            &[json(201, "The pause", "Pause")],
         ),
         &[(JSON, "NewPause")],
         true,
@@ -302,7 +309,7 @@ pub(super) const CALLS: &[Call] = &[
         "listDeadLetters",
         "Dead letters, the newest first",
         FILTER,
-        &[json(200, "A page of letters", "List")],
+        &[json(200, "A page of letters", "LetterPage")],
     ),
     admin(
         "get",
@@ -310,7 +317,7 @@ pub(super) const CALLS: &[Call] = &[
         "groupDeadLetters",
         "Dead letters grouped by their errors",
         GROUPED,
-        &[json(200, "The groups", "List")],
+        &[json(200, "The groups", "LetterGroups")],
     ),
     admin(
         "get",
@@ -318,7 +325,7 @@ pub(super) const CALLS: &[Call] = &[
         "listReplays",
         "Replays of many",
         &[],
-        &[json(200, "The replays", "List")],
+        &[json(200, "The replays", "ReplayPage")],
     ),
     with_body(
         admin(
@@ -327,7 +334,7 @@ pub(super) const CALLS: &[Call] = &[
             "replayMany",
             "Replays the letters of a filter, at a rate",
             &[],
-            &[json(202, "The replay", "Object")],
+            &[json(202, "The replay", "OrderedReplay")],
         ),
         &[(JSON, "NewReplay")],
         true,
@@ -338,7 +345,7 @@ pub(super) const CALLS: &[Call] = &[
         "readReplay",
         "How far a replay is",
         &[ID],
-        &[json(200, "The replay", "Object")],
+        &[json(200, "The replay", "Replay")],
     ),
     admin(
         "delete",
@@ -346,7 +353,7 @@ pub(super) const CALLS: &[Call] = &[
         "cancelReplay",
         "Stops a replay",
         &[ID],
-        &[json(200, "The replay", "Object")],
+        &[json(200, "The replay", "Replay")],
     ),
     admin(
         "get",
@@ -354,7 +361,7 @@ pub(super) const CALLS: &[Call] = &[
         "readDeadLetter",
         "A dead letter, whole",
         &[ID],
-        &[json(200, "The letter", "Object")],
+        &[json(200, "The letter", "Letter")],
     ),
     with_body(
         admin(
@@ -363,7 +370,7 @@ pub(super) const CALLS: &[Call] = &[
             "rehearseDeadLetter",
             "What a replay would do, without doing it",
             &[ID],
-            &[json(200, "What would happen", "Object")],
+            &[json(200, "What would happen", "Rehearsed")],
         ),
         &[(JSON, "Rehearsal")],
         false,
@@ -375,7 +382,7 @@ pub(super) const CALLS: &[Call] = &[
             "replayDeadLetter",
             "Sends a dead letter again",
             &[ID],
-            &[json(202, "It is on its way", "Object")],
+            &[json(202, "It is on its way", "LetterDecided")],
         ),
         &[(JSON, "Why")],
         false,
@@ -387,7 +394,7 @@ pub(super) const CALLS: &[Call] = &[
             "editDeadLetter",
             "Sends another command in the letter's place",
             &[ID],
-            &[json(202, "It is on its way", "Object")],
+            &[json(202, "It is on its way", "LetterDecided")],
         ),
         &[(JSON, "Edit")],
         true,
@@ -399,25 +406,36 @@ pub(super) const CALLS: &[Call] = &[
             "discardDeadLetter",
             "Decides that a dead letter is never sent again",
             &[ID],
-            &[json(200, "The letter", "Object")],
+            &[json(200, "The letter", "LetterDecided")],
         ),
         &[(JSON, "WhyNot")],
         true,
     ),
-    open("/healthz", "isAlive", "Whether the process lives", &[json(200, "It does", "Object")]),
+    open("/healthz", "isAlive", "Whether the process lives", &[json(200, "It does", "Alive")]),
     open(
         "/readyz",
         "isReady",
         "Whether it can work: a row for each store",
-        &[json(200, "It can, perhaps with faults", "Object"), json(503, "It can't", "Object")],
+        &[json(200, "It can, perhaps with faults", "Readiness"), json(503, "It can't", "Readiness")],
     ),
+    Call {
+        tag: "about",
+        errors: &[],
+        ..admin(
+            "get",
+            "/metrics",
+            "readMetrics",
+            "Metrics for Prometheus; they have a port of their own, which asks nobody",
+            &[],
+            &[Given { status: 200, says: "The metrics", body: Some(("text/plain", "Text")), cached: false }],
+        )
+    },
     open(
-        "/metrics",
-        "readMetrics",
-        "Metrics for Prometheus",
-        &[Given { status: 200, says: "The metrics", body: Some(("text/plain", "Text")), cached: false }],
+        "/schemas",
+        "listSchemas",
+        "The schemas of the command types",
+        &[json(200, "Their paths", "SchemaList")],
     ),
-    open("/schemas", "listSchemas", "The schemas of the command types", &[json(200, "Their paths", "List")]),
     Call {
         takes: &[
             at("type", "text", "Such as task.create"),
@@ -431,17 +449,17 @@ pub(super) const CALLS: &[Call] = &[
             &[Given {
                 status: 200,
                 says: "The schema",
-                body: Some(("application/schema+json", "Object")),
+                body: Some(("application/schema+json", "JsonSchema")),
                 cached: false,
             }],
         )
     },
-    open("/openapi.json", "readOpenapi", "This document", &[json(200, "It", "Object")]),
+    open("/openapi.json", "readOpenapi", "This document", &[json(200, "It", "OpenApi")]),
     open(
         "/asyncapi.json",
         "readAsyncapi",
         "What goes over AMQP (AsyncAPI 3)",
-        &[json(200, "The document", "Object")],
+        &[json(200, "The document", "AsyncApi")],
     ),
     open(
         "/docs",

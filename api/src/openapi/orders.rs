@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 use taskflow_core::api_key::{NAME_MAX, SOURCE_PREFIX_MAX, Scope};
-use taskflow_core::command::EMAIL_MAX;
-use taskflow_core::dead_letter;
+use taskflow_core::command::{EMAIL_MAX, TYPES};
 use taskflow_core::state::Role;
+use taskflow_core::{dead_letter, schema};
 use taskflow_stores::postgres::dead_letter_replays::RATE_MAX;
 use taskflow_stores::postgres::{job_schedules, legal_holds, pauses};
 
-use super::shapes::{ID, reference, simple, words};
+use super::shapes::{ID, NO_NUL, reference, simple, words};
 use crate::passwords::{PASSWORD_MAX, PASSWORD_MIN};
 use crate::routes;
 
@@ -19,9 +19,6 @@ fn order(required: &[&str], properties: Value, example: Value) -> Value {
         "examples": [example],
     })
 }
-
-/// A pattern of JSON Schema.
-const NO_NUL: &str = "^[^\\u0000]*$";
 
 /// Text without NUL. `min` and `max` are characters.
 fn text(min: usize, max: usize) -> Value {
@@ -116,7 +113,9 @@ pub(super) fn all() -> Map<String, Value> {
     let hold = |of: &str| {
         order(&[of, "why"], json!({ of: uuid, "why": why }), json!({ of: ID, "why": "case 4711" }))
     };
-    put("NewHold", json!({ "oneOf": [hold("entity"), hold("actor")] }));
+    let either = [hold("entity"), hold("actor")];
+    let samples: Vec<&Value> = either.iter().map(|hold| &hold["examples"][0]).collect();
+    put("NewHold", json!({ "oneOf": either, "examples": samples }));
     orders
 }
 
@@ -128,12 +127,13 @@ fn letters(put: &mut impl FnMut(&str, Value)) {
     put("Why", order(&[], json!({ "why": or_null(&why) }), json!({ "why": "upstream has mended it" })));
     let given = text(1, routes::dead_letters::WHY_MAX);
     put("WhyNot", order(&["why"], json!({ "why": given }), json!({ "why": "sent by mistake" })));
+    let sample = schema::command(TYPES[0], schema::MAJOR).map(|command| command["examples"][0].clone());
     put(
         "Edit",
         order(
             &["command"],
             json!({ "command": reference("Command"), "why": or_null(&why) }),
-            json!({ "command": { "id": ID }, "why": "the title was too long" }),
+            json!({ "command": sample, "why": "the title was too long" }),
         ),
     );
     put(

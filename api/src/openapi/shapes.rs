@@ -7,7 +7,10 @@ use taskflow_core::retention::SYSTEM_TYPES;
 use taskflow_core::state::{Role, TaskPriority, TaskStatus};
 use taskflow_core::{dead_letter, job, schema};
 
-use super::{errors, orders};
+use super::{answers, errors, orders};
+
+/// A pattern of JSON Schema.
+pub(super) const NO_NUL: &str = "^[^\\u0000]*$";
 
 /// A reference to a schema by its name.
 pub(super) fn reference(name: &str) -> Value {
@@ -21,7 +24,7 @@ pub(super) fn simple(kind: &str) -> Value {
         "time" => json!({ "type": "string", "format": "date-time" }),
         "page" => json!({ "type": "integer", "minimum": 1, "maximum": 10_000, "default": 1 }),
         "pagesize" => json!({ "type": "integer", "minimum": 1, "maximum": 100, "default": 20 }),
-        "search" => json!({ "type": "string", "minLength": 1, "maxLength": 200 }),
+        "search" => json!({ "type": "string", "minLength": 1, "maxLength": 200, "pattern": NO_NUL }),
         "status" => {
             let words = words(&TaskStatus::WORDS);
             json!({ "anyOf": [words, { "const": "all" }] })
@@ -30,12 +33,12 @@ pub(super) fn simple(kind: &str) -> Value {
         "runstate" => json!({ "enum": job::State::ALL }),
         "met" => json!({ "enum": job::Met::ALL }),
         "eventtype" => json!({
-            "type": "string", "minLength": 1,
+            "type": "string", "minLength": 1, "pattern": NO_NUL,
             "examples": TYPES_OF_EVENTS.into_iter().chain(SYSTEM_TYPES).collect::<Vec<_>>(),
         }),
         "flag" => json!({ "enum": ["true", "false"] }),
         "order" => json!({ "enum": ["newest", "work"], "default": "newest" }),
-        _ => json!({ "type": "string" }),
+        _ => json!({ "type": "string", "pattern": NO_NUL }),
     }
 }
 
@@ -80,8 +83,11 @@ fn object(required: &[&str], properties: Value, example: Value) -> Value {
     json!({ "type": "object", "required": required, "properties": properties, "examples": [example] })
 }
 
-fn list(items: Value) -> Value {
+/// Items in numbered pages, or up to a cursor.
+fn list(name: &str, sample: &Value) -> Value {
+    let items = reference(name);
     json!({
+        "examples": [{ "items": [sample], "pagesize": 20 }],
         "type": "object",
         "required": ["items"],
         "properties": {
@@ -112,16 +118,23 @@ pub(super) fn all() -> Map<String, Value> {
         }
     }
     let commands: Vec<Value> = TYPES.iter().map(|kind| reference(&command_name(kind))).collect();
-    put("Command", json!({ "oneOf": commands }));
+    let samples: Vec<Value> = TYPES.iter().filter_map(|kind| schema::command(kind, schema::MAJOR)).collect();
+    let samples: Vec<&Value> = samples.iter().map(|command| &command["examples"][0]).collect();
+    put("Command", json!({ "oneOf": commands, "examples": samples }));
     put(
         "Commands",
-        json!({ "type": "array", "items": reference("Command"), "minItems": 1, "maxItems": 10_000 }),
+        json!({
+            "type": "array", "items": reference("Command"), "minItems": 1, "maxItems": 10_000, "examples": [samples],
+        }),
     );
-    put("CommandOrCommands", json!({ "anyOf": [reference("Command"), reference("Commands")] }));
-    put("Lines", json!({ "type": "string", "description": "One command a line, any number of lines" }));
-    put("Text", json!({ "type": "string" }));
-    put("Object", json!({ "type": "object" }));
-    put("List", list(json!({})));
+    let either = [reference("Command"), reference("Commands")];
+    put("CommandOrCommands", json!({ "anyOf": either, "examples": [samples.first(), samples] }));
+    let line = schema::command(TYPES[0], schema::MAJOR).map(|command| command["examples"][0].to_string());
+    let lines = json!({
+        "type": "string", "description": "One command a line, any number of lines", "examples": [line.unwrap_or_default() + "\n"],
+    });
+    put("Lines", lines);
+    put("Text", json!({ "type": "string", "examples": ["…"] }));
     put(
         "Accepted",
         json!({
@@ -181,10 +194,10 @@ pub(super) fn all() -> Map<String, Value> {
                 "priority": words(&TaskPriority::WORDS), "assigneeid": or_null(&uuid), "creatorid": uuid,
                 "createdat": time, "updatedat": time, "completedat": or_null(&time), "duedate": or_null(&time),
             }),
-            task,
+            task.clone(),
         ),
     );
-    put("TaskPage", list(reference("Task")));
+    put("TaskPage", list("Task", &task));
     put(
         "User",
         object(
@@ -225,39 +238,30 @@ pub(super) fn all() -> Map<String, Value> {
             "data": { "title": "The new title", "previous": { "title": "The old one" } },
         }),
     );
+    let changes = list("Change", &change["examples"][0]);
     put("Change", change);
-    put("Changes", list(reference("Change")));
-    put(
-        "Event",
-        object(
-            &[
-                "id",
-                "type",
-                "actorId",
-                "entityId",
-                "entityType",
-                "payload",
-                "metadata",
-                "createdAt",
-                "expiresAt",
-            ],
-            json!({
-                "id": { "type": "string" }, "type": { "type": "string" }, "actorId": { "type": "string" },
-                "entityId": { "type": "string" }, "entityType": { "enum": ["task", "user", "system"] },
-                "version": { "type": "integer" }, "payload": { "type": "object" }, "metadata": { "type": "object" },
-                "correlationId": { "type": "string" }, "commandId": { "type": "string" }, "run": { "type": "object" },
-                "createdAt": time, "expiresAt": time,
-            }),
-            json!({
-                "id": "652f1d20a1b2c3d4e5f60718", "type": "task.created", "actorId": ID, "entityId": ID,
-                "entityType": "task", "version": 1, "payload": { "title": "Write the report" },
-                "metadata": { "ipAddress": "192.0.2.7", "timestamp": AT }, "correlationId": ID, "commandId": ID,
-                "createdAt": AT, "expiresAt": AT,
-            }),
-        ),
+    put("Changes", changes);
+    let event = object(
+        &["id", "type", "actorId", "entityId", "entityType", "payload", "metadata", "createdAt", "expiresAt"],
+        json!({
+            "id": { "type": "string" }, "type": { "type": "string" }, "actorId": { "type": "string" },
+            "entityId": { "type": "string" }, "entityType": { "enum": ["task", "user", "system"] },
+            "version": { "type": "integer" }, "payload": { "type": "object" }, "metadata": { "type": "object" },
+            "correlationId": { "type": "string" }, "commandId": { "type": "string" }, "run": { "type": "object" },
+            "createdAt": time, "expiresAt": time,
+        }),
+        json!({
+            "id": "652f1d20a1b2c3d4e5f60718", "type": "task.created", "actorId": ID, "entityId": ID,
+            "entityType": "task", "version": 1, "payload": { "title": "Write the report" },
+            "metadata": { "ipAddress": "192.0.2.7", "timestamp": AT }, "correlationId": ID, "commandId": ID,
+            "createdAt": AT, "expiresAt": AT,
+        }),
     );
-    put("EventPage", list(reference("Event")));
-    put("Words", json!({ "type": "array", "items": { "type": "string" } }));
+    let events = list("Event", &event["examples"][0]);
+    put("Event", event);
+    put("EventPage", events);
+    let words = json!(["task:create", "task:read", "task:update:own"]);
+    put("Words", json!({ "type": "array", "items": { "type": "string" }, "examples": [words] }));
     put(
         "Problem",
         object(
@@ -280,5 +284,6 @@ pub(super) fn all() -> Map<String, Value> {
         ),
     );
     shapes.extend(orders::all());
+    shapes.extend(answers::all());
     shapes
 }

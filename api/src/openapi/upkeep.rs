@@ -15,7 +15,7 @@ pub(super) const CALLS: &[Call] = &[
         "listJobs",
         "The schedules: what is due when, what is paused, how the last run ended; and who leads",
         &[],
-        &[json(200, "The schedules and the leader", "List")],
+        &[json(200, "The schedules and the leader", "Schedules")],
     ),
     admin(
         "get",
@@ -29,7 +29,7 @@ pub(super) const CALLS: &[Call] = &[
             PAGE_SIZE,
             CURSOR,
         ],
-        &[json(200, "A page of runs", "List")],
+        &[json(200, "A page of runs", "RunPage")],
     ),
     admin(
         "get",
@@ -37,7 +37,7 @@ pub(super) const CALLS: &[Call] = &[
         "readRun",
         "A run with its figures and its log",
         &[RUN],
-        &[json(200, "The run", "Object")],
+        &[json(200, "The run", "Run")],
     ),
     admin(
         "delete",
@@ -53,7 +53,7 @@ pub(super) const CALLS: &[Call] = &[
         "readJob",
         "A schedule with its newest completed run",
         &[SCHEDULE],
-        &[json(200, "Both", "Object")],
+        &[json(200, "Both", "ScheduleAndRun")],
     ),
     with_body(
         admin(
@@ -62,7 +62,7 @@ pub(super) const CALLS: &[Call] = &[
             "runJob",
             "Asks for a run beside the schedule; dryrun only says what it would do",
             &[SCHEDULE],
-            &[json(202, "The run's number", "Object")],
+            &[json(202, "The run's number", "AskedRun")],
         ),
         &[(JSON, "NewRun")],
         false,
@@ -74,7 +74,7 @@ pub(super) const CALLS: &[Call] = &[
             "pauseJob",
             "Holds a schedule back, for a reason",
             &[SCHEDULE],
-            &[json(200, "The schedule", "Object")],
+            &[json(200, "The schedule", "Schedule")],
         ),
         &[(JSON, "PauseReason")],
         true,
@@ -93,7 +93,7 @@ pub(super) const CALLS: &[Call] = &[
         "listBackups",
         "The backups: age, size, whether a drill has restored each; they are made by the jobs backup.*",
         &[],
-        &[json(200, "The backups, the oldest first", "List")],
+        &[json(200, "The backups, the oldest first", "Backups")],
     ),
     admin(
         "get",
@@ -101,7 +101,7 @@ pub(super) const CALLS: &[Call] = &[
         "readBackup",
         "A backup with its manifest: what, when, sizes, sums, how to restore it",
         &[BACKUP],
-        &[json(200, "The backup", "Object")],
+        &[json(200, "The backup", "BackupAndManifest")],
     ),
     admin(
         "get",
@@ -109,7 +109,7 @@ pub(super) const CALLS: &[Call] = &[
         "listHolds",
         "The legal holds that stand",
         &[query("all", "flag", "true: those that were released too")],
-        &[json(200, "The holds", "List")],
+        &[json(200, "The holds", "Holds")],
     ),
     with_body(
         admin(
@@ -118,25 +118,18 @@ pub(super) const CALLS: &[Call] = &[
             "putHold",
             "Keeps everything about an entity, or everything that an actor did",
             &[],
-            &[json(202, "The hold; carried out when its appliedat is set", "Object")],
+            &[json(202, "The hold; carried out when its appliedat is set", "Hold")],
         ),
         &[(JSON, "NewHold")],
         true,
     ),
-    admin(
-        "get",
-        "/v1/admin/holds/{id}",
-        "readHold",
-        "A legal hold",
-        &[ID],
-        &[json(200, "The hold", "Object")],
-    ),
+    admin("get", "/v1/admin/holds/{id}", "readHold", "A legal hold", &[ID], &[json(200, "The hold", "Hold")]),
     admin(
         "delete",
         "/v1/admin/holds/{id}",
         "releaseHold",
         "Ends a legal hold",
         &[ID],
-        &[json(202, "The hold; carried out when its liftedat is set", "Object")],
+        &[json(202, "The hold; carried out when its liftedat is set", "Hold")],
     ),
 ];

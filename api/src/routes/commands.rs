@@ -112,11 +112,9 @@ pub(super) async fn take(
     body: &Bytes,
 ) -> Result<Taken, Problem> {
     let wait = wait_seconds(headers);
-    // Registered before it is sent: the receipt may be there before the confirm is.
-    let told = match (wait, envelope::parse(body)) {
-        (Some(_), Ok(command)) => Some(app.waiters.register(command.id)),
-        _ => None,
-    };
+    // Registered before it is sent: the receipt may be there before the confirm is. Only who waits pays for reading it
+    // twice.
+    let told = wait.and_then(|_| envelope::parse(body).ok()).map(|command| app.waiters.register(command.id));
     let incoming = [Incoming { index: 0, text: body }];
     let sent = app.send(caller, headers, &incoming, wait.is_some()).await;
     let id = sent.first_id();
@@ -186,7 +184,7 @@ fn answer_many(app: &App, batch: Batch) -> Result<Response, Problem> {
 async fn receipt(State(app): Shared, caller: Caller, Path(id): Path<String>) -> Result<Json<View>, Problem> {
     let id: Uuid = id.parse().map_err(|_| Problem::not_found("a command's id is a UUID"))?;
     let found = read_receipt(&app, id).await?.or_else(|| app.recent.find(id));
-    match found.filter(|receipt| caller.may_see(receipt.actor)) {
+    match found.filter(|receipt| caller.may_see_receipt(receipt.actor, receipt.source.as_deref())) {
         Some(receipt) => Ok(Json(receipt)),
         None => Err(Problem::not_found(format!(
             "no receipt for {id}: it was never accepted, is still on its way, or was sent by somebody else"
@@ -198,16 +196,14 @@ async fn receipt(State(app): Shared, caller: Caller, Path(id): Path<String>) -> 
 async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> Result<Json<View>, Problem> {
     let id: Uuid = id.parse().map_err(|_| Problem::not_found("a command's id is a UUID"))?;
     let found = read_receipt(&app, id).await?.or_else(|| app.recent.find(id));
-    let Some(found) = found.filter(|receipt| caller.may_see(receipt.actor)) else {
+    let Some(found) = found.filter(|found| caller.may_cancel(found.actor, found.source.as_deref())) else {
         return Err(Problem::not_found(format!("no command {id} that is yours")));
     };
     if found.status != "scheduled" {
         return Err(Problem::not_scheduled(id, &found.status));
     }
-    if let Some(source) = waiting::source(&app.stores.postgres, id).await? {
-        caller.may_cancel(&source)?;
-    }
-    let cancelled = match waiting::cancel(&app.stores.postgres, id, clock::now()).await {
+    let (postgres, source) = (&app.stores.postgres, found.source.as_deref());
+    let cancelled = match waiting::cancel(postgres, id, source, clock::now()).await {
         Ok(cancelled) => cancelled,
         Err(StoreError { kind: Kind::Conflict, .. }) => false,
         Err(error) => return Err(error.into()),

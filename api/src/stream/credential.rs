@@ -1,10 +1,7 @@
 //! A browser can't set headers on a WebSocket, but it can name protocols: `new WebSocket(url, ["taskflow.v1",
 //! "bearer.<token>"])`. A token in the URL would be in every log on its way.
 
-use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::middleware::Next;
-use axum::response::Response;
 
 /// The protocol that this stream speaks.
 pub(crate) const PROTOCOL: &str = "taskflow.v1";
@@ -12,11 +9,10 @@ const PREFIX: &str = "bearer.";
 
 /// Puts the token where all routes look for it. Only on requests that ask for a WebSocket, and only if they bear no
 /// `Authorization` of their own.
-pub(crate) async fn show(mut request: Request, next: Next) -> Response {
-    if let Some(value) = authorization(request.headers()) {
-        request.headers_mut().insert(header::AUTHORIZATION, value);
+pub(crate) fn show(headers: &mut HeaderMap) {
+    if let Some(value) = authorization(headers) {
+        headers.insert(header::AUTHORIZATION, value);
     }
-    next.run(request).await
 }
 
 fn authorization(headers: &HeaderMap) -> Option<HeaderValue> {

@@ -2,9 +2,10 @@
 //! under another. What can't be renamed (MongoDB's database) is removed and filled again; a run that dies goes on.
 
 use serde::Serialize;
+use taskflow_core::system_event;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::{Database, refill};
-use taskflow_stores::postgres::{PgPool, backup as admin};
+use taskflow_stores::postgres::{PgPool, backup as admin, system_events};
 
 use super::agree::must_rest;
 use super::{Restored, mongo as documents, postgres as dumps};
@@ -34,6 +35,19 @@ pub struct Live<'l> {
     pub postgres: &'l PgPool,
     pub url: &'l str,
     pub mongo: &'l Database,
+    /// Who does this.
+    pub author: &'l str,
+}
+
+impl Live<'_> {
+    /// Writes the event of a sensitive operation into the database that will be live: workers carry it on.
+    async fn tell(&self, postgres: &PgPool, backup: &str, saved: &str) {
+        let event = system_event::replaced(clock::new_id(), backup, saved, self.author, clock::now());
+        if let Err(error) = system_events::record(postgres, &event).await {
+            // A backup of an old schema has no table for it, and is restored all the same.
+            tracing::warn!(%error, backup, "The audit trail can't be told that a backup took the place of what was live.");
+        }
+    }
 }
 
 /// Puts a backup in the place of the live store that it is of.
@@ -71,6 +85,9 @@ async fn postgres(
     let saved = dump::create(vault, live.url, live.postgres, progress).await?;
     let order = dumps::Order { manifest, into: &new, url: live.url, pool: &server, only: None };
     let mut restored = dumps::restore(vault, identities, order, progress).await?;
+    let told = admin::other_database(live.postgres, &new);
+    live.tell(&told, &manifest.id, &saved.id).await;
+    told.close().await;
     // Whoever began to work meanwhile has written what would be lost.
     must_rest(live.postgres).await?;
     // Both or none: there is a live database whatever dies.
@@ -114,6 +131,7 @@ async fn mongodb(
         }
     };
     let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
+    live.tell(live.postgres, &manifest.id, &saved).await;
     Ok(Replaced { restored, saved, old: None })
 }
 

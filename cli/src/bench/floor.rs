@@ -145,6 +145,7 @@ struct Batch {
 #[derive(Deserialize)]
 struct Bare {
     id: Uuid,
+    source: String,
     subject: Uuid,
     actorid: Uuid,
     data: BareData,
@@ -193,6 +194,7 @@ fn receipt(bare: &Bare, now: DateTime<Utc>) -> Receipt {
         kind: Some(command::TYPES[4]),
         subject: Some(bare.subject),
         actor: Some(bare.actorid),
+        source: Some(bare.source.clone()),
         outcome: Outcome::Applied,
         code: None,
         detail: None,

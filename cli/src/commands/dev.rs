@@ -144,6 +144,7 @@ fn welcome(settings: &Settings, env_file: &Path, only_stores: bool, start: Insta
             "  HTTP       http://{0}   every call, to try: http://{0}/docs",
             settings.http.listen
         );
+        let _ = writeln!(text, "  Metrics    http://{}/metrics", settings.metrics.address(&Role::ALL));
         let logins = seed::LOGINS.map(|(email, password)| format!("{email} / {password}")).join("   ");
         let _ = writeln!(text, "  Log in as  {logins}");
     }

@@ -71,8 +71,8 @@ pub(crate) struct Options {
     /// make that harmless
     #[arg(long, value_name = "TIME", conflicts_with_all = ["ids", "data", "into", "collection", "table", "history", "over_live", "agree"])]
     replay: Option<DateTime<Utc>>,
-    /// With --agree: who does this [default: the system's user]
-    #[arg(long = "as", value_name = "NAME", requires = "agree")]
+    /// With --agree or --over-live: who does this [default: the system's user]
+    #[arg(long = "as", value_name = "NAME", conflicts_with_all = ["data", "into", "collection", "table", "history", "replay"])]
     author: Option<String>,
 }
 
@@ -253,7 +253,8 @@ async fn over_live(
     }
     let pool = postgres::connect(&settings.postgres, NAME)?;
     let database = mongo::connect(&settings.mongodb, NAME).await?;
-    let live = live::Live { postgres: &pool, url: &settings.postgres.url, mongo: &database };
+    let author = options.author.clone().unwrap_or_else(super::pause::system_user);
+    let live = live::Live { postgres: &pool, url: &settings.postgres.url, mongo: &database, author: &author };
     let said = options.replace.as_deref().unwrap_or_default();
     let bar = Bar::start(json);
     let mut done = Vec::new();

@@ -1,6 +1,5 @@
 //! The roles: api, worker, scheduler, or all of them in one process.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::vitals::Vitals;
 use taskflow_stores::{declare, rabbit};
 use taskflow_workers::Journal;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -93,12 +93,17 @@ pub(crate) async fn start(
     if roles.contains(&Role::Api) {
         let listener = taskflow_api::bind(&settings.http).await.map_err(Exit::failed)?;
         tracing::info!("Listening on http://{}", settings.http.listen);
-        parts.spawn(api(settings.clone(), &stores, metrics, vitals.clone(), listener, stop.clone()));
+        let inside = monitor::bind(settings.metrics.address(roles)).await?;
+        parts.spawn(api(
+            settings.clone(),
+            &stores,
+            metrics,
+            vitals.clone(),
+            (listener, inside),
+            stop.clone(),
+        ));
     } else {
-        let port = if roles.contains(&Role::Worker) { 9101 } else { 9102 };
-        let address = settings.metrics.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
-        let listener = monitor::bind(address).await?;
-        tracing::info!("Metrics on http://{address}/metrics");
+        let listener = monitor::bind(settings.metrics.address(roles)).await?;
         let (postgres, broker, stop) = (stores.postgres.clone(), stores.publish.clone(), stop.clone());
         let vitals = vitals.clone();
         parts.spawn(async move {
@@ -128,7 +133,7 @@ fn api(
     stores: &Stores,
     metrics: Metrics,
     vitals: Vitals,
-    listener: tokio::net::TcpListener,
+    (listener, inside): (TcpListener, TcpListener),
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
     let (link, postgres) = (stores.publish.clone(), stores.postgres.clone());
@@ -151,7 +156,7 @@ fn api(
             }
         };
         // It listens while the broker is away: health and receipts are there all the same.
-        let serve = taskflow_api::run(settings.http, stores, metrics, vitals, listener, stop.clone());
+        let serve = taskflow_api::run(settings.http, stores, metrics, vitals, listener, inside, stop.clone());
         tokio::join!(declare, serve);
         "api"
     }

@@ -207,7 +207,7 @@ pub async fn write(
 static RECORD: LazyLock<String> = LazyLock::new(|| record_statement(""));
 
 static RECORD_AND_TIDY: LazyLock<String> =
-    LazyLock::new(|| record_statement(concat!(tidied!("$34", "$35", "$36", "$37"), ", ")));
+    LazyLock::new(|| record_statement(concat!(tidied!("$35", "$36", "$37", "$38"), ", ")));
 
 /// The digest of the batch's link, as [`taskflow_core::audit::link::hash`] makes it.
 const NEXT_LINK: &str = "sha256('\\x03'::bytea
@@ -233,15 +233,15 @@ fn record_statement(tidy: &str) -> String {
             {}
         ), finished AS (
             INSERT INTO receipts (id, type, subject, actor, outcome, code, detail, version, events, accepted_at,
-                                  finished_at, fingerprint, attempts, partition, batch)
+                                  finished_at, fingerprint, attempts, source, partition, batch)
             SELECT r.*, $1, head.batch
             FROM head, UNNEST($6::uuid[], $7::text[], $8::uuid[], $9::uuid[], $10::text[]::command_outcome[],
                               $11::text[], $12::text[], $13::integer[], $14::smallint[], $15::timestamptz[],
-                              $16::timestamptz[], $17::bytea[], $18::smallint[]) AS r
+                              $16::timestamptz[], $17::bytea[], $18::smallint[], $21::text[]) AS r
         )
         SELECT batch FROM head",
         NEXT_LINK,
-        tasks::insert_statement("head, ", 21)
+        tasks::insert_statement("head, ", 22)
     )
 }
 
@@ -281,7 +281,8 @@ pub async fn record(
         .bind(column(receipts, |r| r.fingerprint.as_slice()))
         .bind(column(receipts, |r| r.attempts as i16))
         .bind(cache_tag::encode(&record.payload.lists))
-        .bind(record.payload.leaves().and_then(Leaves::link));
+        .bind(record.payload.leaves().and_then(Leaves::link))
+        .bind(column(receipts, |r| r.source.as_deref()));
     let mut query = tasks::bind_new(query, record.new_tasks);
     if !relayed.is_empty() {
         let columns = Columns::of(relayed);

@@ -59,9 +59,11 @@ pub struct View {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publishedat: Option<DateTime<Utc>>,
     pub attempts: u16,
-    /// Who sent it; for the check of who may read it, not shown.
+    /// Who sent it, from which system; for the check of who may read it, not shown.
     #[serde(skip)]
     pub actor: Option<Uuid>,
+    #[serde(skip)]
+    pub source: Option<String>,
 }
 
 impl View {
@@ -84,6 +86,7 @@ impl View {
             publishedat: None,
             attempts: receipt.attempts,
             actor: receipt.actor,
+            source: receipt.source.clone(),
         }
     }
 }
@@ -93,7 +96,7 @@ pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreEr
     sqlx::query(
         "/* read_receipts */
         SELECT r.id, r.type, r.subject, r.actor, r.outcome::text, r.code, r.detail, r.version, r.events,
-               r.accepted_at, r.finished_at, b.audited_at, b.cached_at, b.published_at, r.attempts
+               r.accepted_at, r.finished_at, b.audited_at, b.cached_at, b.published_at, r.attempts, r.source
         FROM receipts r LEFT JOIN batches b ON b.partition = r.partition AND b.number = r.batch
         WHERE r.id = ANY($1)",
     )
@@ -135,5 +138,6 @@ fn read(row: PgRow) -> Result<View, sqlx::Error> {
         cachedat: row.try_get(12)?,
         publishedat: row.try_get(13)?,
         attempts: row.try_get::<i16, _>(14)? as u16,
+        source: row.try_get(15)?,
     })
 }

@@ -240,26 +240,11 @@ pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<View>, StoreError> {
     Ok(receipts::read_many(pool, &[id]).await?.pop().or(waiting))
 }
 
-/// The upstream system of a command that waits.
-pub async fn source(pool: &PgPool, id: Uuid) -> Result<Option<String>, StoreError> {
-    #[derive(serde::Deserialize)]
-    struct Sent {
-        source: String,
-    }
-    let body: Option<Vec<u8>> =
-        sqlx::query_scalar("/* waiting_source */ SELECT body FROM waiting_commands WHERE id = $1")
-            .bind(id)
-            .fetch_optional(pool)
-            .await
-            .map_err(failed("read who waits"))?;
-    Ok(body.and_then(|body| serde_json::from_slice::<Sent>(&body).ok()).map(|sent| sent.source))
-}
-
 /// What callers see of commands that wait.
 pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
     sqlx::query(
         "/* read_waiting */
-        SELECT id, type, subject, actor, state, code, detail, attempts, accepted_at, due_at
+        SELECT id, type, subject, actor, state, code, detail, attempts, accepted_at, due_at, body
         FROM waiting_commands WHERE id = ANY($1)",
     )
     .bind(ids)
@@ -267,6 +252,12 @@ pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreEr
     .fetch_all(pool)
     .await
     .map_err(failed("read who waits"))
+}
+
+/// What of a message tells from which upstream system it came.
+#[derive(serde::Deserialize)]
+struct Sent {
+    source: String,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
@@ -297,15 +288,21 @@ fn view(row: PgRow) -> Result<View, sqlx::Error> {
         cachedat: None,
         publishedat: None,
         attempts: attempts as u16,
+        source: serde_json::from_slice::<Sent>(row.try_get(10)?).ok().map(|sent| sent.source),
     })
 }
 
-/// Cancels a scheduled command: it leaves the waiting room and gets its receipt, in one transaction. `false` if it does
-/// not wait for its time (any more).
+/// Cancels a scheduled command, which came from this source: it leaves the waiting room and gets its receipt, in one
+/// transaction. `false` if it does not wait for its time (any more).
 ///
 /// # Errors
 /// [`crate::Kind::Conflict`] when a worker was faster: it has its receipt.
-pub async fn cancel(pool: &PgPool, id: Uuid, now: DateTime<Utc>) -> Result<bool, StoreError> {
+pub async fn cancel(
+    pool: &PgPool,
+    id: Uuid,
+    source: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "/* cancel_scheduled */
         WITH gone AS (
@@ -313,13 +310,14 @@ pub async fn cancel(pool: &PgPool, id: Uuid, now: DateTime<Utc>) -> Result<bool,
             RETURNING id, type, subject, actor, attempts, accepted_at, fingerprint, partition
         )
         INSERT INTO receipts (id, type, subject, actor, outcome, events, attempts, accepted_at, finished_at, fingerprint,
-                              partition, batch)
+                              partition, batch, source)
         SELECT id, type, subject, actor, 'cancelled', 0, attempts, accepted_at, greatest(accepted_at, $2), fingerprint,
-               partition, 0
+               partition, 0, $3
         FROM gone",
     )
     .bind(id)
     .bind(now)
+    .bind(source)
     .execute(pool)
     .await
     .map_err(failed("cancel a command"))?;

@@ -1,13 +1,14 @@
 //! The OpenAPI document: it is one, it names the routes that there are, and what it says of answers is so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use taskflow_tests::commands::{ADMIN, ADMIN_EMAIL, ADMIN_PASSWORD, command, id};
-use taskflow_tests::{Result, Site};
+use taskflow_tests::backups::Backups;
+use taskflow_tests::commands::{ADMIN, ADMIN_EMAIL, ADMIN_PASSWORD, HASH, command, id};
+use taskflow_tests::{Result, Site, letters, wait};
 
 use super::tidy::root;
 use crate::{cluster, with_site};
@@ -20,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("openapi: the document is valid and names every route", document),
         with_site("openapi: answers are as the document says", answers),
+        with_site("openapi: what operators are answered is as the document says", operators),
     ]
 }
 
@@ -54,6 +56,7 @@ async fn document(site: Arc<Site>) -> Result {
             ensure!(declared == used, "{method} {path}: parameters {declared:?}");
         }
     }
+    examples(&document)?;
     let gated = errors(&document)?;
     ensure!(gated > 40, "only {gated} calls ask who it is");
     codes(&document)?;
@@ -68,6 +71,54 @@ async fn document(site: Arc<Site>) -> Result {
     let policy = page.headers().get("content-security-policy").is_some();
     let text = page.text().await?;
     ensure!(policy && !text.contains("http://") && !text.contains("https://"), "the page asks elsewhere");
+    Ok(())
+}
+
+/// Every body has a sample that says something, and every sample is valid by the schema that it stands at.
+fn examples(document: &Value) -> Result {
+    let mut faults = Vec::new();
+    let mut looked = 0;
+    let mut check = |place: &str, schema: &Value, sample: &Value| -> Result {
+        let mut schema = schema.clone();
+        schema["components"] = document["components"].clone();
+        let validator = jsonschema::options().should_validate_formats(true).build(&schema)?;
+        faults.extend(validator.iter_errors(sample).map(|error| format!("{place}: {error}\n    {sample}")));
+        if sample.as_object().is_some_and(serde_json::Map::is_empty) {
+            faults.push(format!("{place}: a bare object says nothing"));
+        }
+        looked += 1;
+        Ok(())
+    };
+    for (name, schema) in document["components"]["schemas"].as_object().into_iter().flatten() {
+        for sample in schema["examples"].as_array().into_iter().flatten() {
+            check(name, schema, sample)?;
+        }
+    }
+    let calls = document["paths"].as_object().into_iter().flatten();
+    let calls =
+        calls.flat_map(|(path, calls)| calls.as_object().into_iter().flatten().map(move |call| (path, call)));
+    for (path, (method, call)) in calls {
+        let answers = call["responses"].as_object().into_iter().flatten();
+        let answers = answers.map(|(status, answer)| (status.as_str(), answer));
+        for (what, given) in answers.chain([("request", &call["requestBody"])]) {
+            let given = match given["$ref"].as_str() {
+                Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap_or(given),
+                None => given,
+            };
+            for (kind, media) in given["content"].as_object().into_iter().flatten() {
+                let place = format!("{method} {path} {what} {kind}");
+                let several =
+                    media["examples"].as_object().into_iter().flatten().map(|(_, sample)| &sample["value"]);
+                let samples: Vec<&Value> = several.chain(media.get("example")).collect();
+                ensure!(!samples.is_empty(), "{place} has no sample");
+                for sample in samples {
+                    check(&place, &media["schema"], sample)?;
+                }
+            }
+        }
+    }
+    ensure!(looked > 200, "only {looked} samples were looked at");
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())
 }
 
@@ -241,12 +292,97 @@ async fn answers(site: Arc<Site>) -> Result {
     worker.stop().await
 }
 
+async fn operators(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let backups = Backups::new(&cluster);
+    let worker = cluster.worker()?;
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    let (_api, client) = cluster.api_with(&backups.env()).await?;
+    let admin = client.admin().await?;
+    let document: Value = client.get("/openapi.json").await?.json().await?;
+    // Something of each kind.
+    letters::forbid_poison(&site).await?;
+    letters::publish(&site, &letters::poison(id())).await?;
+    letters::until(&site, "kept", 1).await?;
+    let backup = backups.create("mongodb").await?;
+    wait::until("the scheduler has its schedules", async || {
+        let jobs: Value = admin.get("/v1/admin/jobs").await?.json().await?;
+        Ok(jobs["items"].as_array().is_some_and(|items| !items.is_empty()))
+    })
+    .await?;
+    // One call after the other, what an answer names goes into the paths of those behind it.
+    let mut known: BTreeMap<&str, String> = BTreeMap::new();
+    let user = id();
+    admin
+        .apply(&command(
+            "user.register",
+            user,
+            json!({ "email": "described@taskflow.test", "passwordhash": HASH }),
+        ))
+        .await?;
+    let letters: Value = admin.get("/v1/admin/dead-letters").await?.json().await?;
+    known.insert("letter", letters["items"][0]["id"].as_str().context("no letter")?.to_owned());
+    known.insert("user", user.to_string());
+    known.insert("backup", backup);
+    let calls = [
+        ("get", "/v1/admin/jobs", json!(null), ""),
+        ("get", "/v1/admin/jobs/{schedule}", json!(null), ""),
+        ("post", "/v1/admin/jobs/{schedule}/runs", json!({ "dryrun": true }), "run"),
+        ("get", "/v1/admin/jobs/runs/{run}", json!(null), ""),
+        ("get", "/v1/admin/jobs/runs", json!(null), ""),
+        ("post", "/v1/admin/jobs/{schedule}/pause", json!({ "reason": "a test" }), ""),
+        ("post", "/v1/admin/pauses", json!({ "scope": "type:task.delete", "reason": "a test" }), ""),
+        ("get", "/v1/admin/pauses", json!(null), ""),
+        ("post", "/v1/admin/holds", json!({ "entity": user, "why": "a test" }), "hold"),
+        ("get", "/v1/admin/holds/{hold}", json!(null), ""),
+        ("get", "/v1/admin/holds", json!(null), ""),
+        ("delete", "/v1/admin/holds/{hold}", json!(null), ""),
+        ("get", "/v1/admin/backups", json!(null), ""),
+        ("get", "/v1/admin/backups/{backup}", json!(null), ""),
+        ("get", "/v1/admin/dead-letters", json!(null), ""),
+        ("get", "/v1/admin/dead-letters/groups", json!(null), ""),
+        ("get", "/v1/admin/dead-letters/{letter}", json!(null), ""),
+        ("post", "/v1/admin/dead-letters/{letter}/dry-run", json!({}), ""),
+        ("post", "/v1/admin/dead-letters/{letter}/discard", json!({ "why": "a test" }), ""),
+        ("post", "/v1/admin/dead-letters/replays", json!({ "filter": { "state": "kept" } }), "replay"),
+        ("get", "/v1/admin/dead-letters/replays/{replay}", json!(null), ""),
+        ("get", "/v1/admin/dead-letters/replays", json!(null), ""),
+        ("post", "/v1/admin/api-keys", json!({ "name": "a test's", "scopes": ["read"] }), "key"),
+        ("get", "/v1/admin/api-keys", json!(null), ""),
+        ("put", "/v1/admin/users/{user}/role", json!({ "role": "admin" }), ""),
+        ("put", "/v1/admin/users/{user}/password", json!({ "password": "correct horse battery" }), ""),
+        ("get", "/healthz", json!(null), ""),
+    ];
+    known.insert("schedule", "retention.events".to_owned());
+    for (method, route, body, names) in calls {
+        let (mut path, mut template) = (route.to_owned(), route.to_owned());
+        for (name, value) in &known {
+            path = path.replace(&format!("{{{name}}}"), value);
+            let documented = if *name == "schedule" { "{schedule}" } else { "{id}" };
+            template = template.replace(&format!("{{{name}}}"), documented);
+        }
+        let request = admin.request(method.to_uppercase().parse()?, &path);
+        let request = if body.is_null() { request } else { request.json(&body) };
+        let answer = request.send().await?;
+        ensure!(answer.status().is_success(), "{method} {path}: {}", answer.text().await?);
+        let told = fits(&document, &document["paths"][&template][method], answer)
+            .await
+            .with_context(|| format!("{method} {path}"))?;
+        if !names.is_empty() {
+            let id = told["id"].as_str().map_or_else(|| told["id"].to_string(), str::to_owned);
+            known.insert(names, id);
+        }
+    }
+    scheduler.stop().await?;
+    worker.stop().await
+}
+
 /// Holds an answer against what the document says of the call: status, content type, schema.
-async fn fits(document: &Value, call: &Value, answer: reqwest::Response) -> Result {
+async fn fits(document: &Value, call: &Value, answer: reqwest::Response) -> Result<Value> {
     let status = answer.status().as_u16().to_string();
     let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().to_owned();
-    let body: &Value = &answer.json().await?;
+    let body: Value = answer.json().await?;
     let given = &call["responses"][&status];
     ensure!(!given.is_null(), "the document does not know the status {status}; {body}");
     let given = match given["$ref"].as_str() {
@@ -258,7 +394,7 @@ async fn fits(document: &Value, call: &Value, answer: reqwest::Response) -> Resu
     let mut schema = content["schema"].clone();
     schema["components"] = document["components"].clone();
     let validator = jsonschema::options().should_validate_formats(true).build(&schema)?;
-    let faults: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
+    let faults: Vec<String> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
     ensure!(faults.is_empty(), "{}\n{body}", faults.join("\n"));
-    Ok(())
+    Ok(body)
 }

@@ -37,9 +37,13 @@ async fn readme() -> Result {
     drop(listener);
     let first_port = Ports::free()?.postgres;
 
-    let mut dev = start(folder.path(), &address, first_port).await?;
-    // As they stand, one after the other, but for the port.
-    let script = blocks.join("\n").replace("127.0.0.1:8080", &address);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let metrics = listener.local_addr()?.to_string();
+    drop(listener);
+    let addresses = [("TASKFLOW_HTTP__LISTEN", address.as_str()), ("TASKFLOW_METRICS__LISTEN", &metrics)];
+    let mut dev = start(folder.path(), &addresses, first_port).await?;
+    // As they stand, one after the other, but for the ports.
+    let script = blocks.join("\n").replace("127.0.0.1:8080", &address).replace("127.0.0.1:9103", &metrics);
     let run = Command::new("bash")
         .args(["-euo", "pipefail", "-c", &script])
         .current_dir(folder.path())
@@ -51,7 +55,7 @@ async fn readme() -> Result {
     ensure!(said.contains("2 accepted, 0 refused") && said.contains("\"status\":\"applied\""), "{said}");
     // Killed, it leaves its servers behind; the next start deals with them and has kept the data.
     dev.kill().await?;
-    let mut again = start(folder.path(), &address, first_port).await?;
+    let mut again = start(folder.path(), &addresses, first_port).await?;
     let log = std::fs::read_to_string(folder.path().join("dev.log"))?;
     ensure!(log.contains("0 users and 0 tasks are new"), "it did not keep its data:\n{log}");
     let pid = nix::unistd::Pid::from_raw(again.id().context("it has ended")?.cast_signed());
@@ -80,12 +84,12 @@ fn path(folder: &Path) -> Result<String> {
     Ok(format!("{}:{path}", bin.display()))
 }
 
-async fn start(folder: &Path, address: &str, first_port: u16) -> Result<tokio::process::Child> {
+async fn start(folder: &Path, addresses: &[(&str, &str)], first_port: u16) -> Result<tokio::process::Child> {
     let log = std::fs::File::create(folder.join("dev.log"))?;
     let child = Command::new(PROGRAM)
         .args(["dev", "--first-port", &first_port.to_string()])
         .current_dir(folder)
-        .env("TASKFLOW_HTTP__LISTEN", address)
+        .envs(addresses.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

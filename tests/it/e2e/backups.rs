@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use mongodb::bson::Document;
 use serde_json::{Value, json};
 use taskflow_tests::backups::{
     Backups, documents, has_database, indexes, must_agree, must_be_alike, own, rows, text, write_key,
@@ -354,7 +355,14 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     let old = replaced[0]["old"].as_str().context("no old database")?.to_owned();
     wait::until("our connections are new", async || Ok(has_database(&site, &old).await.unwrap_or(false)))
         .await?;
-    must_be_alike(&before, &rows(&site, &live).await?)?;
+    // What it told of itself comes on top.
+    let mut restored = rows(&site, &live).await?;
+    let told = restored.insert("system_events".to_owned(), before["system_events"].clone());
+    ensure!(
+        told.is_some_and(|told| told.len() == 1 + before["system_events"].len()),
+        "it was not told, or twice"
+    );
+    must_be_alike(&before, &restored)?;
     // MongoDB's dies at each step, and goes on. From its first step on, it bears a mark.
     let args = ["restore", &trail, "--over-live", "--replace", &live];
     for point in ["marked:1", "emptied:1", "refilled:1"] {
@@ -378,5 +386,22 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     let into = format!("{live}_s");
     backups.ask(&["restore", &saved, "--into", &into]).await?;
     ensure!(rows(&site, &into).await?["receipts"].len() == 50, "what was live is not what was saved");
-    Ok(())
+    // Each of the three is told, and counted by whoever carries it to the audit trail.
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
+    let metrics = taskflow_tests::Client::new(&format!("http://{listen}"))?;
+    wait::until("the restores are counted", async || {
+        let text = metrics.get("/metrics").await?.text().await?;
+        let series = "taskflow_sensitive_operations_total{operation=\"restore\"} ";
+        Ok(text.lines().find_map(|line| line.strip_prefix(series)) == Some("3"))
+    })
+    .await?;
+    let events = site.events().await?;
+    let named = |backup: &str| {
+        let of =
+            |event: &Document| event.get_document("payload").ok()?.get_str("backup").ok().map(str::to_owned);
+        events.iter().filter(|event| of(event).is_some_and(|named| named == backup)).count()
+    };
+    ensure!(named(&dump) == 1 && named(&trail) == 1, "{events:?}");
+    worker.stop().await
 }

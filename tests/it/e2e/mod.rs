@@ -21,6 +21,7 @@ mod reads;
 mod redis_cluster;
 mod retention;
 mod sessions;
+mod stampede;
 mod stream;
 mod waiting;
 mod warming;
@@ -50,6 +51,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         waiting::tests(),
         warming::tests(),
         sessions::tests(),
+        stampede::tests(),
         cli::tests(),
         live::tests(),
         canary::tests(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use taskflow_tests::commands::{USER, command_of, id};
+use taskflow_tests::commands::{ADMIN, USER, command_of, id};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::proxy::{Flow, Wire};
 use taskflow_tests::{Client, Result, Site, wait};
@@ -37,6 +37,8 @@ pub(crate) fn tests() -> Vec<Trial> {
 struct Known {
     /// Of each task: its version and its newest word.
     tasks: HashMap<Uuid, Told>,
+    /// Those that are deleted, and the word that they had.
+    deleted: HashMap<Uuid, String>,
     profile: i64,
 }
 
@@ -45,6 +47,8 @@ struct Told {
     version: i64,
     /// The word in its title.
     word: String,
+    /// Whom it was assigned to last.
+    assignee: Option<Uuid>,
 }
 
 #[derive(Default)]
@@ -77,6 +81,7 @@ async fn never_old(site: Arc<Site>) -> Result {
     let (_two, second) = cluster.api().await?;
     let mut worker = cluster.worker()?;
     let clients = [first.user().await?, second.user().await?];
+    let admins = [first.admin().await?, second.admin().await?];
     let game = Arc::new(Game::default());
     let mut players = JoinSet::new();
     for number in 0..WRITERS {
@@ -84,7 +89,8 @@ async fn never_old(site: Arc<Site>) -> Result {
         players.spawn(play(Arc::clone(&game), player));
     }
     for number in 0..READERS {
-        let player = read(Arc::clone(&game), clients[number % 2].clone(), 100 + number as u64);
+        let eyes = Eyes { own: clients[number % 2].clone(), admin: admins[(number + 1) % 2].clone() };
+        let player = read(Arc::clone(&game), eyes, 100 + number as u64);
         players.spawn(play(Arc::clone(&game), player));
     }
 
@@ -133,10 +139,11 @@ async fn never_old(site: Arc<Site>) -> Result {
         game.writes.load(Ordering::Relaxed)
     );
     // A cache that is never used proves nothing.
-    for cache in ["task", "profile", "list", "stats", "search"] {
+    for cache in ["task", "profile", "list", "stats", "search", "search of an admin", "list of an admin"] {
         ensure!(hits.get(cache).copied().unwrap_or(0) > 0, "no hit of {cache}; {counts}");
     }
     ensure!(game.writes.load(Ordering::Relaxed) > 50, "hardly any writes; {counts}");
+    ensure!(game.known(|known| known.deleted.len()) > 3, "hardly anything was deleted; {counts}");
     println!("{counts}");
     worker.stop().await
 }
@@ -189,9 +196,12 @@ async fn write(game: Arc<Game>, client: Client, seed: u64) -> Result {
             len => tasks[dice.below(len as u64) as usize],
         };
         let new = game.known(|known| !known.tasks.contains_key(&task));
-        let (kind, data, worded) = match dice.below(3) {
+        let assignee = [None, Some(USER), Some(ADMIN)][dice.below(3) as usize];
+        let (kind, data, worded) = match dice.below(10) {
             _ if new => ("task.create", json!({ "title": format!("common {word}") }), true),
-            0 => {
+            0 => ("task.delete", json!({}), false),
+            1 | 2 => ("task.assign", json!({ "assigneeid": assignee }), false),
+            3..=5 => {
                 let status = ["todo", "in_progress", "review", "done"][dice.below(4) as usize];
                 ("task.change_status", json!({ "status": status }), false)
             }
@@ -199,8 +209,19 @@ async fn write(game: Arc<Game>, client: Client, seed: u64) -> Result {
         };
         let Some(receipt) = send(&game, &client, command_of(USER, kind, task, data)).await? else { break };
         let version = receipt["version"].as_i64().context("version")?;
+        if kind == "task.delete" {
+            tasks.retain(|own| *own != task);
+        }
         game.known(|known| {
+            if kind == "task.delete" {
+                let word = known.tasks.remove(&task).map(|told| told.word);
+                known.deleted.insert(task, word.unwrap_or_default());
+                return;
+            }
             let told = known.tasks.entry(task).or_default();
+            if kind == "task.assign" {
+                told.assignee = assignee;
+            }
             told.version = version;
             if worded {
                 told.word = word;
@@ -222,21 +243,36 @@ async fn send(game: &Game, client: &Client, command: Value) -> Result<Option<Val
     Ok(None)
 }
 
+/// Who looks: the user whose tasks they are, and an admin at the other process.
+struct Eyes {
+    own: Client,
+    admin: Client,
+}
+
 /// Reads, and compares with what was told before it asked.
-async fn read(game: Arc<Game>, client: Client, seed: u64) -> Result {
+async fn read(game: Arc<Game>, eyes: Eyes, seed: u64) -> Result {
     let mut dice = Dice::new(seed);
+    let client = &eyes.own;
     while !game.is_over() {
-        let (tasks, profile) = game.known(|known| (known.tasks.clone(), known.profile));
+        let (tasks, deleted, profile) =
+            game.known(|known| (known.tasks.clone(), known.deleted.clone(), known.profile));
+        if dice.below(8) == 0
+            && let Some((task, word)) = deleted.iter().nth(dice.below(deleted.len().max(1) as u64) as usize)
+        {
+            gone(&game, &eyes, task, word).await?;
+        }
         let Some((task, told)) = tasks.iter().nth(dice.below(tasks.len().max(1) as u64) as usize) else {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        let judged = match dice.below(6) {
-            0 | 1 => one(&game, &client, task, told).await,
-            2 => user(&game, &client, profile).await,
-            3 => list(&game, &client, &tasks).await,
-            4 => stats(&game, &client, &tasks).await,
-            _ => search(&game, &client, &tasks, task, told).await,
+        let judged = match dice.below(8) {
+            0 | 1 => one(&game, client, task, told).await,
+            2 => user(&game, client, profile).await,
+            3 => list(&game, client, &tasks).await,
+            4 => stats(&game, client, &tasks).await,
+            5 => search(&game, client, "search", &tasks, task, told).await,
+            6 => search(&game, &eyes.admin, "search of an admin", &tasks, task, told).await,
+            _ => assigned(&game, &eyes.admin, &tasks).await,
         };
         judged?;
     }
@@ -264,13 +300,77 @@ async fn ask(game: &Game, client: &Client, cache: &'static str, path: &str) -> R
             tokio::time::sleep(Duration::from_millis(20)).await;
             Ok(None)
         }
+        // What was deleted meanwhile: the callers know whether it may be.
+        404 => {
+            game.reads.fetch_add(1, Ordering::Relaxed);
+            Ok(Some(Value::Null))
+        }
         other => bail!("{path}: {other}: {}", response.text().await?),
     }
 }
 
 async fn one(game: &Game, client: &Client, task: &Uuid, told: &Told) -> Result {
     let Some(body) = ask(game, client, "task", &format!("/v1/tasks/{task}")).await? else { return Ok(()) };
+    if body.is_null() {
+        return may_be_gone(game, client, task).await;
+    }
     ensure!(body["version"].as_i64() >= Some(told.version), "{body} after {told:?}");
+    // What has this version has what the receipts up to it have told.
+    if body["version"].as_i64() == Some(told.version) {
+        ensure!(body["assigneeid"] == json!(told.assignee), "{body} after {told:?}");
+    }
+    Ok(())
+}
+
+/// A task that is not shown was deleted, whether its receipt was told by now or not.
+async fn may_be_gone(game: &Game, client: &Client, task: &Uuid) -> Result {
+    let path = format!("/v1/tasks/{task}");
+    let Some(again) = ask(game, client, "task", &path).await? else { return Ok(()) };
+    ensure!(again.is_null(), "{task} was not there, and is again: {again}");
+    Ok(())
+}
+
+/// After the receipt of its end a task is nowhere.
+async fn gone(game: &Game, eyes: &Eyes, task: &Uuid, word: &str) -> Result {
+    for client in [&eyes.own, &eyes.admin] {
+        if let Some(body) = ask(game, client, "task", &format!("/v1/tasks/{task}")).await? {
+            ensure!(body.is_null(), "a deleted task is shown: {body}");
+        }
+        for path in [
+            format!("/v1/tasks/search?q={word}"),
+            "/v1/tasks/search?q=common&pagesize=100".to_owned(),
+            format!("/v1/users/{USER}/tasks?pagesize=100"),
+        ] {
+            let Some(body) = ask(game, client, "gone", &path).await? else { continue };
+            let items = body["items"].as_array().context("items")?;
+            ensure!(!items.iter().any(|item| item["id"] == json!(task)), "{path} shows the deleted {task}");
+        }
+    }
+    Ok(())
+}
+
+/// An admin's list of its own: what was assigned to it, and not what was taken from it.
+async fn assigned(game: &Game, admin: &Client, tasks: &HashMap<Uuid, Told>) -> Result {
+    let path = format!("/v1/users/{ADMIN}/tasks?pagesize=100");
+    let Some(body) = ask(game, admin, "list of an admin", &path).await? else { return Ok(()) };
+    let items = body["items"].as_array().context("items")?;
+    for (task, told) in tasks {
+        let shown = items.iter().find(|item| item["id"] == json!(task));
+        let version = shown.and_then(|item| item["version"].as_i64());
+        let newer = |version: Option<i64>| version > Some(told.version);
+        if told.assignee == Some(ADMIN) && version.is_none() {
+            // Only another command may have taken it from the list.
+            let Some(now) = ask(game, admin, "task", &format!("/v1/tasks/{task}")).await? else { continue };
+            ensure!(
+                now.is_null() || newer(now["version"].as_i64()),
+                "{task} is missing after {told:?}: {now}"
+            );
+        } else if told.assignee != Some(ADMIN) {
+            ensure!(version.is_none() || newer(version), "{task} is still in the list after {told:?}");
+        } else {
+            ensure!(version >= Some(told.version), "{task} has version {version:?} after {told:?}");
+        }
+    }
     Ok(())
 }
 
@@ -284,10 +384,29 @@ async fn list(game: &Game, client: &Client, tasks: &HashMap<Uuid, Told>) -> Resu
     let path = format!("/v1/users/{USER}/tasks?pagesize=100");
     let Some(body) = ask(game, client, "list", &path).await? else { return Ok(()) };
     let items = body["items"].as_array().context("items")?;
+    complete(game, client, items, tasks, "a list").await
+}
+
+/// Every task is there as the receipts have told it, or newer, or deleted meanwhile.
+async fn complete(
+    game: &Game,
+    client: &Client,
+    items: &[Value],
+    tasks: &HashMap<Uuid, Told>,
+    place: &str,
+) -> Result {
     for (task, told) in tasks {
         let shown = items.iter().find(|item| item["id"] == json!(task));
-        let version = shown.and_then(|item| item["version"].as_i64());
-        ensure!(version >= Some(told.version), "{task} has version {version:?} in a list after {told:?}");
+        match shown.and_then(|item| item["version"].as_i64()) {
+            Some(version) => {
+                ensure!(version >= told.version, "{task} has version {version} in {place} after {told:?}");
+            }
+            None => {
+                let path = format!("/v1/tasks/{task}");
+                let Some(now) = ask(game, client, "task", &path).await? else { continue };
+                ensure!(now.is_null(), "{task} is missing in {place} after {told:?}: {now}");
+            }
+        }
     }
     Ok(())
 }
@@ -295,23 +414,27 @@ async fn list(game: &Game, client: &Client, tasks: &HashMap<Uuid, Told>) -> Resu
 async fn stats(game: &Game, client: &Client, tasks: &HashMap<Uuid, Told>) -> Result {
     let path = format!("/v1/users/{USER}/task-stats");
     let Some(body) = ask(game, client, "stats", &path).await? else { return Ok(()) };
-    ensure!(body["total"].as_u64() >= Some(tasks.len() as u64), "{body} after {} tasks", tasks.len());
+    // Each writer may delete one task meanwhile, or a few while this answer was on its way: the lower bound moves with them.
+    let still = game.known(|known| tasks.keys().filter(|task| known.tasks.contains_key(*task)).count());
+    let least = still.saturating_sub(WRITERS);
+    ensure!(body["total"].as_u64() >= Some(least as u64), "{body} after {} tasks", tasks.len());
     Ok(())
 }
 
 async fn search(
     game: &Game,
     client: &Client,
+    cache: &'static str,
     tasks: &HashMap<Uuid, Told>,
     task: &Uuid,
     told: &Told,
 ) -> Result {
     // The newest word of one task, which nobody has looked for before; and the one that all have, which is kept.
     let path = format!("/v1/tasks/search?q={}", told.word);
-    if let Some(body) = ask(game, client, "search", &path).await? {
+    if let Some(body) = ask(game, client, cache, &path).await? {
         let items = body["items"].as_array().context("items")?;
         let found = items.iter().any(|item| item["id"] == json!(task));
-        let moved_on = game.known(|known| known.tasks[task].word != told.word);
+        let moved_on = game.known(|known| known.tasks.get(task).is_none_or(|now| now.word != told.word));
         // A newer title may have been committed before its receipt was told.
         if !found && !moved_on {
             let Some(now) = ask(game, client, "task", &format!("/v1/tasks/{task}")).await? else {
@@ -321,13 +444,9 @@ async fn search(
             ensure!(!title.ends_with(&told.word), "{} is not found after {told:?}", told.word);
         }
     }
-    let Some(body) = ask(game, client, "search", "/v1/tasks/search?q=common&pagesize=100").await? else {
+    let Some(body) = ask(game, client, cache, "/v1/tasks/search?q=common&pagesize=100").await? else {
         return Ok(());
     };
     let items = body["items"].as_array().context("items")?;
-    for (task, told) in tasks {
-        let version = items.iter().find(|item| item["id"] == json!(task)).and_then(|i| i["version"].as_i64());
-        ensure!(version >= Some(told.version), "{task} has version {version:?} in a search after {told:?}");
-    }
-    Ok(())
+    complete(game, client, items, tasks, cache).await
 }

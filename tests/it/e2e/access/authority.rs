@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
-use taskflow_tests::commands::id;
-use taskflow_tests::{Client, Result, Site};
+use serde_json::{Value, json};
+use taskflow_tests::commands::{ADMIN, USER, command_of, id};
+use taskflow_tests::{Client, Result, Site, wait};
+use uuid::Uuid;
 
 use super::new_key;
 use crate::{cluster, plain, with_site};
@@ -19,6 +21,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             "access: every kind of caller makes every call, and gets what docs/access.md says",
             everybody,
         ),
+        with_site("access: metrics have a port of their own, and on the public one ask who it is", metrics),
+        with_site("access: who sees a receipt, and who may cancel what it is of", receipts),
     ]
 }
 
@@ -93,7 +97,7 @@ fn may(row: &Row, caller: &str) -> bool {
 
 async fn everybody(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
-    let (_api, nobody) = cluster.api().await?;
+    let (_api, nobody) = cluster.api_with(&[("TASKFLOW_HTTP__OPEN_METRICS", "false")]).await?;
     let admin = nobody.admin().await?;
     let mut callers = vec![("nobody", nobody.clone()), ("garbage", nobody.with("tfs_nonsense"))];
     for (name, scope) in
@@ -126,6 +130,138 @@ async fn everybody(site: Arc<Site>) -> Result {
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
+}
+
+async fn metrics(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let env = [("TASKFLOW_METRICS__LISTEN", listen.as_str()), ("TASKFLOW_HTTP__OPEN_METRICS", "false")];
+    let (api, client) = cluster.api_with(&env).await?;
+    let inside = Client::new(&format!("http://{listen}"))?;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        ensure!(inside.get(path).await?.status() == 200, "{path} on the port for the inside");
+    }
+    ensure!(
+        inside.get("/v1/events").await?.status() == 404,
+        "the port for the inside has more than it should"
+    );
+    ensure!(client.get("/metrics").await?.status() == 401, "open to anybody");
+    ensure!(client.user().await?.get("/metrics").await?.status() == 403, "open to a user");
+    let (_, operator) = new_key(&client.admin().await?, &["admin"], None).await?;
+    // As Prometheus asks: not for JSON.
+    let accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.3";
+    let answer = operator.request(reqwest::Method::GET, "/metrics").header("accept", accept).send().await?;
+    ensure!(answer.status() == 200, "{}", answer.status());
+    ensure!(answer.text().await?.contains("taskflow_build_info"), "no metrics");
+    api.stop().await?;
+    ensure!(inside.get("/healthz").await.is_err(), "it outlives the API");
+    Ok(())
+}
+
+/// The receipts of commands of two sources, and of two people, before every kind of caller.
+async fn receipts(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    // Which knows of no command but what the stores know.
+    let (_other, elsewhere) = cluster.api().await?;
+    let (admin, user) = (client.admin().await?, client.user().await?);
+    let (_, crm) = new_key(&admin, &["commands:write"], Some("/crm")).await?;
+    let (_, shop) = new_key(&admin, &["commands:write"], Some("/shop")).await?;
+    let (_, reader) = new_key(&admin, &["read"], None).await?;
+    let (_, both) = new_key(&admin, &["read", "commands:write"], Some("/shop")).await?;
+    let (_, operator) = new_key(&admin, &["admin"], None).await?;
+    let callers = [
+        ("admin", &admin),
+        ("user", &user),
+        ("/crm", &crm),
+        ("/shop", &shop),
+        ("read", &reader),
+        ("read, /shop", &both),
+        ("admin key", &operator),
+    ];
+    let send = async |source: &str, actor: Uuid, wait: bool| -> Result<String> {
+        let mut command = command_of(actor, "task.create", id(), json!({ "title": "whose" }));
+        command["source"] = json!(source);
+        if wait {
+            command["notbefore"] = json!("2099-01-01T00:00:00Z");
+        }
+        let sender = if source.starts_with("/crm") { &crm } else { &shop };
+        let (status, answer) = sender.send("application/json", command.to_string()).await?;
+        ensure!(status == 202, "{status} {answer}");
+        // The status address leads to what its sender may see, also at once.
+        let at_once = sender.get(answer["status_url"].as_str().unwrap_or_default()).await?.status();
+        ensure!(at_once == 200, "the sender's own command is {at_once}");
+        let path = format!("/v1/commands/{}", answer["id"].as_str().unwrap_or_default());
+        let state = if wait { "scheduled" } else { "applied" };
+        wait::until("the command has come to rest", async || {
+            let seen: Value = admin.get(&path).await?.json().await?;
+            Ok(seen["status"] == state)
+        })
+        .await?;
+        Ok(path)
+    };
+    // Who sees it, and what cancelling it is answered with. An admin's key reads no receipts: no scope includes another.
+    let rows: [(&str, Uuid, bool, &[&str], &[(&str, u16)]); 4] = [
+        (
+            "/crm/eu",
+            USER,
+            false,
+            &["admin", "user", "/crm", "read", "read, /shop"],
+            &[
+                ("/shop", 404),
+                ("read, /shop", 404),
+                ("read", 403),
+                ("admin key", 403),
+                ("/crm", 409),
+                ("user", 409),
+            ],
+        ),
+        (
+            "/shop",
+            ADMIN,
+            false,
+            &["admin", "/shop", "read", "read, /shop"],
+            &[("/crm", 404), ("user", 404), ("/shop", 409)],
+        ),
+        (
+            "/shop/eu",
+            ADMIN,
+            true,
+            &["admin", "/shop", "read", "read, /shop"],
+            &[("/crm", 404), ("user", 404), ("read", 403), ("read, /shop", 200), ("/shop", 409)],
+        ),
+        (
+            "/crm",
+            USER,
+            true,
+            &["admin", "user", "/crm", "read", "read, /shop"],
+            &[("read, /shop", 404), ("/crm", 200)],
+        ),
+    ];
+    for (source, actor, wait, sees, cancels) in rows {
+        let path = send(source, actor, wait).await?;
+        for (name, caller) in callers {
+            for base in [client.base(), elsewhere.base()] {
+                let seen = caller.at(base).get(&path).await?.status().as_u16();
+                let expected = match name {
+                    "admin key" => 403,
+                    _ if sees.contains(&name) => 200,
+                    _ => 404,
+                };
+                ensure!(seen == expected, "{name} asks for a receipt of {source}: {seen}, not {expected}");
+            }
+        }
+        for (name, expected) in cancels {
+            let (_, caller) = callers.iter().find(|(known, _)| known == name).context("who?")?;
+            let status = caller.delete(&path).await?.status().as_u16();
+            ensure!(status == *expected, "{name} cancels what is of {source}: {status}, not {expected}");
+        }
+        // What was cancelled still is of its source.
+        let sender = if source.starts_with("/crm") { &crm } else { &shop };
+        ensure!(sender.get(&path).await?.status() == 200, "the sender sees it no more");
+    }
+    worker.stop().await
 }
 
 /// Calls with an id that nothing has and a body that means nothing: whoever is let in changes nothing.

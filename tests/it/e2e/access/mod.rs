@@ -6,6 +6,7 @@ mod keys;
 mod limits;
 mod logins;
 mod outage;
+mod sensitive;
 mod sockets;
 mod users;
 
@@ -24,6 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         limits::tests(),
         logins::tests(),
         outage::tests(),
+        sensitive::tests(),
         sockets::tests(),
         users::tests(),
     ]
