@@ -1,5 +1,8 @@
 //! Upkeep of the stores, on real servers.
 
+mod busy;
+mod report;
+
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -10,12 +13,13 @@ use taskflow_tests::{Cluster, Result, Site, wait};
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![
+    let own = vec![
         with_site("maintenance of Postgres vacuums, rebuilds only what is bloated, and reports", postgres),
         with_site("maintenance of MongoDB and Redis says plainly what a server refuses", others),
         with_site("maintenance keeps to its window and gives way to load", window),
         with_site("an index build that is cancelled leaves nothing behind", cancelled),
-    ]
+    ];
+    [own, busy::tests(), report::tests()].into_iter().flatten().collect()
 }
 
 async fn led(site: &Site) -> Result {
@@ -190,5 +194,14 @@ async fn cancelled(site: Arc<Site>) -> Result {
         site.count("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await? == 0,
         "an invalid index is left"
     );
+    // No worker has carried them to the audit trail yet: they wait in the order in which they happened.
+    let told: Vec<String> = sqlx::query_scalar(
+        "SELECT substring(convert_from(event, 'UTF8') FROM 'system[.]maintenance[.][a-z]+') FROM system_events ORDER BY place",
+    )
+    .fetch_all(&site.postgres)
+    .await?;
+    let deeds =
+        ["started", "failed", "started", "completed"].map(|deed| format!("system.maintenance.{deed}"));
+    ensure!(told == deeds, "{told:?}");
     scheduler.stop().await
 }
