@@ -75,6 +75,15 @@ async fn postgres(site: Arc<Site>) -> Result {
     let figures = &done["figures"];
     ensure!(done["state"] == "completed" && figures["rebuilt"] == 1, "{done}");
     ensure!(site.count(size).await? < before / 4, "{done}");
+    let (after, rebuild) = (site.count(size).await?, &figures["rebuilds"][0]);
+    ensure!(
+        rebuild["index"] == "idx_bloated"
+            && rebuild["bytes_before"] == before
+            && rebuild["bytes_after"] == after
+            && rebuild["empty_before"].as_f64().is_some_and(|empty| empty > 0.8)
+            && rebuild["empty_after"].as_f64().is_some_and(|empty| empty < 0.3),
+        "{rebuild}"
+    );
     ensure!(figures["bytes_freed"].as_i64().is_some_and(|freed| freed > before / 2), "{done}");
     ensure!(
         site.count("SELECT pg_relation_size('idx_full_one')").await? >= full,

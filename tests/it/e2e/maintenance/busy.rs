@@ -102,7 +102,9 @@ async fn redis(site: Arc<Site>) -> Result {
             pings.query_async::<()>(&mut connection).await.context("ping")
         }
     });
+    site.redis_set("a key", "kept").await?;
     yields(&cluster, &site, "maintenance.redis", load, "calls a second", "log_rewritten").await?;
+    ensure!(site.cached("a key").await?.as_deref() == Some("kept"), "upkeep has removed a key");
     // Without a busy store it does not wait at all.
     let again = super::run(&cluster, &["maintenance.redis"]).await?;
     ensure!(again["state"] == "completed", "{again}");
