@@ -107,14 +107,26 @@ metrics! {
         "Connections of the server by state (active, idle, idle_in_transaction), and its limit (max).";
     POSTGRES_OLDEST_TRANSACTION = "taskflow_postgres_oldest_transaction_seconds" Kind::Gauge, [],
         "Age of the oldest open transaction.";
+    POSTGRES_LONG_TRANSACTIONS = "taskflow_postgres_long_transactions" Kind::Gauge, [],
+        "Transactions that have been open for longer than half a minute.";
     POSTGRES_XMIN_AGE = "taskflow_postgres_oldest_xmin_age" Kind::Gauge, [],
-        "Transactions since the oldest one that a session still sees: nothing younger can be vacuumed.";
+        "Transactions since the oldest one that a session, a replication slot or a prepared transaction still holds: nothing younger can be vacuumed.";
     POSTGRES_WRAPAROUND_AGE = "taskflow_postgres_wraparound_age" Kind::Gauge, [],
         "Transactions since the oldest one that is not frozen; the server stops before two thousand million.";
     POSTGRES_TABLE_BYTES = "taskflow_postgres_table_bytes" Kind::Gauge, ["table"],
         "Size of a table with its indexes.";
     POSTGRES_DEAD_ROWS = "taskflow_postgres_dead_rows" Kind::Gauge, ["table"],
         "Dead rows of a table, as the server estimates them.";
+    POSTGRES_INDEX_SCANS = "taskflow_postgres_index_scans" Kind::Gauge, ["index"],
+        "Scans of an index since the server's statistics began.";
+    POSTGRES_UNUSED_INDEXES = "taskflow_postgres_unused_indexes" Kind::Gauge, ["figure"],
+        "Indexes that nothing has read since the server's statistics began and that no constraint needs: count, bytes.";
+    POSTGRES_STATEMENT_SECONDS = "taskflow_postgres_statement_seconds" Kind::Gauge, ["statement"],
+        "Time that the statements of a name have taken, as pg_stat_statements counts it; other for all that have taken little.";
+    POSTGRES_STATEMENT_CALLS = "taskflow_postgres_statement_calls" Kind::Gauge, ["statement"],
+        "Calls of the statements of a name, as pg_stat_statements counts them.";
+    POSTGRES_SLOW_STATEMENTS = "taskflow_postgres_slow_statements" Kind::Gauge, [],
+        "Statements that take longer than a second on average.";
     MONGODB_TRAIL = "taskflow_trail_figures" Kind::Gauge, ["figure"],
         "The audit trail's collection: events, bytes, index_bytes.";
     MONGODB_BEHIND = "taskflow_trail_replication_behind_seconds" Kind::Gauge, [],

@@ -7,6 +7,8 @@
 //   taskflow_scheduler  stamps events (expiresAt), adds copies of the seals; can't remove one
 //   taskflow_retention  the scheduler where it removes events, and `taskflow audit erase`: the only one that removes
 //   taskflow_reader     `taskflow audit verify`, `taskflow audit prove`
+// A user of the scheduler needs the role clusterMonitor of the database admin beside these, if upkeep is to see the
+// server's load and its replica set; without it the runs say what they could not see.
 //
 // MongoDB's own reaper removes by the index on expiresAt. Whoever may stamp an event can thereby have it removed: the
 // seals show it, since it is gone before its time.

@@ -9,20 +9,23 @@ use serde_json::{Map, Value};
 use taskflow_core::event::Retention;
 use taskflow_stores::postgres::job_runs::{self, Told};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
-use taskflow_stores::postgres::load;
-use taskflow_stores::{Kind, StoreError, clock};
+use taskflow_stores::{Kind, StoreError, clock, mongo};
 use tokio_util::sync::CancellationToken;
 
+use crate::load::{self, Beside};
 use crate::schedules::Schedules;
 use crate::{Settings, Stores, audit};
 
+/// How often a write to MongoDB is tried that came too late.
+const TRIES: u32 = 5;
 /// Lines of a run's log, and characters of each.
 const LINES_MAX: usize = 200;
 const LINE_MAX: usize = 500;
 /// Time between two looks at the load, and between two times that the run's log is written down.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_secs(5);
-/// The longest rest after a step.
+/// The longest rest after a deed of maintenance, which may take an hour by itself. All others work in small steps, and
+/// keep to their share however slow the store is.
 const REST_MAX: Duration = Duration::from_secs(10);
 
 /// Why a run is told to stop.
@@ -147,8 +150,12 @@ pub struct Context {
     pub(crate) attempt: i16,
     pub(crate) arguments: Value,
     pub(crate) clock: ServerClock,
+    /// Whether its steps may be long ones: maintenance.
+    pub(crate) heavy: bool,
     /// Whether the run must end with the maintenance window: nobody asked for it by hand.
     pub(crate) bound: bool,
+    /// Whose load it yields to, beside Postgres's.
+    pub(crate) beside: Beside,
     pub(crate) stop: Stop,
     pub(crate) telling: Telling,
 }
@@ -164,6 +171,8 @@ struct Tale {
     left_out: u64,
     written: Instant,
     looked: Option<Instant>,
+    /// Whether it was told that a store does not tell its load.
+    told_unknown: bool,
 }
 
 impl Default for Telling {
@@ -174,6 +183,7 @@ impl Default for Telling {
             left_out: 0,
             written: Instant::now(),
             looked: None,
+            told_unknown: false,
         }))
     }
 }
@@ -242,6 +252,27 @@ impl Context {
         self.now() - TimeDelta::days(i64::from(days))
     }
 
+    /// Writes to MongoDB for as long as this scheduler leads, by that server's own clock. What came too late is done again
+    /// while it still leads: it must bear that, and then finds little to do.
+    pub(crate) async fn in_mongo<W: Future<Output = Result<(), StoreError>>>(
+        &self,
+        mut write: impl FnMut(mongo::fence::Until) -> W,
+    ) -> Result<(), Failure> {
+        let mut tries = 0;
+        loop {
+            // In this order: see there.
+            let moment = mongo::fence::moment(&self.stores.mongo).await?;
+            let until = moment.lasts(self.fence.lasts().await?);
+            tries += 1;
+            match write(until).await {
+                Err(late) if late.kind == Kind::Conflict && tries < TRIES => {
+                    self.log(format!("done again: {late}"));
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
     /// Waits, unless it is told to stop.
     pub(crate) async fn sleep(&self, time: Duration) -> Result<(), Failure> {
         tokio::select! {
@@ -257,7 +288,8 @@ impl Context {
             self.tell().await?;
         }
         let share = self.settings.share.clamp(0.01, 1.0);
-        self.sleep(took.mul_f64((1.0 - share) / share).min(REST_MAX)).await?;
+        let longest = if self.heavy { REST_MAX } else { Duration::MAX };
+        self.sleep(took.mul_f64((1.0 - share) / share).min(longest)).await?;
         self.give_way().await
     }
 
@@ -305,7 +337,7 @@ impl Context {
         Ok(())
     }
 
-    /// Waits while commands are behind or many sessions work, but not beyond the window: also before a job's first deed.
+    /// Waits while commands are behind or the stores are busy, but not beyond the window: also before a job's first deed.
     pub(crate) async fn give_way(&self) -> Result<Step, Failure> {
         let due = |tale: &mut Tale| tale.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY);
         let since = Instant::now();
@@ -317,17 +349,21 @@ impl Context {
             if !looks {
                 return Ok(Step::Go);
             }
-            let load = load::read(&self.stores.postgres).await?;
-            self.telling.with(|tale| tale.looked = Some(Instant::now()));
-            if load.behind_s <= self.settings.yield_behind_s && load.active <= self.settings.yield_sessions {
+            let look = load::look(&self.stores, &self.settings, self.beside).await?;
+            let told = self.telling.with(|tale| {
+                tale.looked = Some(Instant::now());
+                std::mem::replace(&mut tale.told_unknown, look.unknown.is_some())
+            });
+            if let Some(words) = look.unknown.filter(|_| !told) {
+                self.set("load_unknown", words.as_str());
+                self.log(words);
+            }
+            let Some(busy) = look.busy else {
                 looks = false;
                 continue;
-            }
+            };
             if since.elapsed() < LOOK_EVERY {
-                self.log(format!(
-                    "gives way: a partition is {:.0} s behind, {} sessions work",
-                    load.behind_s, load.active
-                ));
+                self.log(format!("gives way: {busy}"));
             }
             self.add("yielded_s", LOOK_EVERY.as_secs());
             self.sleep(LOOK_EVERY.mul_f64(rand::random_range(0.8..=1.2))).await?;

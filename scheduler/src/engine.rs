@@ -281,7 +281,9 @@ impl Engine {
             attempt: run.attempt,
             arguments: run.arguments.clone().map(|arguments| arguments.0).unwrap_or_default(),
             clock,
+            heavy: schedule.job.heavy,
             bound: schedule.job.heavy && run.met != Met::ByHand.as_str(),
+            beside: schedule.job.beside,
             stop: stop.clone(),
             telling: crate::context::Telling::default(),
         });

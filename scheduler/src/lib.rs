@@ -14,6 +14,7 @@ mod engine;
 mod fire;
 mod jobs;
 mod leader;
+mod load;
 mod log_of_writes;
 mod recovery;
 mod run;
@@ -38,7 +39,8 @@ pub const CRASH_POINTS: [&str; 6] = ["led", "fired", "begun", "half_done", "work
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// How long the lead lasts that is not renewed, in milliseconds: nothing is fired for so long after a leader's death.
+    /// How long the lead lasts that is not renewed, in milliseconds, from 1000 to 60000: nothing is fired for so long after a
+    /// leader's death.
     pub lease_ms: u64,
     /// The time zone of the schedules that name none, such as `Europe/Berlin`.
     pub time_zone: String,
@@ -50,8 +52,12 @@ pub struct Settings {
     pub warm_users: usize,
     /// Such a job waits while the partition that is behind most is so for longer than this, in seconds …
     pub yield_behind_s: f64,
-    /// … or while more sessions than this work in Postgres.
+    /// … or while more sessions than this work in Postgres …
     pub yield_sessions: i64,
+    /// … or, if it works on MongoDB, while more operations than this work or wait there …
+    pub yield_mongodb_clients: i64,
+    /// … or, if it works on Redis, while it serves more calls than this a second.
+    pub yield_redis_calls: f64,
     /// The time of the day, in `time_zone`, in which maintenance may be done, such as `01:00-05:00`; `00:00-00:00` is
     /// always.
     pub maintenance_window: String,
@@ -69,6 +75,8 @@ impl Default for Settings {
             warm_users: 1_000,
             yield_behind_s: 5.0,
             yield_sessions: 32,
+            yield_mongodb_clients: 32,
+            yield_redis_calls: 20_000.0,
             maintenance_window: "01:00-05:00".to_owned(),
             jobs: BTreeMap::new(),
         }

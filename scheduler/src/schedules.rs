@@ -9,6 +9,7 @@ use taskflow_core::job::outage::Timing;
 use taskflow_core::job::window::Window;
 use taskflow_core::job::{Missed, Overlap, Retries};
 use taskflow_stores::postgres::job_schedules::Wanted;
+use taskflow_stores::postgres::leader::LEASE_MAX_MS;
 
 use crate::Settings;
 use crate::jobs::{self, Job};
@@ -100,8 +101,9 @@ impl Schedules {
         if !(settings.share > 0.0 && settings.share <= 1.0) {
             faults.push(format!("scheduler.share: {} is not above 0 and at most 1", settings.share));
         }
-        if settings.lease_ms < 1_000 {
-            faults.push(format!("scheduler.lease_ms: {} is below 1000", settings.lease_ms));
+        if !(1_000..=LEASE_MAX_MS).contains(&settings.lease_ms) {
+            let lease_ms = settings.lease_ms;
+            faults.push(format!("scheduler.lease_ms: {lease_ms} is not between 1000 and {LEASE_MAX_MS}"));
         }
         if settings.at_once == 0 {
             faults.push("scheduler.at_once: 0 would run nothing".to_owned());

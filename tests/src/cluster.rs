@@ -24,6 +24,15 @@ pub struct Process {
     log: PathBuf,
 }
 
+/// Seconds of processor time that a process has used.
+pub fn cpu_seconds(pid: Pid) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').context("no statistics")?.1.split_whitespace();
+    // The 14th and the 15th field, in hundredths of a second (proc(5)).
+    let ticks: Vec<f64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / 100.0)
+}
+
 impl<'s> Cluster<'s> {
     pub fn new(site: &'s Site, program: &str) -> Result<Self> {
         let logs = tempfile::Builder::new().prefix("taskflow-log-").tempdir()?;
@@ -151,11 +160,7 @@ impl Process {
 
     /// Seconds of processor time that it has used.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
-        let fields = stat.rsplit_once(')').context("no statistics")?.1.split_whitespace();
-        // The 14th and the 15th field, in hundredths of a second (proc(5)).
-        let ticks: Vec<f64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
-        Ok(ticks.iter().sum::<f64>() / 100.0)
+        cpu_seconds(self.pid()?)
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -9,6 +9,7 @@ use taskflow_stores::mongo::upkeep::{self, Answer};
 
 use super::Job;
 use crate::context::{Context, Failure, Step};
+use crate::load::Beside;
 
 pub(super) const JOB: Job = Job {
     name: "maintenance.mongodb",
@@ -17,6 +18,7 @@ pub(super) const JOB: Job = Job {
     timeout_s: 4 * 3_600,
     retries: 2,
     heavy: true,
+    beside: Beside::MongoDb,
     word: Some("maintenance"),
     work,
     ..Job::DEFAULT

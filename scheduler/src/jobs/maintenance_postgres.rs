@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use serde_json::json;
+use serde_json::{Value, json};
 use taskflow_stores::Kind;
 use taskflow_stores::postgres::statistics;
 use taskflow_stores::postgres::upkeep::{self, Deed, Index, Table, Upkeep};
@@ -63,7 +63,7 @@ fn needs_vacuum(table: &Table) -> bool {
     table.dead_rows >= DEAD_MIN && table.dead_rows as f64 / all as f64 >= DEAD_SHARE
 }
 
-fn shown(table: &Table) -> serde_json::Value {
+fn shown(table: &Table) -> Value {
     json!({ "table": table.name, "rows": table.live_rows, "dead_rows": table.dead_rows, "bytes": table.bytes })
 }
 
@@ -80,6 +80,7 @@ async fn keep_up(context: &Context, tables: &[Table], bloated: &[Index]) -> Resu
     deeds.extend(tables.iter().filter(|table| needs_vacuum(table)).map(|table| Deed::Vacuum(&table.name)));
     deeds.extend(tables.iter().filter(|table| table.changed > 0).map(|table| Deed::Analyze(&table.name)));
     deeds.extend(bloated.iter().map(|index| Deed::Reindex(&index.name)));
+    let mut rebuilds = Vec::new();
     for deed in deeds {
         let started = Instant::now();
         context.fence.holds().await?;
@@ -99,7 +100,8 @@ async fn keep_up(context: &Context, tables: &[Table], bloated: &[Index]) -> Resu
             Deed::Analyze(_) if done => context.add("analyzed", 1),
             Deed::Reindex(name) => {
                 if done {
-                    rebuilt(context, bloated, name).await?;
+                    rebuilds.push(rebuilt(context, bloated, name).await?);
+                    context.set("rebuilds", rebuilds.clone());
                 }
                 for name in upkeep.drop_leftovers().await? {
                     context.log(format!("dropped {name}, what the rebuild left"));
@@ -114,15 +116,23 @@ async fn keep_up(context: &Context, tables: &[Table], bloated: &[Index]) -> Resu
     Ok(())
 }
 
-async fn rebuilt(context: &Context, bloated: &[Index], name: &str) -> Result<(), Failure> {
-    let Some(before) = bloated.iter().find(|index| index.name == name) else { return Ok(()) };
-    let after = upkeep::index_bytes(&context.stores.postgres, name).await?;
+/// Tells of an index that was rebuilt: its size and how much of it was empty, before and after.
+async fn rebuilt(context: &Context, bloated: &[Index], name: &str) -> Result<Value, Failure> {
+    let Some(before) = bloated.iter().find(|index| index.name == name) else { return Ok(Value::Null) };
+    let indexes = upkeep::indexes(&context.stores.postgres, 0).await?;
+    // Somebody may have dropped it meanwhile.
+    let Some(after) = indexes.iter().find(|index| index.name == name) else { return Ok(Value::Null) };
     context.log(format!(
-        "rebuilt {name}: {} bytes before ({:.0} % empty), {after} after",
+        "rebuilt {name}: {} bytes before ({:.0} % empty), {} after ({:.0} %)",
         before.bytes,
-        before.bloat() * 100.0
+        before.bloat() * 100.0,
+        after.bytes,
+        after.bloat() * 100.0
     ));
     context.add("rebuilt", 1);
-    context.add("bytes_freed", (before.bytes - after).max(0).unsigned_abs());
-    Ok(())
+    context.add("bytes_freed", (before.bytes - after.bytes).max(0).unsigned_abs());
+    Ok(json!({
+        "index": name, "bytes_before": before.bytes, "empty_before": before.bloat(), "bytes_after": after.bytes,
+        "empty_after": after.bloat(),
+    }))
 }

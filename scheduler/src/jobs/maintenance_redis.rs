@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::Job;
 use crate::context::{Context, Failure, Step};
+use crate::load::Beside;
 
 pub(super) const JOB: Job = Job {
     name: "maintenance.redis",
@@ -16,6 +17,7 @@ pub(super) const JOB: Job = Job {
     timeout_s: 3_600,
     retries: 2,
     heavy: true,
+    beside: Beside::Redis,
     word: Some("maintenance"),
     work,
     ..Job::DEFAULT

@@ -35,6 +35,7 @@ use taskflow_core::system_event::{JobDeed, Occurrence, job_begun, job_ended};
 use taskflow_stores::postgres::job_runs::{End, Run};
 
 use crate::context::{Context, Failure};
+use crate::load::Beside;
 
 /// One job and the defaults of its schedule.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub struct Job {
     pub enabled: bool,
     /// Only in the maintenance window.
     pub heavy: bool,
+    /// The store, beside Postgres, whose load it yields to.
+    pub beside: Beside,
     /// The audit trail tells of its runs as `system.WORD.started`, `.completed` and `.failed`.
     pub word: Option<&'static str>,
     pub work: fn(Arc<Context>) -> BoxFuture<'static, Result<(), Failure>>,
@@ -94,6 +97,7 @@ impl Job {
         missed: Missed::Once,
         enabled: true,
         heavy: false,
+        beside: Beside::Nothing,
         word: None,
         work: |_| Box::pin(async { Ok(()) }),
     };

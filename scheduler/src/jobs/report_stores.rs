@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use taskflow_core::metric;
 use taskflow_stores::mongo::upkeep::{self, Answer};
 use taskflow_stores::observe::gauge;
-use taskflow_stores::postgres::statistics;
+use taskflow_stores::postgres::{statements, statistics};
 
 use super::Job;
 use crate::context::{Context, Failure};
@@ -46,13 +46,45 @@ async fn postgres(context: &Context) -> Result<(), Failure> {
         gauge(&metric::POSTGRES_CONNECTIONS, &[("state", state)]).set(count as f64);
     }
     gauge(&metric::POSTGRES_OLDEST_TRANSACTION, &[]).set(moment.oldest_transaction_s);
+    gauge(&metric::POSTGRES_LONG_TRANSACTIONS, &[]).set(moment.long_transactions as f64);
     gauge(&metric::POSTGRES_XMIN_AGE, &[]).set(moment.oldest_xmin_age as f64);
     gauge(&metric::POSTGRES_WRAPAROUND_AGE, &[]).set(moment.wraparound_age as f64);
     for (table, bytes, dead) in statistics::table_sizes(&context.stores.postgres).await? {
         gauge(&metric::POSTGRES_TABLE_BYTES, &[("table", table.as_str())]).set(bytes as f64);
         gauge(&metric::POSTGRES_DEAD_ROWS, &[("table", table.as_str())]).set(dead as f64);
     }
+    indexes(context).await?;
+    slow_statements(context).await?;
     context.set("postgres", serde_json::to_value(moment).unwrap_or_default());
+    Ok(())
+}
+
+async fn indexes(context: &Context) -> Result<(), Failure> {
+    let indexes = statistics::index_use(&context.stores.postgres).await?;
+    for index in &indexes {
+        gauge(&metric::POSTGRES_INDEX_SCANS, &[("index", index.name.as_str())]).set(index.scans as f64);
+    }
+    let unused = || indexes.iter().filter(|index| index.is_unused());
+    let (count, bytes) = (unused().count(), unused().map(|index| index.bytes).sum::<i64>());
+    gauge(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "count")]).set(count as f64);
+    gauge(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "bytes")]).set(bytes as f64);
+    context.set("unused_indexes", count);
+    Ok(())
+}
+
+async fn slow_statements(context: &Context) -> Result<(), Failure> {
+    let Some(named) = statements::by_name(&context.stores.postgres).await? else {
+        context.set("slow_statements", statements::NOT_COUNTED);
+        return Ok(());
+    };
+    for one in &named {
+        let label = [("statement", one.name.as_str())];
+        gauge(&metric::POSTGRES_STATEMENT_SECONDS, &label).set(one.seconds);
+        gauge(&metric::POSTGRES_STATEMENT_CALLS, &label).set(one.calls as f64);
+    }
+    let slow: i64 = named.iter().map(|one| one.slow).sum();
+    gauge(&metric::POSTGRES_SLOW_STATEMENTS, &[]).set(slow as f64);
+    context.set("slow_statements", slow);
     Ok(())
 }
 

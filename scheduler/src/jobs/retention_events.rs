@@ -16,6 +16,7 @@ use taskflow_stores::postgres::{job_schedules, leader};
 
 use super::{Job, retention_holds};
 use crate::context::{Context, Failure, Step};
+use crate::load::Beside;
 
 pub(super) const JOB: Job = Job {
     name: "retention.events",
@@ -24,6 +25,7 @@ pub(super) const JOB: Job = Job {
     jitter_s: 60,
     timeout_s: 3_000,
     retries: 3,
+    beside: Beside::MongoDb,
     word: Some("retention"),
     work,
     ..Job::DEFAULT
@@ -95,8 +97,12 @@ async fn restamp(context: &Context) -> Result<Step, Failure> {
             (right.timestamp_millis() != event.expires_at.timestamp_millis()).then_some((event, right))
         });
         let wrong: Vec<(&Found, DateTime<Utc>)> = wrong.collect();
-        context.fence.holds().await?;
-        trail::stamp(&context.stores.mongo, &wrong).await?;
+        let (mongo, stamps) = (&context.stores.mongo, wrong.as_slice());
+        let write = |until| async move {
+            crash::point("stamps");
+            trail::stamp(mongo, stamps, until).await
+        };
+        context.in_mongo(write).await?;
         context.add("looked_at", page.len() as u64);
         context.add("stamped", wrong.len() as u64);
         let done = page.len() < TOGETHER as usize;
@@ -134,9 +140,13 @@ async fn remove(context: &Context) -> Result<Step, Failure> {
                 Verdict::Keep => {}
             }
         }
-        context.fence.holds().await?;
-        trail::stamp(&context.stores.mongo, &stamps).await?;
-        trail::remove(&context.stores.mongo, &gone, now).await?;
+        let (mongo, young, past) = (&context.stores.mongo, stamps.as_slice(), gone.as_slice());
+        let write = |until| async move {
+            crash::point("removes");
+            trail::stamp(mongo, young, until).await?;
+            trail::remove(mongo, past, now, until).await.map(drop)
+        };
+        context.in_mongo(write).await?;
         for (class, count) in classes {
             *removed.entry(class).or_default() += count;
         }

@@ -82,8 +82,7 @@ async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
         let found = trail::unmarked(&context.stores.mongo, subject(hold), own, TOGETHER).await?;
         let stamps: Vec<_> = found.iter().map(|event| (event, own)).collect();
         if !stamps.is_empty() {
-            context.fence.holds().await?;
-            trail::stamp(&context.stores.mongo, &stamps).await?;
+            context.in_mongo(|until| trail::stamp(&context.stores.mongo, &stamps, until)).await?;
             context.add("events_held", stamps.len() as u64);
         }
         if found.len() < TOGETHER as usize {
@@ -105,8 +104,7 @@ async fn lift(context: &Context, hold: &Hold) -> Result<(), Failure> {
         // What another hold keeps stays as it is, and is passed over.
         cursor = found.last().map(|event| event.id).or(cursor);
         if !stamps.is_empty() {
-            context.fence.holds().await?;
-            trail::stamp(&context.stores.mongo, &stamps).await?;
+            context.in_mongo(|until| trail::stamp(&context.stores.mongo, &stamps, until)).await?;
             context.add("events_lifted", stamps.len() as u64);
         }
         if found.len() < TOGETHER as usize {

@@ -9,6 +9,7 @@ use taskflow_stores::postgres::{job_schedules, leader};
 
 use super::Job;
 use crate::context::{Context, Failure, Step};
+use crate::load::Beside;
 
 pub(super) const JOB: Job = Job {
     name: "retention.sockets",
@@ -17,6 +18,7 @@ pub(super) const JOB: Job = Job {
     jitter_s: 60,
     timeout_s: 1_800,
     retries: 3,
+    beside: Beside::Redis,
     word: Some("retention"),
     work,
     ..Job::DEFAULT

@@ -9,6 +9,7 @@ use mongodb::{Collection, Database};
 use taskflow_core::retention::{Holds, Kept, held_until};
 use uuid::Uuid;
 
+use super::fence::Until;
 use super::{events, failed};
 use crate::{Kind, StoreError};
 
@@ -135,26 +136,40 @@ fn read(document: &Document) -> Result<Found, StoreError> {
     })
 }
 
-/// Removes events, if their stamp still says that their time is over. Returns how many went.
-pub async fn remove(database: &Database, ids: &[[u8; 12]], now: DateTime<Utc>) -> Result<u64, StoreError> {
+/// Removes events, if their stamp still says that their time is over, and whoever wants it still leads. Returns how many
+/// went.
+pub async fn remove(
+    database: &Database,
+    ids: &[[u8; 12]],
+    now: DateTime<Utc>,
+    until: Until,
+) -> Result<u64, StoreError> {
+    const CALL: &str = "remove events";
     if ids.is_empty() {
         return Ok(0);
     }
     let ids: Vec<ObjectId> = ids.iter().map(|id| ObjectId::from_bytes(*id)).collect();
-    let filter = doc! { "_id": { "$in": ids }, "expiresAt": { "$lte": date(now) } };
+    let filter = until.bind(doc! { "_id": { "$in": ids }, "expiresAt": { "$lte": date(now) } });
     let removed = events::durable(database, events::COLLECTION).delete_many(filter).await;
-    Ok(removed.map_err(failed("remove events"))?.deleted_count)
+    let removed = removed.map_err(failed(CALL))?.deleted_count;
+    until.came_in_time(CALL)?;
+    Ok(removed)
 }
 
 /// Stamps events anew, each unless it was stamped by somebody else since it was read: a hold that was put meanwhile has
-/// the last word, also where an older one's mark was there already.
-pub async fn stamp(database: &Database, stamps: &[(&Found, DateTime<Utc>)]) -> Result<(), StoreError> {
+/// the last word, also where an older one's mark was there already. Nothing is stamped by who does not lead any more.
+pub async fn stamp(
+    database: &Database,
+    stamps: &[(&Found, DateTime<Utc>)],
+    until: Until,
+) -> Result<(), StoreError> {
+    const CALL: &str = "stamp events";
     if stamps.is_empty() {
         return Ok(());
     }
     let updates = stamps.iter().map(|(event, at)| {
         let seen = doc! { "_id": ObjectId::from_bytes(event.id), "expiresAt": date(event.expires_at) };
-        doc! { "q": seen, "u": { "$set": { "expiresAt": date(*at) } } }
+        doc! { "q": until.bind(seen), "u": { "$set": { "expiresAt": date(*at) } } }
     });
     let command = doc! {
         "update": events::COLLECTION,
@@ -162,10 +177,10 @@ pub async fn stamp(database: &Database, stamps: &[(&Found, DateTime<Utc>)]) -> R
         "ordered": false,
         "writeConcern": { "w": "majority", "j": true },
     };
-    let answer = database.run_command(command).await.map_err(failed("stamp events"))?;
+    let answer = database.run_command(command).await.map_err(failed(CALL))?;
     match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-        None => Ok(()),
-        Some(first) => Err(StoreError::new("mongodb", "stamp events", Kind::Data, first)),
+        None => until.came_in_time(CALL),
+        Some(first) => Err(StoreError::new("mongodb", CALL, Kind::Data, first)),
     }
 }
 

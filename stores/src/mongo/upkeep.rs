@@ -26,7 +26,11 @@ pub enum Answer {
 /// "no".
 const REFUSALS: [i32; 12] = [59, 115, 166, 238, 20, 13, 72, 76, 2, 9, 40_415, 0];
 
-async fn ask(database: &Database, call: &'static str, command: Document) -> Result<Answer, StoreError> {
+pub(super) async fn ask(
+    database: &Database,
+    call: &'static str,
+    command: Document,
+) -> Result<Answer, StoreError> {
     answered(call, database.run_command(command).await)
 }
 

@@ -3,6 +3,8 @@
 //! The leader writes under its epoch: [`Fence::begin`] opens a transaction that holds the row against a change of hands
 //! until it ends. So who was stopped for longer than its lease can write nothing more. All times are the server's.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgPool, Postgres, Transaction};
@@ -14,13 +16,18 @@ use crate::StoreError;
 /// The longest that a fenced transaction may stand still, or one of its statements take, in milliseconds: a successor
 /// waits for it.
 const FENCED_MAX_MS: u32 = 4_000;
+/// The longest lead that is not renewed, in milliseconds. One that would last longer was taken while the server's clock was
+/// ahead, and counts no more.
+pub const LEASE_MAX_MS: u64 = 60_000;
 
 /// Takes the lead if nobody has it; the epoch, or `None`. Waits for what the last leader is just writing.
 pub async fn take(pool: &PgPool, holder: Uuid, host: &str, lease_ms: i64) -> Result<Option<i64>, StoreError> {
     sqlx::query_scalar(
         "/* take_lead */
         WITH free AS (
-            SELECT single FROM scheduler_leader WHERE expires_at <= clock_timestamp() OR holder = $1 FOR UPDATE
+            SELECT single FROM scheduler_leader
+            WHERE expires_at <= clock_timestamp() OR holder = $1
+                OR expires_at > clock_timestamp() + 2 * $4 * interval '1 millisecond' FOR UPDATE
         )
         UPDATE scheduler_leader l SET epoch = l.epoch + 1, holder = $1, host = $2, since = clock_timestamp(),
             expires_at = clock_timestamp() + $3 * interval '1 millisecond'
@@ -29,6 +36,7 @@ pub async fn take(pool: &PgPool, holder: Uuid, host: &str, lease_ms: i64) -> Res
     .bind(holder)
     .bind(host)
     .bind(lease_ms)
+    .bind(LEASE_MAX_MS as i64)
     .fetch_optional(pool)
     .await
     .map_err(failed("take the scheduler's lead"))
@@ -111,6 +119,23 @@ impl Fence {
             return Err(Fenced::Out);
         }
         Ok(transaction)
+    }
+
+    /// How long this epoch lasts at least, unless the lead is given back: nobody else leads before. For writes elsewhere
+    /// that bear their end.
+    pub async fn lasts(&self) -> Result<Duration, Fenced> {
+        let left_ms: Option<i64> = sqlx::query_scalar(
+            "/* rest_of_lead */
+            SELECT (EXTRACT(EPOCH FROM expires_at - clock_timestamp()) * 1000)::bigint FROM scheduler_leader
+            WHERE epoch = $1 AND expires_at > clock_timestamp()
+                AND expires_at <= clock_timestamp() + $2 * interval '1 millisecond'",
+        )
+        .bind(self.epoch)
+        .bind(LEASE_MAX_MS as i64)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed("look how long the lead lasts"))?;
+        left_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())).ok_or(Fenced::Out)
     }
 
     /// Whether this epoch still lasts. Only a look: what must not be done by two goes through [`Fence::begin`].

@@ -32,6 +32,7 @@ pub mod receipts;
 pub mod rehearse;
 pub mod restore_epochs;
 pub mod seed;
+pub mod statements;
 pub mod statistics;
 pub mod suspects;
 pub mod system_events;

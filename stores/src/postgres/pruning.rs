@@ -130,11 +130,11 @@ pub async fn batches(
     Ok(gone.rows_affected())
 }
 
-/// What is not a hold on a task or on who made it.
+/// What is not a hold on a task, on who made it, or on who was to do it.
 const TASK_NOT_HELD: &str = "(NOT EXISTS (SELECT FROM legal_holds h
         WHERE h.released_at IS NULL AND h.subject = t.id AND h.scope = 'entity')
     AND NOT EXISTS (SELECT FROM legal_holds h
-        WHERE h.released_at IS NULL AND h.subject = t.creator_id AND h.scope = 'actor'))";
+        WHERE h.released_at IS NULL AND h.subject IN (t.creator_id, t.assignee_id) AND h.scope = 'actor'))";
 
 /// Removes tasks that were deleted before a time.
 pub async fn deleted_tasks(

@@ -79,15 +79,6 @@ pub async fn indexes(pool: &PgPool, bytes_min: i64) -> Result<Vec<Index>, StoreE
     .map_err(failed("list the indexes"))
 }
 
-/// The size of an index, in bytes; 0 if it is gone.
-pub async fn index_bytes(pool: &PgPool, name: &str) -> Result<i64, StoreError> {
-    sqlx::query_scalar("/* index_bytes */ SELECT COALESCE(pg_relation_size(to_regclass(quote_ident($1))), 0)")
-        .bind(name)
-        .fetch_one(pool)
-        .await
-        .map_err(failed("measure an index"))
-}
-
 /// A piece of upkeep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed<'d> {

@@ -5,6 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use super::Redis;
 use crate::StoreError;
 
+/// Calls that the server serves a second, from what [`Redis::info_all`] tells; `None` if it does not tell.
+pub fn calls_per_s(info: &BTreeMap<String, String>) -> Option<f64> {
+    info.get("instantaneous_ops_per_sec")?.parse().ok()
+}
+
 impl Redis {
     /// Whether upkeep reaches the server: of a cluster's nodes each has to be looked after by itself.
     pub fn can_be_kept_up(&self) -> bool {
@@ -96,5 +101,16 @@ impl Redis {
                 return Ok(Some(removed));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_server_that_does_not_tell_its_load_is_not_taken_for_an_idle_one() {
+        let info = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+        assert_eq!(super::calls_per_s(&info("instantaneous_ops_per_sec", "17")), Some(17.0));
+        assert_eq!(super::calls_per_s(&info("total_commands_processed", "17")), None);
+        assert_eq!(super::calls_per_s(&info("instantaneous_ops_per_sec", "many")), None);
     }
 }

@@ -1,5 +1,8 @@
 //! Upkeep of the stores, on real servers.
 
+mod busy;
+mod report;
+
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -10,12 +13,13 @@ use taskflow_tests::{Cluster, Result, Site, wait};
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![
+    let own = vec![
         with_site("maintenance of Postgres vacuums, rebuilds only what is bloated, and reports", postgres),
         with_site("maintenance of MongoDB and Redis says plainly what a server refuses", others),
         with_site("maintenance keeps to its window and gives way to load", window),
         with_site("an index build that is cancelled leaves nothing behind", cancelled),
-    ]
+    ];
+    [own, busy::tests(), report::tests()].into_iter().flatten().collect()
 }
 
 async fn led(site: &Site) -> Result {
@@ -71,6 +75,15 @@ async fn postgres(site: Arc<Site>) -> Result {
     let figures = &done["figures"];
     ensure!(done["state"] == "completed" && figures["rebuilt"] == 1, "{done}");
     ensure!(site.count(size).await? < before / 4, "{done}");
+    let (after, rebuild) = (site.count(size).await?, &figures["rebuilds"][0]);
+    ensure!(
+        rebuild["index"] == "idx_bloated"
+            && rebuild["bytes_before"] == before
+            && rebuild["bytes_after"] == after
+            && rebuild["empty_before"].as_f64().is_some_and(|empty| empty > 0.8)
+            && rebuild["empty_after"].as_f64().is_some_and(|empty| empty < 0.3),
+        "{rebuild}"
+    );
     ensure!(figures["bytes_freed"].as_i64().is_some_and(|freed| freed > before / 2), "{done}");
     ensure!(
         site.count("SELECT pg_relation_size('idx_full_one')").await? >= full,
@@ -190,5 +203,14 @@ async fn cancelled(site: Arc<Site>) -> Result {
         site.count("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await? == 0,
         "an invalid index is left"
     );
+    // No worker has carried them to the audit trail yet: they wait in the order in which they happened.
+    let told: Vec<String> = sqlx::query_scalar(
+        "SELECT substring(convert_from(event, 'UTF8') FROM 'system[.]maintenance[.][a-z]+') FROM system_events ORDER BY place",
+    )
+    .fetch_all(&site.postgres)
+    .await?;
+    let deeds =
+        ["started", "failed", "started", "completed"].map(|deed| format!("system.maintenance.{deed}"));
+    ensure!(told == deeds, "{told:?}");
     scheduler.stop().await
 }

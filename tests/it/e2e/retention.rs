@@ -1,5 +1,8 @@
 //! What is removed when its time is over, and what is not.
 
+mod held;
+mod stopped;
+
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -8,7 +11,7 @@ use mongodb::bson::{DateTime, Document, doc};
 use serde_json::{Value, json};
 use taskflow_core::retention::held_until;
 use taskflow_stores::mongo::events::COLLECTION;
-use taskflow_stores::mongo::retention as trail;
+use taskflow_stores::mongo::{fence, retention as trail};
 use taskflow_tests::commands::{ADMIN, USER, command, command_of, id, ndjson};
 use taskflow_tests::{Cluster, Result, Site, wait};
 use uuid::Uuid;
@@ -16,7 +19,7 @@ use uuid::Uuid;
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![
+    let own = vec![
         with_site("events past their time go, what is held or too young stays", events),
         with_site(
             "events are stamped anew after a change of the policy, never below the legal minimum",
@@ -24,10 +27,13 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         with_site("a stamp is not put over the mark that a hold has left meanwhile", marked_meanwhile),
         with_site("receipts, batches, tasks, runs, leases and sockets go when their time is over", rows),
-    ]
+    ];
+    [own, held::tests(), stopped::tests()].into_iter().flatten().collect()
 }
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
+/// A lead that lasts longer than a test.
+const LEAD: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Runs a job to its end; its row in the ledger.
 async fn run(cluster: &Cluster<'_>, args: &[&str]) -> Result<Value> {
@@ -49,11 +55,12 @@ async fn marked_meanwhile(site: Arc<Site>) -> Result {
     let read = trail::behind(&site.mongo, None, 1).await?;
     let event = read.first().context("no event")?;
     // Whoever carries a hold out comes between the look and the stamp.
-    trail::stamp(&site.mongo, &[(event, held_until())]).await?;
-    trail::stamp(&site.mongo, &[(event, event.created_at)]).await?;
+    let until = fence::moment(&site.mongo).await?.lasts(LEAD);
+    trail::stamp(&site.mongo, &[(event, held_until())], until).await?;
+    trail::stamp(&site.mongo, &[(event, event.created_at)], until).await?;
     let now = trail::behind(&site.mongo, None, 1).await?;
     ensure!(now[0].expires_at == held_until(), "the mark is gone: {now:?}");
-    let removed = trail::remove(&site.mongo, &[event.id], taskflow_stores::clock::now()).await?;
+    let removed = trail::remove(&site.mongo, &[event.id], taskflow_stores::clock::now(), until).await?;
     ensure!(removed == 0, "what is marked was removed");
     Ok(())
 }
@@ -172,7 +179,8 @@ async fn events(site: Arc<Site>) -> Result {
     let seen = trail::held(&site.mongo, trail::Subject::Entity(of_held), None, 1).await?;
     let seen = seen.first().context("it is not on hold")?;
     let newer = put("--entity", of_held).await?;
-    trail::stamp(&site.mongo, &[(seen, seen.created_at)]).await?;
+    let until = fence::moment(&site.mongo).await?.lasts(LEAD);
+    trail::stamp(&site.mongo, &[(seen, seen.created_at)], until).await?;
     let newest = mark_of(&site, of_held).await?;
     ensure!(newest > seen.expires_at, "the newer hold's mark is gone");
     // What is stamped anew keeps its mark, and so it does when one of its holds is released.

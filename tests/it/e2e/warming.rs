@@ -18,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("warming: emptied caches are filled for those who read, the most active first", emptied),
         with_site("warming: what is added to a user's heat is what the definition says", heats),
+        with_site("warming: it takes no more of Postgres than its share", paced),
     ]
 }
 
@@ -36,6 +37,76 @@ async fn run(cluster: &Cluster<'_>, more: &[&str]) -> Result<Value> {
     let output = cluster.run(&[&["jobs", "run", "cache.warm", "--json"], more].concat(), &[]).await?;
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(&text).with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Who is warmed when the pace is measured.
+const READERS: i64 = 600;
+/// A tenth of the time.
+const SHARE: f64 = 0.1;
+
+/// The same work at full speed, and at a tenth of the time.
+async fn paced(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    site.sql(&format!(
+        "CREATE EXTENSION pg_stat_statements;
+         INSERT INTO users SELECT (jsonb_populate_record(one.whole, jsonb_build_object('id', gen_random_uuid(), 'email', n || '@example.org'))).*
+         FROM (SELECT u AS whole FROM users u LIMIT 1) AS one, generate_series(1, {READERS}) AS n"
+    ))
+    .await?;
+    let users: Vec<(Uuid,)> = sqlx::query_as("SELECT id FROM users WHERE email LIKE '%@example.org'")
+        .fetch_all(&site.postgres)
+        .await?;
+    let heat = heat::of(40, taskflow_stores::clock::now());
+    let readers: Vec<(Uuid, f64)> = users.iter().map(|(user,)| (*user, heat)).collect();
+    user_activity::add(&site.postgres, &readers).await?;
+
+    let full = warm_all(&site, &cluster, 1.0).await?;
+    let paced = warm_all(&site, &cluster, SHARE).await?;
+    println!(
+        "warming took {:.2} s at full speed and {:.2} s at a tenth of the time",
+        full.took_s, paced.took_s
+    );
+    ensure!(
+        paced.took_s > full.took_s * 4.0,
+        "it took {} s, and {} s at full speed",
+        paced.took_s,
+        full.took_s
+    );
+    let share = paced.server_s / paced.took_s;
+    ensure!(share <= SHARE, "Postgres worked {share} of the time for it");
+    Ok(())
+}
+
+/// How long a run took, and how long Postgres worked meanwhile, as it counts itself.
+struct Warmed {
+    took_s: f64,
+    server_s: f64,
+}
+
+async fn warm_all(site: &Site, cluster: &Cluster<'_>, share: f64) -> Result<Warmed> {
+    let share = share.to_string();
+    let scheduler = cluster.spawn("scheduler", &[("TASKFLOW_SCHEDULER__SHARE", share.as_str())])?;
+    let filled = "SELECT count(*) FROM job_runs WHERE job = 'cache.warm' AND state = 'completed'";
+    wait::until("the first fill is over", async || Ok(site.count(filled).await? >= 1)).await?;
+    site.redis_forget("task:*").await?;
+    site.redis_forget("user:profile:*").await?;
+    site.sql("SELECT pg_stat_statements_reset(0, (SELECT oid FROM pg_database WHERE datname = current_database()), 0)")
+        .await?;
+    let done = run(cluster, &[]).await?;
+    // What readers themselves do, and the scheduler beside, counts too: it is little.
+    let server_ms = "SELECT sum(total_exec_time)::bigint FROM pg_stat_statements
+                     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let server_s = site.count(server_ms).await? as f64 / 1_000.0;
+    ensure!(
+        done["state"] == "completed" && done["figures"]["answers_made"].as_i64() >= Some(3 * READERS),
+        "{done}"
+    );
+    let time = |name: &str| -> Result<chrono::DateTime<chrono::Utc>> {
+        Ok(done[name].as_str().with_context(|| format!("no {name}: {done}"))?.parse()?)
+    };
+    let took_s = (time("endedat")? - time("startedat")?).as_seconds_f64();
+    scheduler.stop().await?;
+    Ok(Warmed { took_s, server_s })
 }
 
 async fn heats(site: Arc<Site>) -> Result {

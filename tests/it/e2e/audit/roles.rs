@@ -11,6 +11,7 @@ use mongodb::Database;
 use mongodb::bson::{Document, doc};
 use serde_json::Value;
 use sqlx::Connection;
+use taskflow_stores::mongo::load::{self, Load};
 use taskflow_tests::{Result, Site, wait};
 
 use super::{Sealed, commands, run};
@@ -222,6 +223,8 @@ async fn mongodb() -> Result {
         database.run_command(doc! { "createRole": role, "privileges": privileges, "roles": [] }).await?;
         database.run_command(doc! { "createUser": role, "pwd": "x", "roles": [role] }).await?;
     }
+    let load = load::read(&database).await?;
+    ensure!(matches!(load, Load::Clients(_)), "the server does not tell how busy it is: {load:?}");
     child.kill().await?;
     let _again = server.run(true)?;
     let (app, scheduler, retention, reader) =
@@ -267,5 +270,8 @@ async fn mongodb() -> Result {
         .await?;
         ensure!(may(&database, command.clone()).await? == expected, "{user}: {command}: expected {expected}");
     }
+    // What a role may not see is no error, and no idle server either.
+    let load = load::read(&server.as_(Some(scheduler)).await?).await?;
+    ensure!(matches!(&load, Load::Unknown(why) if why.contains("code 13")), "{load:?}");
     Ok(())
 }

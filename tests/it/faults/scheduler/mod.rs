@@ -1,5 +1,6 @@
 //! The scheduler's promises: each due time has one row and at most one effect, whoever dies, stands still or is cut off.
 
+mod clock;
 mod leader;
 mod many;
 mod outage;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use taskflow_tests::{Cluster, Process, Site, wait};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [leader::tests(), many::tests(), outage::tests(), runs::tests(), window::tests()]
+    [clock::tests(), leader::tests(), many::tests(), outage::tests(), runs::tests(), window::tests()]
         .into_iter()
         .flatten()
         .collect()
