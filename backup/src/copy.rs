@@ -31,7 +31,8 @@ pub(crate) async fn file(
         ..file.clone()
     };
     let mut reader = FileReader::begin(from, folder, &stored, &Identities::default());
-    let form = Form { compression: Compression::None, level: 0, recipients: Recipients::default() };
+    let form =
+        Form { compression: Compression::None, level: 0, recipients: Recipients::default(), checksum: false };
     let mut writer = FileWriter::begin(to, folder, &file.path, &form)?;
     while let Some(piece) = reader.next().await? {
         progress.check()?;

@@ -124,6 +124,7 @@ impl<'v> Draft<'v> {
             files: self.files,
             sums: facts.sums,
             restored_bytes: facts.restored_bytes,
+            reason: self.vault.reason.clone(),
             notes: facts.notes,
             restore: facts.restore,
             seal: String::new(),

@@ -24,11 +24,11 @@ use taskflow_stores::clock;
 use taskflow_stores::spool::{self, Part, Spool};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::progress::Progress;
 use crate::read::FileReader;
-use crate::settings::{Compression, Settings};
+use crate::settings::Settings;
 use crate::vault::Vault;
 use crate::write::FileWriter;
 
@@ -178,7 +178,7 @@ async fn ship(vault: &Vault, owner: &str, part: &Part) -> Result<Shipped> {
     }
     bytes.truncate(whole);
     if let Some((first, last)) = span {
-        let form = vault.form(Compression::Zstd);
+        let form = vault.unlisted_form();
         let (first, last) = (first.timestamp_micros(), last.timestamp_micros());
         let path = format!("{first:020}-{last:020}.{}{}", part.number, form.ending());
         let mut writer = FileWriter::begin(&vault.place, &format!("{FOLDER}/{owner}"), &path, &form)?;
@@ -205,6 +205,49 @@ fn times(name: &str) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
     Some((time(first)?, time(last)?))
 }
 
+/// By worker, the files with what was taken from a time on.
+async fn files_from(vault: &Vault, from: DateTime<Utc>) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut workers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for listed in vault.place.files(FOLDER).await? {
+        let Some((worker, name)) = listed.name.split_once('/') else { continue };
+        if times(name).is_some_and(|(_, last)| last >= from - CLOCKS_DIFFER) {
+            workers.entry(worker.to_owned()).or_default().push(name.to_owned());
+        }
+    }
+    Ok(workers)
+}
+
+/// Reads every file that [`Reader::begin`] would read to its end, and holds it against its checksum: before the first
+/// command is published, not in the middle.
+pub async fn verify(
+    vault: &Vault,
+    identities: &Identities,
+    from: DateTime<Utc>,
+    progress: &Progress,
+) -> Result<()> {
+    progress.begin("verify the journal", 0);
+    for (worker, files) in files_from(vault, from).await? {
+        for name in files {
+            let folder = format!("{FOLDER}/{worker}");
+            let mut reader = FileReader::unlisted(&vault.place, &folder, &name, identities);
+            let read = async {
+                while let Some(piece) = reader.next().await? {
+                    progress.check()?;
+                    progress.add(piece.len() as u64);
+                }
+                Ok(())
+            };
+            read.await.map_err(|mut error: Error| {
+                if error.trouble == Trouble::Damaged {
+                    error.text.push_str("; or move it away, to replay the rest without its commands");
+                }
+                error
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the journal in the order in which the commands were taken.
 pub struct Reader<'r> {
     streams: Vec<Stream<'r>>,
@@ -224,15 +267,8 @@ struct Stream<'r> {
 impl<'r> Reader<'r> {
     /// Begins with what was taken from a time on.
     pub async fn begin(vault: &'r Vault, identities: &'r Identities, from: DateTime<Utc>) -> Result<Self> {
-        let mut workers: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for listed in vault.place.files(FOLDER).await? {
-            let Some((worker, name)) = listed.name.split_once('/') else { continue };
-            if times(name).is_some_and(|(_, last)| last >= from - CLOCKS_DIFFER) {
-                workers.entry(worker.to_owned()).or_default().push(name.to_owned());
-            }
-        }
         let mut streams = Vec::new();
-        for (worker, mut files) in workers {
+        for (worker, mut files) in files_from(vault, from).await? {
             files.sort_by_cached_key(|name| (number(name), name.clone()));
             let folder = format!("{FOLDER}/{worker}");
             let (files, rest) = (files.into(), BytesMut::new());

@@ -5,6 +5,7 @@
 //! compressed, encrypted where there are recipients, hashed before and after, in bounded memory whatever their size.
 //! [`postgres`], [`mongo`] and [`redis`] make backups, [`restore`] brings them back, [`drill`] tries that.
 
+mod checksum;
 mod copy;
 pub mod draft;
 pub mod drill;

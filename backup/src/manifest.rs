@@ -145,6 +145,11 @@ pub struct Manifest {
     /// About how much room it takes on a server, in bytes.
     #[serde(default)]
     pub restored_bytes: u64,
+    /// Why it was made, if not by the plan: before live data was replaced. [`Keep::safety_days`] holds it then.
+    ///
+    /// [`Keep::safety_days`]: taskflow_core::backup::keeping::Keep::safety_days
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// What should be known: what was left out, and why.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -261,6 +266,7 @@ mod tests {
             files: Vec::new(),
             sums: BTreeMap::from([("tasks".to_owned(), Sum { count: 1, sum: "-5".into() })]),
             restored_bytes: 0,
+            reason: None,
             notes: Vec::new(),
             restore: vec!["taskflow restore".into()],
             seal: String::new(),
@@ -282,6 +288,15 @@ mod tests {
             }
         }
         assert!(Manifest::from_bytes(&manifest.id, &bytes[..bytes.len() / 2]).is_err());
+    }
+
+    #[test]
+    fn a_manifest_from_before_there_were_reasons_is_sealed_as_it_was() {
+        let plain = manifest();
+        assert!(!String::from_utf8(plain.to_bytes().unwrap()).unwrap().contains("reason"));
+        let told = Manifest { reason: Some("before a restore".into()), ..plain };
+        let read = Manifest::from_bytes(&told.id, &told.to_bytes().unwrap()).unwrap();
+        assert_eq!(read.reason, told.reason);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use object_store::ObjectStoreExt;
 use tokio::sync::mpsc;
 
+use crate::checksum::Tail;
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::manifest::File;
@@ -115,7 +116,7 @@ const OTHER: &str = "take the copy in backup.second, or another backup";
 
 fn must_be(at: &str, file: &File, tally: &Tally) -> Result<()> {
     if file.sha256.is_empty() {
-        // No manifest speaks of it: the compression's own checksum has to do.
+        // No manifest speaks of it: its checksum goes with its content, or the compression's own has to do.
         return Ok(());
     }
     if tally.bytes != file.bytes {
@@ -259,16 +260,21 @@ fn unpack(
 ) -> Result<Tally> {
     let broken =
         |error: io::Error| Error::damaged(format!("{at}: it can't be decompressed or decrypted: {error}"));
+    let mut tail = Tail::of(input);
     let mut reader: Box<dyn Read + '_> = match compression {
-        Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(input)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(input).map_err(broken)?),
+        Compression::None => Box::new(&mut tail),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(&mut tail)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(&mut tail).map_err(broken)?),
     };
     let mut tally = Tally::default();
     loop {
         let mut buffer = vec![0; PIECE];
         let length = reader.read(&mut buffer).map_err(broken)?;
         if length == 0 {
+            drop(reader);
+            if compression == Compression::Zstd {
+                tail.check(at, &tally)?;
+            }
             return Ok(tally);
         }
         buffer.truncate(length);

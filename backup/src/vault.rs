@@ -70,6 +70,8 @@ pub struct Vault {
     pub place: Place,
     pub second: Option<Place>,
     pub recipients: Recipients,
+    /// What the manifests of new backups say about why they are made; by the plan if nothing.
+    pub reason: Option<String>,
 }
 
 impl Vault {
@@ -80,11 +82,24 @@ impl Vault {
             second: Place::second(settings)?,
             recipients: Recipients::read(settings)?,
             settings: settings.clone(),
+            reason: None,
         })
     }
 
+    /// The same for backups that are made for a reason of their own, which the rules for keeping heed.
+    #[must_use]
+    pub fn because(&self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self.clone() }
+    }
+
     pub(crate) fn form(&self, compression: Compression) -> Form {
-        Form { compression, level: self.settings.compression_level, recipients: self.recipients.clone() }
+        let recipients = self.recipients.clone();
+        Form { compression, level: self.settings.compression_level, recipients, checksum: false }
+    }
+
+    /// For files that no manifest speaks of: their checksums go with them.
+    pub(crate) fn unlisted_form(&self) -> Form {
+        Form { checksum: true, ..self.form(Compression::Zstd) }
     }
 
     /// The keys that the settings name.
@@ -257,6 +272,7 @@ fn items(found: &[Found]) -> Vec<Item> {
             Err(error) => error.trouble == Trouble::Newer,
         },
         proven: found.proof.is_some(),
+        safety: found.good().is_some_and(|manifest| manifest.reason.is_some()),
         needs: found.good().map(|manifest| manifest.needs.clone()).unwrap_or_default(),
     };
     found.iter().map(item).collect()

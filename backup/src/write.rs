@@ -11,6 +11,7 @@ use taskflow_core::hex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::checksum;
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Recipients;
 use crate::manifest::File;
@@ -36,6 +37,8 @@ pub struct Form {
     /// Of zstd.
     pub level: i32,
     pub recipients: Recipients,
+    /// The SHA-256 of the content goes with it, for files that no manifest speaks of ([`checksum`]). Only with zstd.
+    pub checksum: bool,
 }
 
 impl Form {
@@ -68,9 +71,9 @@ impl FileWriter {
         let (input, pieces) = mpsc::channel(WAITING);
         let (parts, uploads) = mpsc::channel(1);
         let encryptor = form.recipients.encryptor()?;
-        let (compression, level) = (form.compression, form.level);
-        let encoder =
-            tokio::task::spawn_blocking(move || encode(pieces, parts, compression, level, encryptor));
+        let how = form.clone();
+        let encoder = tokio::task::spawn_blocking(move || encode(pieces, parts, &how, encryptor));
+        let compression = form.compression;
         let (place, at, path) = (place.clone(), format!("{folder}/{path}"), path.to_owned());
         let work = tokio::spawn(async move {
             let uploaded = upload(&place, &at, uploads).await;
@@ -129,7 +132,11 @@ impl Tally {
     }
 
     pub(crate) fn sha256(&self) -> String {
-        hex::of(&self.hash.clone().finalize())
+        hex::of(&self.digest())
+    }
+
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
     }
 }
 
@@ -233,8 +240,7 @@ impl Packed {
 fn encode(
     mut pieces: mpsc::Receiver<Piece>,
     output: mpsc::Sender<Part>,
-    compression: Compression,
-    level: i32,
+    form: &Form,
     encryptor: Option<age::Encryptor>,
 ) -> Result<(Tally, Content)> {
     let failed = |error: io::Error| Error::failed(format!("compress or encrypt: {error}"));
@@ -244,7 +250,7 @@ fn encode(
         None => Sealed::Plain(parts),
         Some(encryptor) => Sealed::Age(Box::new(encryptor.wrap_output(parts).map_err(failed)?)),
     };
-    let mut packed = Packed::new(compression, level, sealed).map_err(failed)?;
+    let mut packed = Packed::new(form.compression, form.level, sealed).map_err(failed)?;
     let mut tally = Tally::default();
     loop {
         match pieces.blocking_recv() {
@@ -257,7 +263,11 @@ fn encode(
             None => return Err(Error::new(Trouble::Stopped, "its source has ended before its end")),
         }
     }
-    let mut parts = match packed.finish().map_err(failed)? {
+    let mut sealed = packed.finish().map_err(failed)?;
+    if form.checksum && form.compression == Compression::Zstd {
+        sealed.write_all(&checksum::frame(&tally)).map_err(failed)?;
+    }
+    let mut parts = match sealed {
         Sealed::Plain(parts) => parts,
         Sealed::Age(writer) => writer.finish().map_err(failed)?,
     };

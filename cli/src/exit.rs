@@ -31,6 +31,11 @@ impl Exit {
         Self { code: UNAVAILABLE, message: message.into() }
     }
 
+    /// What a person is told.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         if json {
             eprintln!("{}", serde_json::json!({ "error": self.message, "exit": self.code }));

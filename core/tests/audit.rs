@@ -139,6 +139,7 @@ impl World {
                 .map(|one| (one.number, link::read(&one.classes).expect("classes")))
                 .collect();
             let known = trail::Known {
+                set_back: false,
                 sealed: self.head.number,
                 begun: (0, 0),
                 classes: texts.get(&stray.place.number).map(Vec::as_slice),

@@ -25,38 +25,43 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
         0..1_100_i64 * 24,
         prop::bool::weighted(0.9),
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.1),
         any::<[u8; 2]>(),
     );
     prop::collection::vec(one, 0..60).prop_map(|made| {
         let mut made = made;
         made.sort_by_key(|(_, hours, ..)| std::cmp::Reverse(*hours));
-        let item =
-            |(index, (kind, hours, good, proven, needs)): (usize, &(usize, i64, bool, bool, [u8; 2]))| Item {
-                id: format!("b{index}"),
-                kind: format!("k{kind}"),
-                count: count_of(*kind),
-                taken_at: now() - TimeDelta::hours(*hours),
-                good: *good,
-                proven: *good && *proven,
-                needs: needs
-                    .iter()
-                    .filter(|need| **need % 2 == 0 && index > 0)
-                    .map(|need| format!("b{}", usize::from(*need) % index))
-                    .collect(),
-            };
+        let item = |(index, (kind, hours, good, proven, safety, needs)): (
+            usize,
+            &(usize, i64, bool, bool, bool, [u8; 2]),
+        )| Item {
+            id: format!("b{index}"),
+            kind: format!("k{kind}"),
+            count: count_of(*kind),
+            taken_at: now() - TimeDelta::hours(*hours),
+            good: *good,
+            proven: *good && *proven,
+            safety: *safety,
+            needs: needs
+                .iter()
+                .filter(|need| **need % 2 == 0 && index > 0)
+                .map(|need| format!("b{}", usize::from(*need) % index))
+                .collect(),
+        };
         made.iter().enumerate().map(item).collect()
     })
 }
 
 fn rules() -> impl Strategy<Value = Keep> {
-    (0..9_u32, 0..6_u32, 0..14_u32, 0..4_u32, 0..5_u32, 0..30_u32).prop_map(
-        |(daily, weekly, monthly, yearly, bases, incremental_days)| Keep {
+    (0..9_u32, 0..6_u32, 0..14_u32, 0..4_u32, 0..5_u32, 0..30_u32, 0..400_u32).prop_map(
+        |(daily, weekly, monthly, yearly, bases, incremental_days, safety_days)| Keep {
             daily,
             weekly,
             monthly,
             yearly,
             bases,
             incremental_days,
+            safety_days,
         },
     )
 }
@@ -81,6 +86,10 @@ proptest! {
                 prop_assert!(kept(need), "{} stays and needs {}, which goes", item.id, need);
             }
         }
+        for item in items.iter().filter(|item| item.good && item.safety) {
+            let young = now() - item.taken_at <= TimeDelta::days(rules.safety_days.into());
+            prop_assert!(!young || kept(&item.id), "{} was made before live data was replaced, and goes", item.id);
+        }
         for item in items.iter().filter(|item| !item.good) {
             let on_its_way = now() - item.taken_at < patience();
             let needed = items.iter().any(|other| kept(&other.id) && other.needs.contains(&item.id));
@@ -97,6 +106,7 @@ proptest! {
             yearly: rules.yearly + more,
             bases: rules.bases + more,
             incremental_days: rules.incremental_days + more,
+            safety_days: rules.safety_days + more,
         };
         let (before, after) = (decide(&items, &rules, now()), decide(&items, &generous, now()));
         for (id, verdict) in before {
@@ -174,6 +184,7 @@ fn seven_days_five_weeks_twelve_months_and_three_years_are_kept() {
         taken_at: now() - TimeDelta::days(days),
         good: true,
         proven: false,
+        safety: false,
         needs: Vec::new(),
     };
     let items: Vec<Item> = (0..1_500).map(daily).collect();

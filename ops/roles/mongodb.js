@@ -4,7 +4,7 @@
 //
 // Then give the roles to users of your own (db.createUser({ user, pwd, roles: ["taskflow_app"] })):
 //   taskflow_app        API and workers: add events and read them; can neither change nor remove one
-//   taskflow_scheduler  stamps events (expiresAt), adds copies of the seals; can't remove one
+//   taskflow_scheduler  stamps events (expiresAt), adds copies of the seals, reads all for backups; can't remove one
 //   taskflow_retention  the scheduler where it removes events, and `taskflow audit erase`: the only one that removes
 //   taskflow_reader     `taskflow audit verify`, `taskflow audit prove`
 // A user of the scheduler needs the role clusterMonitor of the database admin beside these, if upkeep is to see the
@@ -27,6 +27,7 @@ const roles = {
     "audit_leaves": ["find", "listIndexes"],
     "audit_seals": ["find", "listIndexes", "insert"],
     "schema_versions": ["find", "listIndexes"],
+    "taskflow_restore": ["find"],
     "": ["listCollections", "dbStats"]
   },
   "taskflow_retention": {

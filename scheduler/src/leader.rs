@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::emptied;
 use crate::engine::Engine;
+use crate::recovery;
 
 /// Stands by or leads, until `stop`.
 pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
@@ -36,6 +37,7 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
                     never = emptied::watch(engine) => match never {},
                 }
                 gauge.set(0.0);
+                recovery::hide();
                 if let Err(error) = leader::leave(&engine.stores.postgres, engine.holder, epoch).await {
                     tracing::debug!(%error, "The lead could not be given back; it runs out.");
                 }

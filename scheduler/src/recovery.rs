@@ -63,6 +63,14 @@ fn store(kind: Kind) -> Option<&'static str> {
     }
 }
 
+/// Who does not lead any more shows no age: it would stand still, and look well, while the new leader's grows. Metrics
+/// can't be taken back; one that is no number counts in no `max`.
+pub(crate) fn hide() {
+    for store in ["postgres", "mongodb", "redis"] {
+        gauge(&metric::RECOVERY_POINT, &[("store", store)]).set(f64::NAN);
+    }
+}
+
 /// Shows the age of what is saved, for each store.
 pub(crate) async fn report(backups: &Backups, postgres: &PgPool) -> Result<()> {
     if !backups.settings.is_on() {

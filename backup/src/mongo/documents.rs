@@ -25,6 +25,28 @@ impl Summing {
         self.sum = self.sum.wrapping_add(u128::from_be_bytes(half));
     }
 
+    /// All of another sum's documents too.
+    pub fn join(&mut self, other: Self) {
+        self.count += other.count;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
+    /// Without the documents of another sum, all of which are in this one.
+    pub fn take_out(&mut self, other: Self) {
+        self.count = self.count.saturating_sub(other.count);
+        self.sum = self.sum.wrapping_sub(other.sum);
+    }
+
+    /// A sum that was written down.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn read(count: u64, digits: &str) -> Result<Self> {
+        let sum = u128::from_str_radix(digits, 16)
+            .map_err(|_| Error::damaged(format!("{digits:?} is no checksum of documents")))?;
+        Ok(Self { count, sum })
+    }
+
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -120,6 +142,13 @@ mod tests {
             let mut turned = texts.clone();
             turned.reverse();
             prop_assert_eq!(sum(&texts), sum(&turned));
+            // Two parts together, and what they share taken out again.
+            let mut both = sum(&texts);
+            both.join(sum(&turned));
+            both.take_out(sum(&texts));
+            prop_assert_eq!(both, sum(&texts));
+            let told = both.done();
+            prop_assert_eq!(Summing::read(told.count, &told.sum).unwrap(), both);
             turned[0].push('x');
             prop_assert_ne!(sum(&texts), sum(&turned));
         }

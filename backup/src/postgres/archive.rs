@@ -17,7 +17,6 @@ use crate::keys::Identities;
 use crate::place::Listed;
 use crate::progress::Progress;
 use crate::read::FileReader;
-use crate::settings::Compression;
 use crate::vault::Vault;
 use crate::write::FileWriter;
 
@@ -59,7 +58,7 @@ pub struct Pieces {
     /// place may have been away, or be a copy: where Postgres does not get to its target, it needs these as well.
     pub rest: Files,
     /// The log ends before the archive's end: why nothing behind that can be reached.
-    pub gap: Option<String>,
+    pub gap: Option<Error>,
 }
 
 impl<'v> Archive<'v> {
@@ -108,7 +107,7 @@ impl<'v> Archive<'v> {
     pub(crate) async fn ship(&self, file: &Path, name: &str) -> Result<()> {
         let failed = |error: std::io::Error| Error::io(file.display(), &error);
         let mut source = tokio::fs::File::open(file).await.map_err(failed)?;
-        let form = self.vault.form(Compression::Zstd);
+        let form = self.vault.unlisted_form();
         let path = format!("{name}{}", form.ending());
         let mut writer = FileWriter::begin(&self.vault.place, &self.folder(), &path, &form)?;
         loop {
@@ -123,7 +122,7 @@ impl<'v> Archive<'v> {
 
     /// Removes the piece that has become whole.
     pub(crate) async fn forget_partial(&self, segment: &str) -> Result<()> {
-        let ending = self.vault.form(Compression::Zstd).ending();
+        let ending = self.vault.unlisted_form().ending();
         self.vault.place.remove(&format!("{}/{segment}{PARTIAL}{ending}", self.folder())).await
     }
 
@@ -164,10 +163,13 @@ impl<'v> Archive<'v> {
             let place = format!("{}/{}", self.vault.place.name(), self.folder());
             let name = |number| Segment { timeline: reached.timeline, number }.name(segment_bytes)[8..].to_owned();
             files.retain(|name, _| segment(name).is_none_or(|one| one.number < first));
-            format!(
-                "{place}: the log of writes lacks {} to {}; take a later base backup, or a point before the gap",
-                name(first),
-                name(last)
+            Error::new(
+                Trouble::Missing,
+                format!(
+                    "{place}: the log of writes lacks {} to {}; take a later base backup, or a point before the gap",
+                    name(first),
+                    name(last)
+                ),
             )
         });
         let mut rest = Files::new();
@@ -181,6 +183,62 @@ impl<'v> Archive<'v> {
         Ok(Pieces { files, rest, gap })
     }
 
+    /// Reads the pieces to their ends and holds them against their checksums, before anything is written. What is damaged
+    /// ends the log as a piece that is missing does.
+    pub async fn verify(
+        &self,
+        pieces: &mut Pieces,
+        segment_bytes: u64,
+        identities: &Identities,
+        progress: &Progress,
+    ) -> Result<()> {
+        progress.begin("verify the log of writes", pieces.files.len() as u64 * segment_bytes);
+        let mut first: Option<(u64, Error)> = None;
+        for (name, listed) in &pieces.files {
+            let Err(error) = self.read(listed, identities, progress).await else { continue };
+            let segment = Segment::from_name(name, segment_bytes);
+            let Some(segment) = segment.filter(|_| error.trouble == Trouble::Damaged) else {
+                return Err(error);
+            };
+            if first.as_ref().is_none_or(|(number, _)| segment.number < *number) {
+                let way_out = "take the copy in backup.second, a later base backup, or a point before it";
+                first = Some((segment.number, Error::damaged(format!("{error}; {way_out}"))));
+            }
+        }
+        if let Some((first, error)) = first {
+            let before =
+                |name: &String| Segment::from_name(name, segment_bytes).is_none_or(|one| one.number < first);
+            pieces.files.retain(|name, _| before(name));
+            pieces.rest.clear();
+            pieces.gap = Some(error);
+        }
+        Ok(())
+    }
+
+    async fn read(&self, listed: &Listed, identities: &Identities, progress: &Progress) -> Result<()> {
+        let (mut reader, mut next) = self.open(listed, identities).await?;
+        while let Some(piece) = next {
+            progress.check()?;
+            progress.add(piece.len() as u64);
+            next = reader.next().await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a file. A piece that was listed may have become whole meanwhile, under its own name.
+    async fn open(&self, listed: &Listed, identities: &Identities) -> Result<(FileReader, Option<Bytes>)> {
+        let read = |name: &str| FileReader::unlisted(&self.vault.place, &self.folder(), name, identities);
+        let mut reader = read(&listed.name);
+        match reader.next().await {
+            Err(error) if error.trouble == Trouble::Missing && listed.name.contains(PARTIAL) => {
+                let mut reader = read(&listed.name.replacen(PARTIAL, "", 1));
+                let first = reader.next().await?;
+                Ok((reader, first))
+            }
+            first => Ok((reader, first?)),
+        }
+    }
+
     /// Brings a piece to where Postgres finds it.
     pub async fn fetch(
         &self,
@@ -191,11 +249,12 @@ impl<'v> Archive<'v> {
     ) -> Result<()> {
         let failed = |error: std::io::Error| Error::io(to.display(), &error);
         let mut file = tokio::fs::File::create(to).await.map_err(failed)?;
-        let mut reader = FileReader::unlisted(&self.vault.place, &self.folder(), &listed.name, identities);
-        while let Some(piece) = reader.next().await? {
+        let (mut reader, mut next) = self.open(listed, identities).await?;
+        while let Some(piece) = next {
             progress.check()?;
             progress.add(piece.len() as u64);
             file.write_all(&piece).await.map_err(failed)?;
+            next = reader.next().await?;
         }
         file.sync_all().await.map_err(failed)
     }

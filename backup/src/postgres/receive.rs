@@ -70,7 +70,11 @@ async fn turn(
     stop: &CancellationToken,
 ) -> Result<()> {
     let Some(mut turn) = Turn::take(pool).await? else { return Ok(()) };
-    let received = receive(vault, url, pool, &mut turn, tell, stop).await;
+    let mut received = receive(vault, url, pool, &mut turn, tell, stop).await;
+    if received.is_err() {
+        // Where nothing can be shipped, the slot keeps more and more: that is when it has to be watched.
+        received = watch(vault, pool, tell).await.and(received);
+    }
     turn.give_back().await;
     received
 }
@@ -106,7 +110,7 @@ async fn receive(
         work.wait(&place, &mut receiver).await?;
         work.ship(&place).await?;
         tell.archived(place.at);
-        work.watch(tell).await?;
+        watch(vault, pool, tell).await?;
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(Duration::from_millis(settings.wal_every_ms)) => {}
@@ -210,24 +214,24 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
 
-    /// Keeps an eye on what the server keeps for us.
-    async fn watch(&self, tell: &dyn Tell) -> Result<()> {
-        let settings = &self.vault.settings;
-        let slot = wal::slot(self.pool, &settings.wal_slot).await?;
-        let behind = slot.map_or(0, |slot| slot.behind).max(0).unsigned_abs();
-        tell.kept(behind);
-        if behind > settings.wal_behind_max_bytes {
-            wal::drop_slot(self.pool, &settings.wal_slot).await?;
-            return Err(Error::failed(format!(
-                "the slot {} kept {} MiB of the log, more than backup.wal_behind_max_bytes, and was given up; a new base \
-                 backup is needed: taskflow backup create postgres-base",
-                settings.wal_slot,
-                behind >> 20
-            )));
-        }
-        Ok(())
+/// Keeps an eye on what the server keeps for us.
+async fn watch(vault: &Vault, pool: &PgPool, tell: &dyn Tell) -> Result<()> {
+    let settings = &vault.settings;
+    let slot = wal::slot(pool, &settings.wal_slot).await?;
+    let behind = slot.map_or(0, |slot| slot.behind).max(0).unsigned_abs();
+    tell.kept(behind);
+    if behind > settings.wal_behind_max_bytes {
+        wal::drop_slot(pool, &settings.wal_slot).await?;
+        return Err(Error::failed(format!(
+            "the slot {} kept {} MiB of the log, more than backup.wal_behind_max_bytes, and was given up; a new base \
+             backup is needed: taskflow backup create postgres-base",
+            settings.wal_slot,
+            behind >> 20
+        )));
     }
+    Ok(())
 }
 
 /// The folder that the receiver writes into. It may be lost at any moment.

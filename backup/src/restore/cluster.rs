@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
-use taskflow_core::backup::wal::Lsn;
+use taskflow_core::backup::wal::{Lsn, Segment};
 use taskflow_servers::Recovered;
 use taskflow_stores::postgres::backup::{Facts, Moment, Sums};
 use taskflow_stores::postgres::{self, PgPool};
@@ -81,14 +81,8 @@ pub struct Running {
     data: PathBuf,
 }
 
-/// Restores a cluster, checks it, and stops it again.
-pub async fn restore(
-    vault: &Vault,
-    identities: &Identities,
-    order: Order<'_>,
-    progress: &Progress,
-) -> Result<Restored> {
-    let running = recover(vault, identities, order, progress).await?;
+/// Checks a cluster that [`recover`] has left running, and stops it: from then on it is whole.
+pub async fn finish(running: Running, progress: &Progress) -> Result<Restored> {
     progress.begin("check what was restored", 0);
     let looked = examine(&running.pool).await;
     let (sums, faults) = match looked {
@@ -122,6 +116,7 @@ pub async fn restore(
         database: data.display().to_string(),
         counts: by_table(sums).into_iter().map(|(table, sum)| (table, sum.count)).collect(),
         checked,
+        seals: None,
         took_s,
     })
 }
@@ -141,8 +136,10 @@ pub async fn recover(
         return Err(Error::damaged(format!("{} does not say where its log begins", base.id)));
     };
     let archive = Archive::of(vault, system);
-    let pieces = log(&archive, &base, start, end, &order.target).await?;
+    let (mut pieces, segment_bytes) = log(&archive, &base, start, end, &order.target).await?;
     vault.verify(&base, Some(identities), progress).await?;
+    archive.verify(&mut pieces, segment_bytes, identities, progress).await?;
+    must_lead_on(&pieces, end, segment_bytes, &order.target)?;
     prepare(order.data, &base, &pieces).await?;
     let note = order.data.join(NOTE);
     std::fs::write(&note, &base.id).map_err(|error| Error::io(note.display(), &error))?;
@@ -162,7 +159,7 @@ pub async fn recover(
     let (server, pool, facts) = match (replayed, pieces.gap) {
         // What was wanted lies behind the gap, or may.
         (Err(error), Some(gap)) => {
-            return Err(Error::new(Trouble::Missing, format!("{gap} ({})", error.text)));
+            return Err(Error::new(gap.trouble, format!("{gap} ({})", error.text)));
         }
         // Nothing was committed between the moment and the archive's end: all there is, is what was there then.
         (Err(error), None) if matches!(target, Target::Time(_)) && error.text.contains(TOO_EARLY) => {
@@ -238,7 +235,7 @@ async fn log(
     start: Lsn,
     end: Lsn,
     target: &Target,
-) -> Result<Pieces> {
+) -> Result<(Pieces, u64)> {
     let none = || Error::new(Trouble::Missing, format!("there is no archived log for {}", base.id));
     let reached = archive.reached().await?.ok_or_else(none)?;
     if reached.lsn < end {
@@ -259,13 +256,26 @@ async fn log(
         ));
     }
     let pieces = archive.pieces(start, &reached, target.time()).await?;
-    match pieces.gap {
-        // All of it is wanted, or not even the base backup is whole without it.
-        Some(gap) if matches!(target, Target::Newest) || pieces.files.is_empty() => {
-            Err(Error::new(Trouble::Missing, gap))
-        }
-        _ => Ok(pieces),
-    }
+    must_lead_on(&pieces, end, reached.segment_bytes, target)?;
+    Ok((pieces, reached.segment_bytes))
+}
+
+/// Where the log has a gap: all of it is wanted, or not even the base backup is whole without it. What lies before the
+/// gap can be reached.
+fn must_lead_on(pieces: &Pieces, end: Lsn, segment_bytes: u64, target: &Target) -> Result<()> {
+    let Some(gap) = &pieces.gap else { return Ok(()) };
+    let reached = |wanted: Lsn| {
+        let numbers = pieces.files.keys().filter_map(|name| Segment::from_name(name, segment_bytes));
+        // The place before the first byte that is not needed.
+        let last = wanted.0.saturating_sub(1) / segment_bytes.max(1);
+        numbers.map(|segment| segment.number).max().is_some_and(|newest| newest >= last)
+    };
+    let wanted = match target {
+        Target::Newest => None,
+        Target::Lsn(lsn) => Some(*lsn.max(&end)),
+        Target::Time(_) | Target::Point(_) | Target::Before { .. } => Some(end),
+    };
+    if wanted.is_some_and(reached) { Ok(()) } else { Err(gap.clone()) }
 }
 
 /// Files of the log to where Postgres finds them.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use taskflow_core::system_event;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::{Database, refill};
-use taskflow_stores::postgres::{PgPool, backup as admin, system_events};
+use taskflow_stores::postgres::{PgPool, backup as admin, system_events, wal};
 
 use super::agree::must_rest;
 use super::{Restored, mongo as documents, postgres as dumps};
@@ -69,6 +69,20 @@ pub async fn replace(
     }
 }
 
+/// Why what is live is backed up: the rules for keeping hold such a backup for longer.
+fn reason(id: &str) -> String {
+    format!("before {id} took the place of what was live")
+}
+
+/// Notes the place before anything is replaced, where the role may: the whole cluster can be restored to it by its name.
+async fn note_place(pool: &PgPool) {
+    let name = format!("taskflow_restore_{}", clock::now().format("%Y%m%d_%H%M%S"));
+    match wal::restore_point(pool, &name).await {
+        Ok(_) => tracing::info!(name, "The place before the restore is noted in the log of writes."),
+        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
+    }
+}
+
 async fn postgres(
     vault: &Vault,
     identities: &Identities,
@@ -82,7 +96,9 @@ async fn postgres(
     let stamp = clock::now().format("%Y%m%d_%H%M%S");
     let (new, old) = (format!("{name}_new_{stamp}"), format!("{name}_before_{stamp}"));
     must_rest(live.postgres).await?;
-    let saved = dump::create(vault, live.url, live.postgres, progress).await?;
+    note_place(live.postgres).await;
+    let saving = vault.because(reason(&manifest.id));
+    let saved = dump::create(&saving, live.url, live.postgres, progress).await?;
     let order = dumps::Order { manifest, into: &new, url: live.url, pool: &server, only: None };
     let mut restored = dumps::restore(vault, identities, order, progress).await?;
     let told = admin::other_database(live.postgres, &new);
@@ -107,11 +123,12 @@ async fn mongodb(
 ) -> Result<Replaced> {
     must_rest(live.postgres).await?;
     // Before anything is removed: that it can be restored at all.
-    let mut ids = Vec::new();
-    for one in super::chain::read(vault, &manifest.id).await? {
-        ids.push(one.id.clone());
-        vault.verify(&one, Some(identities), progress).await?;
+    let chain = super::chain::read(vault, &manifest.id).await?;
+    for one in &chain {
+        vault.verify(one, Some(identities), progress).await?;
     }
+    super::fits::check_live(&chain, live.mongo).await?;
+    let ids: Vec<String> = chain.into_iter().map(|one| one.id).collect();
     let saved = match refill::mark(live.mongo).await?.map(|(backups, _)| backups) {
         // A run that died while it emptied the database: what is left of it is saved.
         Some(mark) if mark.first().is_some_and(|first| first == EMPTIED) => {
@@ -122,7 +139,9 @@ async fn mongodb(
         // A run that died: what was live is saved already, and what is there now is half of what it should be.
         Some(_) => vault.newest(Kind::MongoDb).await?.map(|newest| newest.id).unwrap_or_default(),
         None => {
-            let saved = trail::create(vault, live.mongo, clock::now(), progress).await?.id;
+            note_place(live.postgres).await;
+            let saving = vault.because(reason(&manifest.id));
+            let saved = trail::create(&saving, live.mongo, clock::now(), progress).await?.id;
             // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
             refill::set_mark(live.mongo, &[EMPTIED.to_owned(), saved.clone()], &[]).await?;
             taskflow_stores::crash::point("marked");

@@ -2,6 +2,11 @@
 //!
 //! The database bears a mark until it is whole. A restore that died goes on behind the files that are done; each
 //! document may be inserted twice.
+//!
+//! Of a collection that only grows, the parts of a chain overlap a little. What a part repeats is summed up before it is
+//! inserted, so the sums of all parts, which their manifests tell, without what is repeated are the sum of what must be
+//! there: a chain is held against checksums like a single backup. Of the other collections each part has all there was,
+//! so the newest part's is the one that counts.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,13 +14,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use mongodb::bson::RawDocumentBuf;
 use taskflow_stores::mongo::dump::{self, Collection, Reading};
-use taskflow_stores::mongo::{self, Database, Document, refill};
+use taskflow_stores::mongo::refill::{self, Repeated};
+use taskflow_stores::mongo::{self, Database, Document};
 
 use super::postgres::must_know_schema;
-use super::{Restored, chain};
+use super::{Restored, chain, fits};
 use crate::error::{Error, Result};
 use crate::keys::Identities;
-use crate::manifest::{File, Kind, Manifest};
+use crate::manifest::{File, Kind, Manifest, Sum};
 use crate::mongo::documents::{Cutter, Summing};
 use crate::mongo::dump::base;
 use crate::progress::Progress;
@@ -48,13 +54,16 @@ pub async fn restore(
         must_know_schema("MongoDB", manifest, mongo::migrate::newest())?;
         vault.verify(manifest, Some(identities), progress).await?;
     }
+    // One that goes on, and one over the live trail, has looked at the room before it wrote or removed anything.
+    let goes_on = refill::mark(database).await?.is_some();
+    let room = fits::check(&backups, database, (!goes_on).then_some(0)).await?;
     let ids: Vec<String> = backups.iter().map(|manifest| manifest.id.clone()).collect();
     let mut done = begin(database, &ids, only).await?;
-    let whole = Whole { vault, identities, database, only, progress };
-    let mut described = BTreeMap::new();
-    for manifest in &backups {
+    let whole = Whole { vault, identities, database, only, backups: &backups, progress };
+    let (mut described, mut expected) = (BTreeMap::new(), BTreeMap::new());
+    for (place, manifest) in backups.iter().enumerate() {
         progress.begin(format!("restore {}", manifest.id), manifest.content_bytes());
-        whole.one(manifest, &ids, &mut done, &mut described).await?;
+        whole.one(place, manifest, &mut done, &mut described, &mut expected).await?;
     }
     if let Some(name) = only
         && !described.contains_key(name)
@@ -62,18 +71,20 @@ pub async fn restore(
         return Err(Error::refused(format!("{id} has no collection {name}")));
     }
     progress.begin("check what was restored", 0);
-    let (counts, mut checked) = examine(&backups, database, &described, progress).await?;
+    let (counts, mut checked) = examine(&backups, database, &described, &expected, progress).await?;
     // Last: an index that expires documents would remove some of them before they were counted.
     for collection in described.values() {
         refill::make_indexes(database, collection).await?;
     }
     checked.push("every index was made".to_owned());
+    checked.extend(room);
     refill::unmark(database).await?;
     Ok(Restored {
         backups: ids,
         database: database.name().to_owned(),
         counts,
         checked,
+        seals: None,
         took_s: started.elapsed().as_secs_f64(),
     })
 }
@@ -115,22 +126,36 @@ struct Whole<'w> {
     identities: &'w Identities,
     database: &'w Database,
     only: Option<&'w str>,
+    backups: &'w [Manifest],
     progress: &'w Progress,
 }
 
+/// Whether a collection is only ever added to, so that a part of a chain has what is new of it.
+fn grows(collection: &str, manifest: &Manifest) -> bool {
+    dump::newer(collection, manifest.begun_at).is_some()
+}
+
 impl Whole<'_> {
-    /// One backup of the chain.
+    /// One backup of the chain. `expected` grows by what each collection must hold of it.
     async fn one(
         &self,
+        place: usize,
         manifest: &Manifest,
-        ids: &[String],
         done: &mut Vec<String>,
         described: &mut BTreeMap<String, Collection>,
+        expected: &mut BTreeMap<String, Summing>,
     ) -> Result<()> {
         let folder = Vault::folder(&manifest.id);
-        let mark: Vec<String> =
-            ids.iter().cloned().chain(self.only.map(|only| format!("only {only}"))).collect();
-        for name in manifest.sums.keys().filter(|name| self.only.is_none_or(|only| only == *name)) {
+        let ids = self.backups.iter().map(|manifest| manifest.id.clone());
+        let mark: Vec<String> = ids.chain(self.only.map(|only| format!("only {only}"))).collect();
+        for (name, told) in &manifest.sums {
+            if self.only.is_some_and(|only| only != name) {
+                continue;
+            }
+            let later = || self.backups.iter().skip(place + 1);
+            if !grows(name, manifest) && later().any(|later| later.sums.contains_key(name)) {
+                continue;
+            }
             let base = base(&manifest.database, name);
             let metadata = find(manifest, &format!("{base}.metadata.json"))?;
             let text =
@@ -138,50 +163,89 @@ impl Whole<'_> {
             let collection = Collection::from_metadata(&text)
                 .map_err(|error| Error::damaged(format!("{folder}/{}: {error}", metadata.path)))?;
             refill::create(self.database, &collection).await?;
-            described.insert(name.clone(), collection);
             let file = find(manifest, &format!("{base}.bson"))?;
             let key = format!("{}/{}", manifest.id, file.path);
-            if done.contains(&key) {
-                continue;
+            let overlaps = described.insert(name.clone(), collection).is_some();
+            if !done.contains(&key) {
+                self.fill(manifest, file, name, overlaps.then_some(key.as_str())).await?;
+                done.push(key.clone());
+                refill::set_mark(self.database, &mark, done).await?;
+                taskflow_stores::crash::point("refilled");
             }
-            self.fill(manifest, file, name).await?;
-            done.push(key);
-            refill::set_mark(self.database, &mark, done).await?;
-            taskflow_stores::crash::point("refilled");
+            let sum = expected.entry(name.clone()).or_default();
+            sum.join(Summing::read(told.count, &told.sum)?);
+            if overlaps {
+                let noted = refill::repeated(self.database, &key).await?.unwrap_or_default();
+                sum.take_out(read(&noted)?);
+            }
         }
         Ok(())
     }
 
-    async fn fill(&self, manifest: &Manifest, file: &File, collection: &str) -> Result<()> {
+    /// Inserts a file's documents. With a key, earlier files may have some of them: that is noted under it.
+    async fn fill(
+        &self,
+        manifest: &Manifest,
+        file: &File,
+        collection: &str,
+        overlaps: Option<&str>,
+    ) -> Result<()> {
         let folder = Vault::folder(&manifest.id);
         let named = |error: Error| error.during(format!("{folder}/{}", file.path));
         let mut reader = FileReader::begin(&self.vault.place, &folder, file, self.identities);
         let mut cutter = Cutter::default();
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        // Of what is only ever added to, an incremental backup has what is new; of the rest, what came later counts.
-        let grows = dump::newer(collection, manifest.begun_at).is_some();
-        let replaces = manifest.kind == Kind::MongoDbIncremental && !grows;
+        let (mut batch, mut bytes, mut inserted) = (Vec::new(), 0, 0_u64);
         while let Some(piece) = reader.next().await? {
             self.progress.check()?;
             self.progress.add(piece.len() as u64);
             for document in cutter.cut(&piece).map_err(named)? {
                 let document = raw(&document).map_err(named)?;
-                if replaces {
-                    refill::replace(self.database, collection, document).await?;
-                    continue;
-                }
                 bytes += document.as_bytes().len();
                 batch.push(document);
                 if batch.len() >= BATCH || bytes >= BATCH_BYTES {
-                    refill::insert(self.database, collection, std::mem::take(&mut batch)).await?;
+                    self.insert(collection, std::mem::take(&mut batch), overlaps, &mut inserted).await?;
                     bytes = 0;
                 }
             }
         }
         cutter.end().map_err(named)?;
+        self.insert(collection, batch, overlaps, &mut inserted).await
+    }
+
+    /// Inserts documents of a file, of which `inserted` are done.
+    async fn insert(
+        &self,
+        collection: &str,
+        batch: Vec<RawDocumentBuf>,
+        overlaps: Option<&str>,
+        inserted: &mut u64,
+    ) -> Result<()> {
+        let count = batch.len() as u64;
+        if let Some(key) = overlaps {
+            let noted = refill::repeated(self.database, key).await?.unwrap_or_default();
+            // A restore that died may have inserted what it had looked at: only what it had not is looked at now.
+            let looked_at = noted.looked_at.saturating_sub(*inserted).min(count);
+            let fresh = &batch[usize::try_from(looked_at).unwrap_or(usize::MAX)..];
+            if !fresh.is_empty() {
+                let mut sum = read(&noted)?;
+                for place in refill::there(self.database, collection, fresh).await? {
+                    sum.add(fresh[place].as_bytes());
+                }
+                let Sum { count: repeated, sum } = sum.done();
+                let noted = Repeated { looked_at: *inserted + count, count: repeated, sum };
+                refill::note_repeated(self.database, key, &noted).await?;
+                taskflow_stores::crash::point("overlap_noted");
+            }
+        }
         refill::insert(self.database, collection, batch).await?;
+        *inserted += count;
         Ok(())
     }
+}
+
+/// The sum of what is repeated.
+fn read(noted: &Repeated) -> Result<Summing> {
+    if noted.sum.is_empty() { Ok(Summing::default()) } else { Summing::read(noted.count, &noted.sum) }
 }
 
 fn raw(document: &Bytes) -> Result<RawDocumentBuf> {
@@ -201,34 +265,20 @@ async fn examine(
     backups: &[Manifest],
     database: &Database,
     described: &BTreeMap<String, Collection>,
+    expected: &BTreeMap<String, Summing>,
     progress: &Progress,
 ) -> Result<(BTreeMap<String, u64>, Vec<String>)> {
     let mut counts = BTreeMap::new();
     let mut faults = Vec::new();
     for name in described.keys() {
-        let sum = sum(database, name, progress).await?;
+        let (sum, told) = (sum(database, name, progress).await?, expected.get(name).copied());
         counts.insert(name.clone(), sum.count());
-        let of = |manifest: &Manifest| manifest.sums.get(name).cloned();
-        match backups {
-            [one] if of(one).is_some_and(|told| told != sum.done()) => {
-                let told = of(one).map_or(0, |told| told.count);
-                faults.push(format!(
-                    "collection {name} has {} documents, or others, and not the {told} of the backup",
-                    sum.count()
-                ));
-            }
-            [_] => {}
-            // Parts overlap, so only bounds are known: no fewer than the largest, no more than all together.
-            several => {
-                let told: Vec<u64> = several.iter().filter_map(of).map(|sum| sum.count).collect();
-                let (least, most) = (told.iter().copied().max().unwrap_or(0), told.iter().sum());
-                if !(least..=most).contains(&sum.count()) {
-                    faults.push(format!(
-                        "collection {name} has {} documents and not {least} to {most}",
-                        sum.count()
-                    ));
-                }
-            }
+        if told != Some(sum) {
+            let told = told.map_or(0, |told| told.count());
+            faults.push(format!(
+                "collection {name} has {} documents, or others, and not the {told} of the backup",
+                sum.count()
+            ));
         }
     }
     if !faults.is_empty() {
@@ -240,17 +290,12 @@ async fn examine(
         )));
     }
     let documents: u64 = counts.values().sum();
-    let how = if backups.len() == 1 {
-        "the same by count and checksum"
-    } else {
-        "as many as the backups together have"
-    };
     let checked = vec![
         format!(
             "{} files as their manifests say",
             backups.iter().map(|manifest| manifest.files.len()).sum::<usize>()
         ),
-        format!("{} collections with {documents} documents, {how}", counts.len()),
+        format!("{} collections with {documents} documents, the same by count and checksum", counts.len()),
     ];
     Ok((counts, checked))
 }

@@ -95,6 +95,7 @@ pub async fn restore(
         database: into.to_owned(),
         counts,
         checked,
+        seals: None,
         took_s: started.elapsed().as_secs_f64(),
     })
 }

@@ -16,13 +16,17 @@ pub fn free(folder: &Path) -> Result<u64> {
 
 /// Says that there is not enough before the disk does.
 pub fn must_fit(folder: &Path, bytes: u64) -> Result<()> {
-    let (free, wanted) = (free(folder)?, (bytes as f64 * MARGIN) as u64);
+    must_have(&folder.display().to_string(), free(folder)?, bytes)
+}
+
+/// The same for a place of which somebody has told how much is free.
+pub fn must_have(place: &str, free: u64, bytes: u64) -> Result<()> {
+    let wanted = (bytes as f64 * MARGIN) as u64;
     if free < wanted {
         return Err(Error::new(
             Trouble::Full,
             format!(
-                "{} has {} MiB free and the restore takes about {}: make room, or restore elsewhere",
-                folder.display(),
+                "{place} has {} MiB free and the restore takes about {}: make room, or restore elsewhere",
                 free >> 20,
                 wanted >> 20
             ),

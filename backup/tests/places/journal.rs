@@ -121,3 +121,61 @@ async fn the_second_place_has_the_journal_though_the_first_is_lost() {
     // One in each place.
     assert_eq!(journal::prune(&vault, record(3).at + kept).await.unwrap(), 2);
 }
+
+/// The one file of the journal.
+fn file_of(folder: &std::path::Path) -> std::path::PathBuf {
+    let owner = std::fs::read_dir(folder.join(journal::FOLDER)).unwrap().next().unwrap().unwrap().path();
+    std::fs::read_dir(owner).unwrap().next().unwrap().unwrap().path()
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_as_it_was_written_is_named_before_a_command_of_it_is_read() {
+    let (place, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let settings = taskflow_backup::Settings {
+        destination: place.path().display().to_string(),
+        work_dir: work.path().to_owned(),
+        journal_every_ms: 100,
+        ..Default::default()
+    };
+    let vault = Vault::open(&settings).unwrap();
+    let spool = journal::spool(&settings).unwrap();
+    spool.append(&bytes(1..=40)).unwrap();
+    carry_on(&vault, spool).await;
+    let keys = Identities::default();
+    let verify = async || {
+        journal::verify(&vault, &keys, record(0).at, &Progress::default()).await.map_err(|error| error.text)
+    };
+    let path = file_of(place.path());
+    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+    let good = std::fs::read(&path).unwrap();
+    verify().await.unwrap();
+    assert_eq!(journal_of(&vault).await.len(), 40);
+    // Any bit: it is named, or it is one that says nothing about the content.
+    for place in 0..good.len() {
+        let mut flipped = good.clone();
+        flipped[place] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        match verify().await {
+            Err(error) => assert!(error.contains(&name), "byte {place}: {error}"),
+            Ok(()) => assert_eq!(journal_of(&vault).await.len(), 40, "byte {place}"),
+        }
+    }
+    for length in [0, 1, good.len() / 2, good.len() - 70] {
+        std::fs::write(&path, &good[..length]).unwrap();
+        let error = verify().await.unwrap_err();
+        assert!(error.contains(&name), "{length} bytes: {error}");
+    }
+    // Other content that the compression has no doubts about.
+    let frame = &good[good.len() - 64..];
+    let other = zstd::encode_all(bytes(1..=39).as_slice(), 3).unwrap();
+    std::fs::write(&path, [&other, frame].concat()).unwrap();
+    let error = verify().await.unwrap_err();
+    assert!(error.contains(&name) && error.contains("SHA-256"), "{error}");
+    // As an earlier version wrote it: without a checksum.
+    std::fs::write(&path, &other).unwrap();
+    verify().await.unwrap();
+    assert_eq!(journal_of(&vault).await.len(), 39);
+    // Whoever reads zstd by hand gets the content and nothing else.
+    std::fs::write(&path, &good).unwrap();
+    assert_eq!(zstd::decode_all(good.as_slice()).unwrap(), bytes(1..=40));
+}

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod journal;
+mod kept;
 
 use std::fmt;
 use std::ops::Range;
@@ -145,7 +146,7 @@ fn over(inner: Arc<dyn ObjectStore>, recipients: Recipients) -> (Vault, Arc<Atom
     let left = Arc::new(AtomicI64::new(i64::MAX));
     let store = Arc::new(Breaking { inner, left: Arc::clone(&left) });
     let place = Place::with_store("test", store);
-    (Vault { settings: Settings::default(), place, second: None, recipients }, left)
+    (Vault { settings: Settings::default(), place, second: None, recipients, reason: None }, left)
 }
 
 /// An age key: its file, and who it belongs to.
@@ -270,6 +271,7 @@ async fn a_prune_that_is_broken_off_at_any_request_leaves_nothing_half_that_look
             yearly: 0,
             bases: 0,
             incremental_days: 0,
+            safety_days: 0,
         };
         for _ in 0..3 {
             make(&vault, SMALL, Compression::Zstd).await.unwrap();

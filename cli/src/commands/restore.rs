@@ -2,6 +2,7 @@
 //! stores brought to agree after Postgres has gone back.
 
 mod replay;
+mod seals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,10 +17,11 @@ use taskflow_backup::restore::{
 };
 use taskflow_backup::{Error, Kind, Vault};
 use taskflow_stores::mongo::refill;
-use taskflow_stores::postgres::{receipts, wal};
+use taskflow_stores::postgres::{backup, receipts, wal};
 use taskflow_stores::{clock, mongo, postgres, redis};
 use uuid::Uuid;
 
+use self::seals::Pair;
 use super::backup::bar::Bar;
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -101,8 +103,15 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
         done.push(to_a_point(&vault, &identities, &options, settings, &bar).await?);
     } else {
         let ids = if options.ids.is_empty() { newest(&vault).await? } else { options.ids.clone() };
+        let mut pair = Pair::default();
         for id in &ids {
-            done.push(one(&vault, &identities, id, &options, settings, &bar).await?);
+            done.push(one(&vault, &identities, id, &options, settings, &bar, &mut pair).await?);
+        }
+        bar.progress().begin("verify the audit trail's seals", 0);
+        let is_part = options.collection.is_some() || options.table.is_some();
+        let seals = if is_part { seals::of_a_part() } else { pair.verify(settings).await };
+        if let Some(last) = done.last_mut() {
+            last.seals = Some(seals);
         }
     }
     done.iter().for_each(|restored| bar.say(&told(restored)));
@@ -118,7 +127,7 @@ pub(crate) async fn run(options: Options, settings: &Settings, json: bool) -> Re
             "Nothing uses it yet. Set postgres.url and mongodb.url to it, then `taskflow restore --agree`."
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(seals::code(&done))
 }
 
 async fn newest(vault: &Vault) -> Result<Vec<String>, Exit> {
@@ -144,6 +153,7 @@ async fn one(
     options: &Options,
     settings: &Settings,
     bar: &Bar,
+    pair: &mut Pair,
 ) -> Result<Restored, Exit> {
     let manifest = vault.read(id).await?;
     let name = || format!("{}_{}", manifest.database, clock::now().format("%Y%m%d_%H%M%S"));
@@ -158,13 +168,17 @@ async fn one(
                 pool: &pool,
                 only: options.table.as_deref(),
             };
-            Ok(dumps::restore(vault, identities, order, bar.progress()).await?)
+            let restored = dumps::restore(vault, identities, order, bar.progress()).await?;
+            pair.postgres = Some(backup::other_database(&pool, &into));
+            Ok(restored)
         }
         Kind::MongoDb | Kind::MongoDbIncremental => {
             let database = mongo::connect(&settings.mongodb, NAME).await?;
             let target = refill::other_database(&database, &into);
             let only = options.collection.as_deref();
-            Ok(documents::restore(vault, identities, id, &target, only, bar.progress()).await?)
+            let restored = documents::restore(vault, identities, id, &target, only, bar.progress()).await?;
+            (pair.mongo, pair.through) = (Some(target), manifest.position.through);
+            Ok(restored)
         }
         Kind::PostgresBase => Err(Error::refused(format!(
             "{id} is a base backup: name a new folder for its cluster with --data"
@@ -212,7 +226,14 @@ async fn to_a_point(
         user: login.get_username(),
         database: login.get_database().unwrap_or_else(|| login.get_username()),
     };
-    Ok(cluster::restore(vault, identities, order, bar.progress()).await?)
+    let running = cluster::recover(vault, identities, order, bar.progress()).await?;
+    // While it runs: nobody else reaches it.
+    bar.progress().begin("verify the audit trail's seals", 0);
+    let pair = Pair { postgres: Some(running.pool.clone()), ..Pair::default() };
+    let seals = pair.verify(settings).await;
+    let mut restored = cluster::finish(running, bar.progress()).await?;
+    restored.seals = Some(seals);
+    Ok(restored)
 }
 
 /// Prints one entity's events.
@@ -269,7 +290,12 @@ async fn over_live(
                 "{id} would replace the database {name}; say --replace {name} if you mean it"
             )));
         }
-        let replaced = live::replace(vault, identities, &manifest, &live, bar.progress()).await?;
+        let mut replaced = live::replace(vault, identities, &manifest, &live, bar.progress()).await?;
+        bar.progress().begin("verify the audit trail's seals", 0);
+        let through = manifest.position.through.filter(|_| manifest.kind != Kind::Postgres);
+        // The sessions of before ended with the rename.
+        let pair = Pair { through, ..Pair::default() };
+        replaced.restored.seals = Some(pair.verify(settings).await);
         bar.say(&format!("what was live is saved as {}", replaced.saved));
         if let Some(old) = &replaced.old {
             bar.say(&format!("the old database is called {old}; remove it when you are sure"));
@@ -283,7 +309,7 @@ async fn over_live(
     } else {
         println!("Now bring the stores to agree, before anybody works: `taskflow restore --agree`.");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(seals::code(done.iter().map(|replaced| &replaced.restored)))
 }
 
 async fn agree(author: Option<String>, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
@@ -332,6 +358,10 @@ fn told(restored: &Restored) -> String {
     for line in &restored.checked {
         text.push_str("\n    checked: ");
         text.push_str(line);
+    }
+    for line in restored.seals.iter().flat_map(seals::told) {
+        text.push_str("\n    ");
+        text.push_str(&line);
     }
     text
 }

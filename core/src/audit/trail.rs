@@ -272,9 +272,12 @@ impl Suspect {
 pub struct Known<'k> {
     /// Up to which batch its partition is sealed.
     pub sealed: i64,
-    /// Up to which batch its partition was at the first seal, and when that was made, in milliseconds since 1970: only
+    /// Up to which batch its partition had no leaves, and when the first seal was made, in milliseconds since 1970: only
     /// what is older may be without a leaf.
     pub begun: (i64, i64),
+    /// Whether the links are older than the trail, as those of a Postgres that was set back are: then the trail may have
+    /// batches of which they know nothing.
+    pub set_back: bool,
     /// The classes of the batch, if it has a link.
     pub classes: Option<&'k [ClassRoot]>,
 }
@@ -287,11 +290,12 @@ pub fn stray(seen: &Seen, known: Known<'_>, counts: &mut Counts) -> Option<Findi
         Some(finding.event(seen.id))
     };
     if *number > known.sealed {
-        // Its turn comes with a later seal.
-        return None;
+        // Its turn comes with a later seal. A batch has its link before its events are told.
+        let unheard_of = known.classes.is_none() && !known.set_back;
+        return if unheard_of { inserted("there is no such batch") } else { None };
     }
     let Some(classes) = known.classes else {
-        if leaf.is_none() && *number <= known.begun.0 && seen.created_ms <= known.begun.1 {
+        if leaf.is_none() && (1..=known.begun.0).contains(number) && seen.created_ms <= known.begun.1 {
             counts.unsealed += 1;
             return None;
         }

@@ -22,11 +22,13 @@ pub struct Keep {
     pub bases: u32,
     /// Days that incremental backups are kept.
     pub incremental_days: u32,
+    /// Days that a backup is kept which was made of live data before something replaced it: nobody can make it again.
+    pub safety_days: u32,
 }
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { daily: 7, weekly: 5, monthly: 12, yearly: 3, bases: 4, incremental_days: 14 }
+        Self { daily: 7, weekly: 5, monthly: 12, yearly: 3, bases: 4, incremental_days: 14, safety_days: 30 }
     }
 }
 
@@ -54,6 +56,8 @@ pub struct Item {
     pub good: bool,
     /// A drill has restored it.
     pub proven: bool,
+    /// It was made of live data before something replaced it.
+    pub safety: bool,
     /// Ids of those without which it can't be restored.
     pub needs: Vec<String>,
 }
@@ -132,13 +136,16 @@ type Span = fn(DateTime<Utc>) -> (i32, u32);
 /// What the rules keep of one kind, the newest first.
 fn by_count<'i>(good: &[&'i Item], rules: &Keep, now: DateTime<Utc>) -> Vec<(&'i str, String)> {
     let mut kept = Vec::new();
+    let since = |days: u32| now.checked_sub_days(Days::new(days.into())).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    for item in good.iter().filter(|item| item.safety && item.taken_at >= since(rules.safety_days)) {
+        let why = format!("made before live data was replaced, and younger than {} days", rules.safety_days);
+        kept.push((item.id.as_str(), why));
+    }
     let counted = |count: Count| good.iter().filter(move |item| item.count == count);
     for item in counted(Count::Newest).take(rules.bases as usize) {
         kept.push((item.id.as_str(), format!("one of the newest {}", rules.bases)));
     }
-    let since =
-        now.checked_sub_days(Days::new(rules.incremental_days.into())).unwrap_or(DateTime::<Utc>::MIN_UTC);
-    for item in counted(Count::Age).filter(|item| item.taken_at >= since) {
+    for item in counted(Count::Age).filter(|item| item.taken_at >= since(rules.incremental_days)) {
         kept.push((item.id.as_str(), format!("younger than {} days", rules.incremental_days)));
     }
     let spans: [(&str, u32, Span); 4] = [

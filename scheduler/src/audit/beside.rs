@@ -5,12 +5,17 @@ use std::collections::HashSet;
 
 use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::link;
+use taskflow_core::audit::seal::{Head, Seal};
 use taskflow_core::audit::trail::{self, Counts, Known, Seen};
 use taskflow_core::event::EventId;
+use taskflow_stores::mongo;
 use taskflow_stores::postgres::{audit_chain, audit_seals};
 use uuid::Uuid;
 
-use super::verify::{Error, Verifier};
+use super::verify::{Error, STRAYS, Verifier};
+
+/// No event is of later: the year 9999, as an insertion may be dated.
+const LATEST_MS: i64 = 253_402_300_799_999;
 
 impl Verifier {
     /// Whether somebody has ordered what was erased.
@@ -32,6 +37,53 @@ impl Verifier {
         Ok(())
     }
 
+    /// Looks at what was made before the first batch that is vouched for, or says so: events from before there were
+    /// leaves, and what was slipped in among them.
+    pub(super) async fn before(&mut self, before_ms: i64) -> Result<(), Error> {
+        let begun_ms = self.first.as_ref().map_or(0, |seal| seal.at_ms);
+        let (mut unsealed, mut strays, mut left_out) = (0, Vec::new(), 0_u64);
+        let links = &self.first_links;
+        let each = |seen: Seen| {
+            let place = &seen.place;
+            let is_old = place.leaf.is_none()
+                && seen.created_ms <= begun_ms
+                && links.get(&place.partition).is_some_and(|first| (1..*first).contains(&place.number));
+            if is_old {
+                unsealed += 1;
+            } else if strays.len() < STRAYS {
+                strays.push(seen);
+            } else {
+                left_out += 1;
+            }
+        };
+        let mut undone = 0;
+        let mongo = &self.stores.mongo;
+        mongo::audit_trail::window(mongo, i64::MIN, before_ms - 1, each, |_| undone += 1).await?;
+        strays.extend(mongo::audit_trail::undated(mongo, STRAYS).await?);
+        self.report.counts.unsealed += unsealed;
+        self.report.counts.undone += undone;
+        if left_out > 0 {
+            let note = format!("{left_out} more events of before {before_ms} ms belong to no batch");
+            self.report.notes.insert(note);
+        }
+        self.strays(&strays).await
+    }
+
+    /// Looks at what was made since the newest seal. No seal vouches for it yet, but Postgres's links do: a batch has its
+    /// link before its events are told. To be called at the end.
+    pub async fn since_newest(&mut self) -> Result<(), Error> {
+        let Some(newest) = self.newest.clone().filter(|_| !self.set_back) else { return Ok(()) };
+        let heads = audit_chain::heads(&self.stores.postgres).await?;
+        let leads_on = |head: &Head| head.number >= newest.head(&head.partition).number;
+        if !heads.iter().all(leads_on) {
+            // Postgres was set back: the seals tell of that.
+            return Ok(());
+        }
+        let number = newest.number + 1;
+        let not_yet = Seal { number, at_ms: LATEST_MS, heads, restored: None, ..newest.clone() };
+        self.stretch(Some(&newest), &not_yet).await.map(|_| ())
+    }
+
     /// Judges events that belong to no batch of the stretch.
     pub(super) async fn strays(&mut self, strays: &[Seen]) -> Result<(), Error> {
         if strays.is_empty() {
@@ -45,12 +97,17 @@ impl Verifier {
             let place = &stray.place;
             let classes =
                 texts.get(&(place.partition.clone(), place.number)).and_then(|text| link::read(text));
+            let head = |seal: &Option<Seal>| seal.as_ref().map(|seal| seal.head(&place.partition).number);
             let known = Known {
-                sealed: self.newest.as_ref().map_or(0, |seal| seal.head(&place.partition).number),
-                begun: self
-                    .first
-                    .as_ref()
-                    .map_or((0, 0), |seal| (seal.head(&place.partition).number, seal.at_ms)),
+                set_back: self.set_back,
+                sealed: head(&self.newest).unwrap_or(0),
+                begun: (
+                    match self.first_links.get(&place.partition) {
+                        Some(first) => *first - 1,
+                        None => head(&self.first).unwrap_or(0),
+                    },
+                    self.first.as_ref().map_or(0, |seal| seal.at_ms),
+                ),
                 classes: classes.as_deref(),
             };
             let mut counts = Counts::default();

@@ -4,6 +4,7 @@
 mod beside;
 pub mod files;
 pub mod prove;
+pub mod restored;
 mod restores;
 pub mod sealing;
 pub mod verify;

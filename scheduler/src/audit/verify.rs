@@ -33,7 +33,7 @@ const SLICE: usize = 1_000;
 /// Batches of which the times are sorted together.
 const SORTED: usize = 20_000;
 /// Stray events of a slice that are looked into, and findings that are told of.
-const STRAYS: usize = 5_000;
+pub(super) const STRAYS: usize = 5_000;
 const FINDINGS: usize = 1_000;
 
 /// What could not be done, though nothing is wrong with the trail.
@@ -83,11 +83,15 @@ pub struct Verifier {
     pub(super) stores: Stores,
     keys: Vec<PublicKey>,
     outside: Option<Outside>,
-    now: DateTime<Utc>,
+    pub(super) now: DateTime<Utc>,
     /// The newest seal that can be believed: it says what may be gone by now, and how far the chains are sealed.
     pub(super) newest: Option<Seal>,
     /// The first one: what is older need not have a leaf.
     pub(super) first: Option<Seal>,
+    /// Of each partition the first batch with leaves.
+    pub(super) first_links: HashMap<String, i64>,
+    /// Postgres may be older than the trail: what it does not know of need not be wrong.
+    pub(super) set_back: bool,
     restores: Vec<Restore>,
     present: HashMap<String, i64>,
     /// The stretch of the trail that was read last, with those before that touch it (milliseconds since 1970).
@@ -119,8 +123,20 @@ impl Verifier {
         let first = audit_seals::read(&stores.postgres, 1, 1).await?;
         let first = first.into_iter().find_map(|(_, signed)| signed.open(&keys).ok());
         let restores = restores::read(&stores.postgres, &keys).await?;
-        let present = HashMap::new();
-        Ok(Self { stores, keys, outside, now, newest, first, restores, present, covered: None, report })
+        Ok(Self {
+            first_links: audit_chain::first_links(&stores.postgres).await?,
+            set_back: false,
+            stores,
+            keys,
+            outside,
+            now,
+            newest,
+            first,
+            restores,
+            present: HashMap::new(),
+            covered: None,
+            report,
+        })
     }
 
     async fn last_number(stores: &Stores, outside: Option<&Outside>) -> Result<i64, Error> {
@@ -274,6 +290,10 @@ impl Verifier {
             }
         }
         let last = slices.len() - 1;
+        if window.0.is_none() && slices[0].iter().all(|batch| times(batch).is_none()) {
+            // Nothing was there to be sealed; what is there is looked at all the same.
+            self.before(window.1.saturating_add(1)).await?;
+        }
         for (index, slice) in slices.into_iter().enumerate() {
             let first_ms = slice.iter().filter_map(&times).map(|(first, _)| first).min();
             let last_ms = slice.iter().filter_map(&times).map(|(_, last)| last).max();
@@ -283,9 +303,8 @@ impl Verifier {
                 (first, done) => first.or(done),
             };
             if let (Some(since), Some(until)) = (since, until) {
-                if done_ms.is_none() && self.newest.is_some() && index == 0 {
-                    self.report.counts.unsealed +=
-                        mongo::audit_trail::count_before(&self.stores.mongo, since).await?;
+                if done_ms.is_none() && index == 0 {
+                    self.before(since).await?;
                 }
                 self.slice(slice, &known, since, until).await?;
                 done_ms = Some(until);

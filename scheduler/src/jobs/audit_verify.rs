@@ -70,6 +70,7 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             let first = rand::random_range(0..known);
             go(&context, &mut verifier, first, (first + OLD_MAX).min(known)).await?;
         }
+        verifier.since_newest().await?;
         tell(&context, verifier.end(), verified).await
     })
 }

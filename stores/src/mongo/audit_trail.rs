@@ -84,6 +84,30 @@ pub async fn window(
     Ok(())
 }
 
+/// Reads the events that no time finds, since what they have in the place of one is of another type: at most `limit`.
+pub async fn undated(database: &Database, limit: usize) -> Result<Vec<Seen>, StoreError> {
+    const CALL: &str = "look for events without a time";
+    let (mut strange, mut buffer) = (Vec::new(), Vec::new());
+    // The index has values of other types before the first time and behind the last one.
+    for direction in [1, -1] {
+        let found = database
+            .collection::<RawDocumentBuf>(COLLECTION)
+            .find(doc! {})
+            .sort(doc! { "createdAt": direction, "_id": direction })
+            .hint(Hint::Name("createdAt_id".to_owned()))
+            .batch_size(10)
+            .await;
+        let mut found = found.map_err(failed(CALL))?;
+        while strange.len() < limit
+            && let Some(document) = found.try_next().await.map_err(failed(CALL))?
+            && document.get_datetime("createdAt").is_err()
+        {
+            strange.push(seen(&document, &mut buffer));
+        }
+    }
+    Ok(strange)
+}
+
 /// Reads one event.
 pub async fn one(database: &Database, id: EventId) -> Result<Option<Shown>, StoreError> {
     let events = database.collection::<RawDocumentBuf>(COLLECTION);
@@ -101,16 +125,6 @@ pub(super) fn shown(document: &RawDocument) -> Shown {
     });
     let data_digest = parts.as_ref().map(|parts| parts.data.digest(&mut Vec::new()));
     Shown { seen, fields: parts.map(|parts| parts.fields.text()), data, data_digest }
-}
-
-/// Events that are counted at most.
-const COUNT_MAX: u64 = 1_000_000;
-
-/// How many events were made before a time (milliseconds since 1970); counted up to a million.
-pub async fn count_before(database: &Database, before_ms: i64) -> Result<u64, StoreError> {
-    let events = database.collection::<RawDocumentBuf>(COLLECTION);
-    let filter = doc! { "createdAt": { "$lt": DateTime::from_millis(before_ms) } };
-    events.count_documents(filter).limit(COUNT_MAX).await.map_err(failed("count events"))
 }
 
 /// What an event's leaf is made of.

@@ -1,6 +1,7 @@
 //! What restores write into MongoDB: collections with their options, documents as they were, indexes last. Every step may
 //! be done again.
 
+use futures_util::TryStreamExt;
 use mongodb::Database;
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
@@ -38,16 +39,75 @@ pub async fn mark(database: &Database) -> Result<Option<(Vec<String>, Vec<String
     Ok(mark.map(|mark| (texts(&mark, "backups"), texts(&mark, "done"))))
 }
 
-/// Writes the mark: until [`unmark`], what is here is not whole.
+/// Writes the mark: until [`unmark`], what is here is not whole. A restore that begins (nothing is `done`) forgets what
+/// another one has noted.
 pub async fn set_mark(database: &Database, backups: &[String], done: &[String]) -> Result<(), StoreError> {
+    let call = "write a restore's mark";
+    let marks = database.collection::<Document>(MARK);
     let mark = doc! { "_id": "restore", "backups": backups.to_vec(), "done": done.to_vec() };
-    database
-        .collection::<Document>(MARK)
-        .replace_one(doc! { "_id": "restore" }, mark)
-        .upsert(true)
-        .await
-        .map_err(failed("write a restore's mark"))?;
+    marks.replace_one(doc! { "_id": "restore" }, mark).upsert(true).await.map_err(failed(call))?;
+    if done.is_empty() {
+        marks.delete_many(doc! { "_id": { "$ne": "restore" } }).await.map_err(failed(call))?;
+    }
     Ok(())
+}
+
+/// Of one file of a chain of backups: which of its documents earlier files had already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repeated {
+    /// So many documents of the file were looked at.
+    pub looked_at: u64,
+    /// How many of them are repeated, and their checksum, in hexadecimal digits.
+    pub count: u64,
+    pub sum: String,
+}
+
+/// What was noted of a file, if anything.
+pub async fn repeated(database: &Database, file: &str) -> Result<Option<Repeated>, StoreError> {
+    let marks = database.collection::<Document>(MARK);
+    let noted = marks.find_one(doc! { "_id": file }).await.map_err(failed("read a restore's mark"))?;
+    let number = |noted: &Document, field| noted.get_i64(field).map_or(0, i64::unsigned_abs);
+    Ok(noted.map(|noted| Repeated {
+        looked_at: number(&noted, "lookedAt"),
+        count: number(&noted, "count"),
+        sum: noted.get_str("sum").unwrap_or_default().to_owned(),
+    }))
+}
+
+/// Notes it, before the documents that were looked at are inserted: afterwards nobody could tell them from others.
+pub async fn note_repeated(database: &Database, file: &str, noted: &Repeated) -> Result<(), StoreError> {
+    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let entry = doc! {
+        "_id": file, "lookedAt": whole(noted.looked_at), "count": whole(noted.count), "sum": &noted.sum,
+    };
+    let marks = database.collection::<Document>(MARK);
+    let written = marks.replace_one(doc! { "_id": file }, entry).upsert(true).await;
+    written.map(|_| ()).map_err(failed("write a restore's mark"))
+}
+
+/// Which of these documents the collection has already, by their `_id`: their places in the list.
+pub async fn there(
+    database: &Database,
+    collection: &str,
+    documents: &[RawDocumentBuf],
+) -> Result<Vec<usize>, StoreError> {
+    let call = "look for documents that are there already";
+    let id = |document: &RawDocumentBuf| -> Result<Bson, StoreError> {
+        let id = document.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok());
+        id.ok_or_else(|| StoreError::new("mongodb", call, Kind::Data, "a document without an _id"))
+    };
+    let ids: Vec<Bson> = documents.iter().map(id).collect::<Result<_, _>>()?;
+    let found = database
+        .collection::<Document>(collection)
+        .find(doc! { "_id": { "$in": ids.clone() } })
+        .projection(doc! { "_id": 1 })
+        .batch_size(10_000)
+        .await
+        .map_err(failed(call))?;
+    let found: Vec<Document> = found.try_collect().await.map_err(failed(call))?;
+    let found: std::collections::HashSet<String> =
+        found.iter().filter_map(|one| one.get("_id")).map(ToString::to_string).collect();
+    Ok((0..ids.len()).filter(|place| found.contains(&ids[*place].to_string())).collect())
 }
 
 /// From here on, what was restored is whole.
@@ -119,26 +179,6 @@ pub async fn insert(
             _ => Err(failed(call)(error)),
         },
     }
-}
-
-/// Puts a document in the place of one with its `_id`, or beside the others.
-pub async fn replace(
-    database: &Database,
-    collection: &str,
-    document: RawDocumentBuf,
-) -> Result<(), StoreError> {
-    let call = "replace a restored document";
-    let document = Document::try_from(document.as_ref())
-        .map_err(|error| StoreError::new("mongodb", call, Kind::Data, error))?;
-    let id = document.get("_id").cloned().unwrap_or(Bson::Null);
-    database
-        .collection::<Document>(collection)
-        .replace_one(doc! { "_id": id }, document)
-        .upsert(true)
-        .bypass_document_validation(true)
-        .await
-        .map_err(failed(call))?;
-    Ok(())
 }
 
 /// Removes a whole database.

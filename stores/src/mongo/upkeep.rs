@@ -130,11 +130,29 @@ pub async fn index_builds(database: &Database) -> Result<Answer, StoreError> {
 pub async fn statistics(database: &Database) -> Result<Value, StoreError> {
     let collection =
         ask(database, "measure the audit trail", doc! { "collStats": events::COLLECTION }).await?;
-    let whole = ask(database, "measure the database", doc! { "dbStats": 1 }).await?;
+    let whole = whole(database).await?;
     Ok(json!({
         "collection": figures(collection, &["count", "size", "storageSize", "totalIndexSize", "freeStorageSize", "nindexes"]),
         "database": figures(whole, &["objects", "dataSize", "storageSize", "indexSize", "fsUsedSize", "fsTotalSize"]),
     }))
+}
+
+/// Bytes that are free on the disk of the database's server, if it tells.
+pub async fn room(database: &Database) -> Result<Option<u64>, StoreError> {
+    let told = figures(whole(database).await?, &["fsTotalSize", "fsUsedSize"]);
+    let bytes = |name: &str| told[name].as_f64().filter(|bytes| *bytes > 0.0);
+    Ok(bytes("fsTotalSize").zip(bytes("fsUsedSize")).map(|(total, used)| (total - used).max(0.0) as u64))
+}
+
+/// Bytes that the database takes of it; none if the server does not tell.
+pub async fn taken(database: &Database) -> Result<u64, StoreError> {
+    let told = figures(whole(database).await?, &["storageSize", "indexSize"]);
+    let bytes = |name: &str| told[name].as_f64().unwrap_or(0.0).max(0.0) as u64;
+    Ok(bytes("storageSize") + bytes("indexSize"))
+}
+
+async fn whole(database: &Database) -> Result<Answer, StoreError> {
+    ask(database, "measure the database", doc! { "dbStats": 1 }).await
 }
 
 /// Where the members of the replica set stand.

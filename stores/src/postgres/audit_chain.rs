@@ -108,6 +108,20 @@ pub async fn classes_of(
     Ok(rows.into_iter().map(|(partition, number, classes)| ((partition, number), classes)).collect())
 }
 
+/// Of each partition that has links, the number of its first: what stands before it is from before there were leaves.
+pub async fn first_links(pool: &PgPool) -> Result<HashMap<String, i64>, StoreError> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "/* audit_first_links */ SELECT p.partition, l.number
+        FROM (SELECT partition FROM partition_heads UNION ALL SELECT $1) AS p
+        CROSS JOIN LATERAL (SELECT number FROM audit_links WHERE partition = p.partition ORDER BY number LIMIT 1) AS l",
+    )
+    .bind(SYSTEM)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read the first links"))?;
+    Ok(rows.into_iter().collect())
+}
+
 /// Batches of a partition up to a number whose events may not be in the trail yet.
 pub async fn pending(pool: &PgPool, partition: &str, to: i64) -> Result<HashSet<i64>, StoreError> {
     let numbers: Vec<i64> = sqlx::query_scalar(

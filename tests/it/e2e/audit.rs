@@ -3,6 +3,7 @@
 mod aged;
 mod bent;
 mod busy;
+mod restored;
 mod roles;
 
 use std::path::Path;
@@ -32,6 +33,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     tests.extend(aged::tests());
     tests.extend(bent::tests());
     tests.extend(busy::tests());
+    tests.extend(restored::tests());
     tests.extend(roles::tests());
     tests
 }

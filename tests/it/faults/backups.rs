@@ -86,7 +86,7 @@ async fn damaged(site: Arc<Site>) -> Result {
 
 /// When a command is killed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum At<'a> {
+pub(super) enum At<'a> {
     /// At a step.
     Step(&'a str),
     /// After so many milliseconds, if it has not ended by then.
@@ -94,7 +94,7 @@ enum At<'a> {
 }
 
 /// Runs a command and kills it at a step, or after a time by chance; true if it was killed.
-async fn die(backups: &Backups<'_>, args: &[&str], at: At<'_>) -> Result<bool> {
+pub(super) async fn die(backups: &Backups<'_>, args: &[&str], at: At<'_>) -> Result<bool> {
     let mut env = backups.env();
     let point;
     if let At::Step(name) = at {
@@ -121,7 +121,7 @@ async fn die(backups: &Backups<'_>, args: &[&str], at: At<'_>) -> Result<bool> {
 }
 
 /// Whole backups by now; what is not whole must say so.
-async fn whole(backups: &Backups<'_>) -> Result<Vec<String>> {
+pub(super) async fn whole(backups: &Backups<'_>) -> Result<Vec<String>> {
     let listed = backups.ask(&["backup", "list"]).await?;
     let all = listed.as_array().context("no list")?;
     let mut ids = Vec::new();
@@ -146,7 +146,7 @@ async fn killed(site: Arc<Site>) -> Result {
     // Backups.
     let mut good = 2;
     let mut dice = Dice::new(7);
-    for kind in ["postgres", "mongodb"] {
+    for kind in ["postgres", "mongodb", "mongodb-incremental"] {
         die(&backups, &["backup", "create", kind], At::Step("backup_sealing")).await?;
         ensure!(whole(&backups).await?.len() == good, "a backup without its manifest counts");
         for _ in 0..4 {

@@ -58,6 +58,9 @@ pub(super) async fn run(options: VerifyOptions, settings: &Settings, json: bool)
         }
         first = end + 1;
     }
+    if to == last && options.to.is_none() {
+        verifier.since_newest().await?;
+    }
     if progress {
         eprintln!();
     }

@@ -22,6 +22,7 @@ pub(super) fn row_json(found: &Found) -> Value {
         "through": manifest.and_then(|manifest| manifest.position.through),
         "encrypted": manifest.map(|manifest| !manifest.recipients.is_empty()),
         "needs": manifest.map(|manifest| &manifest.needs),
+        "reason": manifest.and_then(|manifest| manifest.reason.as_ref()),
         "provenat": found.proof.as_ref().map(|proof| proof.at),
         "error": found.manifest.as_ref().err().map(|error| &error.text),
     })
@@ -94,6 +95,9 @@ pub(super) fn manifest(manifest: &Manifest, proof: Option<&Proof>) {
     match proof {
         Some(proof) => println!("  proven    {} in {:.1} s: {}", time(proof.at), proof.took_s, proof.detail),
         None => println!("  proven    no: no drill has restored it"),
+    }
+    if let Some(reason) = &manifest.reason {
+        println!("  reason    {reason}");
     }
     for need in &manifest.needs {
         println!("  needs     {need}");

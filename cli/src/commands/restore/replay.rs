@@ -46,6 +46,7 @@ pub(super) async fn run(
     // Waits for the connection, and says clearly if there is none.
     drop(stores.publish.channel().await?);
     let bar = Bar::start(json);
+    taskflow_backup::journal::verify(vault, identities, from, bar.progress()).await?;
     bar.progress().begin("replay the journal", 0);
     let mut reader = Reader::begin(vault, identities, from).await?;
     let mut sent = Sent::default();

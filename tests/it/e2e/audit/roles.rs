@@ -12,6 +12,7 @@ use mongodb::bson::{Document, doc};
 use serde_json::Value;
 use sqlx::Connection;
 use taskflow_stores::mongo::load::{self, Load};
+use taskflow_tests::backups::{Backups, documents, must_be_alike, rows, text};
 use taskflow_tests::{Result, Site, wait};
 
 use super::{Sealed, commands, run};
@@ -24,6 +25,7 @@ pub(super) fn tests() -> Vec<Trial> {
             "audit: roles of MongoDB can add events and not change them; removing is retention's alone",
             mongodb,
         ),
+        with_site("backups are made by the scheduler's roles, and nobody needs more for them", backups),
     ]
 }
 
@@ -198,23 +200,18 @@ async fn may(database: &Database, command: Document) -> Result<bool> {
     }
 }
 
-async fn mongodb() -> Result {
+/// The roles of the script, each with a user of its name; what goes on lets nobody else in.
+async fn with_roles(server: &Server) -> Result<tokio::process::Child> {
     let text = script("mongodb.js")?;
     let begin = text.find("const roles = ").context("no roles")? + "const roles = ".len();
     let end = text[begin..].find("\n};").context("they have no end")? + "\n}".len();
     let roles: BTreeMap<String, BTreeMap<String, Vec<String>>> =
         serde_json::from_str(&text[begin..begin + end])?;
-    let server = Server::new()?;
     let mut child = server.run(false)?;
     let database = server.as_(None).await?;
     wait::until("the server answers", async || Ok(taskflow_stores::mongo::probe(&database).await.is_ok()))
         .await?;
     taskflow_stores::mongo::migrate::up(&database, None).await?;
-    let event = doc! {
-        "_id": mongodb::bson::oid::ObjectId::new(), "type": "task.created", "actorId": "", "entityId": "",
-        "entityType": "task", "payload": {}, "metadata": { "timestamp": mongodb::bson::DateTime::now() },
-        "createdAt": mongodb::bson::DateTime::now(), "expiresAt": mongodb::bson::DateTime::now(),
-    };
     for (role, collections) in &roles {
         let privileges: Vec<Document> = collections
             .iter()
@@ -226,7 +223,21 @@ async fn mongodb() -> Result {
     let load = load::read(&database).await?;
     ensure!(matches!(load, Load::Clients(_)), "the server does not tell how busy it is: {load:?}");
     child.kill().await?;
-    let _again = server.run(true)?;
+    server.run(true)
+}
+
+fn event() -> Document {
+    doc! {
+        "_id": mongodb::bson::oid::ObjectId::new(), "type": "task.created", "actorId": "", "entityId": "",
+        "entityType": "task", "payload": {}, "metadata": { "timestamp": mongodb::bson::DateTime::now() },
+        "createdAt": mongodb::bson::DateTime::now(), "expiresAt": mongodb::bson::DateTime::now(),
+    }
+}
+
+async fn mongodb() -> Result {
+    let server = Server::new()?;
+    let _again = with_roles(&server).await?;
+    let event = event();
     let (app, scheduler, retention, reader) =
         ("taskflow_app", "taskflow_scheduler", "taskflow_retention", "taskflow_reader");
     let insert =
@@ -274,4 +285,47 @@ async fn mongodb() -> Result {
     let load = load::read(&server.as_(Some(scheduler)).await?).await?;
     ensure!(matches!(&load, Load::Unknown(why) if why.contains("code 13")), "{load:?}");
     Ok(())
+}
+
+/// A dump, the trail, and what has come since: by the roles that `ops/roles` gives the scheduler, and not as a superuser.
+async fn backups(site: Arc<Site>) -> Result {
+    site.sql(&script("postgres.sql")?).await?;
+    let options = site.postgres.connect_options();
+    let name = options.get_database().context("no database")?;
+    site.sql(&format!("CREATE ROLE {name}_upkeep LOGIN PASSWORD 'x' IN ROLE taskflow_scheduler")).await?;
+    let postgres = format!("postgres://{name}_upkeep:x@{}:{}/{name}", options.get_host(), options.get_port());
+    let server = Server::new()?;
+    let _running = with_roles(&server).await?;
+    let application = server.as_(Some("taskflow_app")).await?;
+    wait::until("the server answers", async || Ok(taskflow_stores::mongo::probe(&application).await.is_ok()))
+        .await?;
+    let insert = async || -> Result {
+        ensure!(
+            may(&application, doc! { "insert": "event_logs", "documents": [event()] }).await?,
+            "no event"
+        );
+        Ok(())
+    };
+    insert().await?;
+    let mongodb =
+        format!("mongodb://taskflow_scheduler:x@127.0.0.1:{}/taskflow?authSource=taskflow", server.port);
+    let cluster = crate::cluster(&site)?;
+    let backups = Backups::new(&cluster);
+    let roles = [("TASKFLOW_POSTGRES__URL", postgres.as_str()), ("TASKFLOW_MONGODB__URL", mongodb.as_str())];
+    let create = async |kind: &str| -> Result<String> {
+        let made = backups.run(&["backup", "create", kind, "--json"], &roles).await?;
+        ensure!(made.status.success(), "{kind}: {}", text(&made));
+        let made: Value = serde_json::from_slice(&made.stdout)?;
+        Ok(made["backups"][0]["id"].as_str().with_context(|| format!("{kind}: {made}"))?.to_owned())
+    };
+    let dump = create("postgres").await?;
+    create("mongodb").await?;
+    insert().await?;
+    let trail = create("mongodb-incremental").await?;
+    let into = format!("{name}_r");
+    backups.ask(&["restore", &dump, &trail, "--into", &into]).await?;
+    let alike = must_be_alike(&rows(&site, name).await?, &rows(&site, &into).await?);
+    let events = documents(&site, &into).await?["event_logs"].len();
+    ensure!(events == 2, "{events} events");
+    alike
 }

@@ -108,11 +108,15 @@ async fn through_kills(world: &World) -> Result {
     ensure!(!Path::new(&data).exists(), "something was restored");
     // One that is damaged is named.
     let mut flipped = bytes;
-    let at = flipped.len() / 2;
-    flipped[at] ^= 1;
+    let half = flipped.len() / 2;
+    flipped[half] ^= 1;
     std::fs::write(middle, flipped)?;
     let (code, said) = backups.refused(&["restore", "--data", &data], &[]).await?;
     let name = middle.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     ensure!(code == Some(1) && said.contains(name), "{said}");
+    ensure!(!Path::new(&data).exists(), "something was restored");
+    // What lies before it can still be reached.
+    let data = folder.0.join("before");
+    backups.ask(&["restore", "--data", &data.display().to_string(), "--to", &at]).await?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A cluster brought back to moments in time, held against what had been committed then; and the other stores brought to
 //! agree with it.
 
+mod base;
 mod drills;
 mod log;
 mod moments;
@@ -31,6 +32,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_own_servers(
             "a cluster is restored to random moments exactly, and the stores agree afterwards",
             moments::run,
+        ),
+        with_own_servers(
+            "base backups of the shipped roles, damaged, killed and pruned; a slot is given up",
+            base::run,
         ),
         with_own_servers("the archived log has no gap, whoever is killed", log::killed),
         with_own_servers("a drill proves the newest backups, and names what can't be restored", drills::run),

@@ -1,0 +1,60 @@
+//! The seals after a restore: what was restored is held against them, as far as both stores go.
+
+use chrono::{DateTime, Utc};
+use taskflow_core::audit::copies::Trusted;
+use taskflow_stores::mongo;
+use taskflow_stores::postgres::audit_seals;
+
+use super::Settings;
+use super::files::{self, Outside};
+use super::verify::{Error, Report, SEALS_TOGETHER, Verifier};
+use crate::Stores;
+
+/// What came of it.
+pub enum Checked {
+    /// Up to the seal of this number.
+    Through(i64, Box<Report>),
+    /// Why nothing was verified.
+    Not(String),
+}
+
+/// Verifies from the first seal to the newest one that Postgres and MongoDB both have; of a trail that goes up to a time,
+/// to the last seal before it. One of the two may be older than the other: what only one knows of is not held against it.
+pub async fn check(
+    stores: &Stores,
+    settings: &Settings,
+    trail_through: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<Checked, Error> {
+    let keys = files::public_keys(&settings.public_keys_path)?;
+    if keys.is_empty() {
+        let why = format!(
+            "there is no public key in {} (audit.public_keys_path)",
+            settings.public_keys_path.display()
+        );
+        return Ok(Checked::Not(why));
+    }
+    let own = audit_seals::newest(&stores.postgres).await?.map_or(0, |(number, _)| number);
+    let mut last = own.min(mongo::audit_seals::newest(&stores.mongo).await?);
+    if let Some(through) = trail_through {
+        let (before, _) = audit_seals::around(&stores.postgres, through, through).await?;
+        last = last.min(before.unwrap_or(0));
+    }
+    if last == 0 {
+        return Ok(Checked::Not("nothing of it was sealed yet".to_owned()));
+    }
+    let outside = Outside::new(&settings.seals_folder);
+    let outside = outside.is_there().then_some(outside);
+    let mut verifier = Verifier::new(stores.clone(), keys, outside, now).await?;
+    verifier.set_back = true;
+    let (mut first, mut before): (i64, Option<Trusted>) = (1, None);
+    while first <= last {
+        let end = last.min(first + SEALS_TOGETHER - 1);
+        for seal in verifier.seals(first, end, before.as_ref()).await? {
+            verifier.stretch(before.as_ref().map(|before| &before.seal), &seal.seal).await?;
+            before = Some(seal);
+        }
+        first = end + 1;
+    }
+    Ok(Checked::Through(last, Box::new(verifier.end())))
+}
