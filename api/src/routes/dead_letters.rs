@@ -142,6 +142,10 @@ pub(super) fn read<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Pro
     if body.is_empty() {
         return Ok(T::default());
     }
+    // An array would be taken for the fields in their order.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Problem::bad_request("malformed", "the body is a JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| Problem::bad_request("malformed", error.to_string()))
 }
 
@@ -235,6 +239,21 @@ impl From<Refused> for Problem {
                 faults.into_iter().map(|f| Fault::new(format!("/command{}", f.pointer), f.detail)).collect(),
             ),
             Refused::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_an_object_or_nothing() {
+        let why = |body: &'static str| read::<Reason>(&Bytes::from_static(body.as_bytes())).map(|r| r.why);
+        assert_eq!(why("").unwrap(), None);
+        assert_eq!(why(" {\"why\": \"so\"}").unwrap().as_deref(), Some("so"));
+        for body in ["[null]", "[\"so\"]", "null", "7", "{\"how\": 1}"] {
+            assert!(why(body).is_err(), "{body}");
         }
     }
 }

@@ -158,6 +158,11 @@ async fn metrics(site: Arc<Site>) -> Result {
     Ok(())
 }
 
+/// A command of a source and an actor, one that waits for its time or not: who sees its receipt, and how cancelling it is
+/// answered.
+type Sent = (&'static str, Uuid, bool, &'static [&'static str], &'static [Answered]);
+type Answered = (&'static str, u16);
+
 /// The receipts of commands of two sources, and of two people, before every kind of caller.
 async fn receipts(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
@@ -202,7 +207,7 @@ async fn receipts(site: Arc<Site>) -> Result {
         Ok(path)
     };
     // Who sees it, and what cancelling it is answered with. An admin's key reads no receipts: no scope includes another.
-    let rows: [(&str, Uuid, bool, &[&str], &[(&str, u16)]); 4] = [
+    let rows: [Sent; 4] = [
         (
             "/crm/eu",
             USER,
