@@ -60,20 +60,18 @@ async fn paced(site: Arc<Site>) -> Result {
     let readers: Vec<(Uuid, f64)> = users.iter().map(|(user,)| (*user, heat)).collect();
     user_activity::add(&site.postgres, &readers).await?;
 
-    let full = warm_all(&site, &cluster, 1.0).await?;
-    let paced = warm_all(&site, &cluster, SHARE).await?;
-    println!(
-        "warming took {:.2} s at full speed and {:.2} s at a tenth of the time",
-        full.took_s, paced.took_s
+    // The first one finds nothing ready, in the server neither: it is no measure.
+    warm_all(&site, &cluster, 1.0).await?;
+    let (full, paced) = (warm_all(&site, &cluster, 1.0).await?, warm_all(&site, &cluster, SHARE).await?);
+    let told = format!(
+        "warming took {:.2} s at full speed, of which Postgres worked {:.2} s, and {:.2} s at a tenth of the time, of which \
+         Postgres worked {:.2} s",
+        full.took_s, full.server_s, paced.took_s, paced.server_s
     );
-    ensure!(
-        paced.took_s > full.took_s * 4.0,
-        "it took {} s, and {} s at full speed",
-        paced.took_s,
-        full.took_s
-    );
-    let share = paced.server_s / paced.took_s;
-    ensure!(share <= SHARE, "Postgres worked {share} of the time for it");
+    println!("{told}");
+    ensure!(paced.server_s <= paced.took_s * SHARE, "{told}");
+    // Ten times as long, but for what else the machine did at either time.
+    ensure!(paced.took_s > full.took_s * 3.0, "the pace makes no difference: {told}");
     Ok(())
 }
 

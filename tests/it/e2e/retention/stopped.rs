@@ -59,7 +59,11 @@ async fn stopped_at(
 async fn wake(sleeper: &Process) -> Result {
     sleeper.signal(Signal::SIGCONT)?;
     wait::until("its run has ended", async || Ok(sleeper.log().contains("end can't be written: another")))
-        .await
+        .await?;
+    // It has tried, and was told.
+    let log = sleeper.log();
+    ensure!(log.contains("the scheduler's lead was over before MongoDB answered"), "{log}");
+    Ok(())
 }
 
 async fn removes(site: Arc<Site>) -> Result {

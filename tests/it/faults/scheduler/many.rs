@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use libtest_mimic::Trial;
 use nix::unistd::Pid;
 use taskflow_tests::cluster::cpu_seconds;
@@ -19,6 +19,10 @@ pub(crate) fn tests() -> Vec<Trial> {
     )]
 }
 
+/// The most that they may cost, of a core, and how often it is looked at.
+const MOST: f64 = 0.01;
+const LOOKS: usize = 4;
+
 /// Shares of a core.
 struct Shares {
     scheduler: f64,
@@ -32,7 +36,13 @@ async fn ten_thousand(site: Arc<Site>) -> Result {
     make_effects(&site).await?;
     let cluster = cluster(&site)?;
     probes(&cluster, &[])?;
-    let without = share(&site, scheduler(&cluster, &[])?, 0).await?;
+    let first = scheduler(&cluster, &[])?;
+    until_armed(&site, 0).await?;
+    // The lesser of two: what it takes at its start is no measure.
+    let (one, two) = (shares(&site, &first).await?, shares(&site, &first).await?);
+    let without =
+        Shares { scheduler: one.scheduler.min(two.scheduler), postgres: one.postgres.min(two.postgres) };
+    first.stop().await?;
     // Once a day each, one about every nine seconds.
     let schedules: Vec<(String, String)> = (0..10_000)
         .map(|number| {
@@ -44,19 +54,26 @@ async fn ten_thousand(site: Arc<Site>) -> Result {
     let schedules: Vec<(&str, &str)> =
         schedules.iter().map(|(name, cron)| (name.as_str(), cron.as_str())).collect();
     probes(&cluster, &schedules)?;
-    let with = share(&site, scheduler(&cluster, &[])?, 10_000).await?;
-    let told = format!(
-        "a scheduler takes {:.2} % of a core without schedules and {:.2} % with ten thousand, Postgres for it {:.2} % and \
-         {:.2} %",
-        without.scheduler * 100.0,
-        with.scheduler * 100.0,
-        without.postgres * 100.0,
-        with.postgres * 100.0
-    );
-    println!("{told}");
-    let more = with.scheduler + with.postgres - without.scheduler - without.postgres;
-    ensure!(more < 0.01, "{told}");
-    Ok(())
+    let second = scheduler(&cluster, &[])?;
+    until_armed(&site, 10_000).await?;
+    // What others do on the machine makes it look dearer, never cheaper: the least of a few looks counts.
+    let mut told = String::new();
+    for _ in 0..LOOKS {
+        let with = shares(&site, &second).await?;
+        told = format!(
+            "a scheduler takes {:.2} % of a core without schedules and {:.2} % with ten thousand, Postgres for it {:.2} % \
+             and {:.2} %",
+            without.scheduler * 100.0,
+            with.scheduler * 100.0,
+            without.postgres * 100.0,
+            with.postgres * 100.0
+        );
+        println!("{told}");
+        if with.scheduler + with.postgres - without.scheduler - without.postgres < MOST {
+            return second.stop().await;
+        }
+    }
+    bail!("they cost too much: {told}")
 }
 
 /// Seconds of processor time of the server's processes that work for a scheduler of this site, by their numbers.
@@ -71,14 +88,17 @@ async fn postgres(site: &Site) -> Result<BTreeMap<i32, f64>> {
     Ok(pids.into_iter().filter_map(used).collect())
 }
 
-/// The shares that a scheduler and Postgres for it take over ten seconds, once so many schedules are armed.
-async fn share(site: &Site, scheduler: Process, armed: i64) -> Result<Shares> {
+async fn until_armed(site: &Site, schedules: i64) -> Result {
     let count = "SELECT count(*) FROM job_schedules WHERE next_due_at IS NOT NULL";
     let known = "SELECT count(*) FROM job_schedules WHERE name = 'test.probe'";
     wait::until("all are armed", async || {
-        Ok(site.count(known).await? == 1 && site.count(count).await? == armed)
+        Ok(site.count(known).await? == 1 && site.count(count).await? == schedules)
     })
-    .await?;
+    .await
+}
+
+/// The shares that a scheduler and Postgres for it take over ten seconds.
+async fn shares(site: &Site, scheduler: &Process) -> Result<Shares> {
     let renewed = "SELECT (extract(epoch FROM expires_at) * 1000)::bigint FROM scheduler_leader";
     let (from, used, server) = (site.count(renewed).await?, scheduler.cpu_seconds()?, postgres(site).await?);
     ensure!(!server.is_empty(), "no process of the server works for the scheduler");
@@ -88,6 +108,5 @@ async fn share(site: &Site, scheduler: Process, armed: i64) -> Result<Shares> {
     let gone = server.keys().find(|pid| !now.contains_key(pid));
     ensure!(gone.is_none(), "a process of the server ended, and what it took is not known");
     let of_server: f64 = now.iter().map(|(pid, used)| used - server.get(pid).unwrap_or(&0.0)).sum();
-    scheduler.stop().await?;
     Ok(Shares { scheduler: used / took_s, postgres: of_server / took_s })
 }
