@@ -304,7 +304,7 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
         tracing::info!(folder = %data.display(), "A restore that was broken off begins anew.");
         // It may have been replaying: its server would go on.
         taskflow_servers::kill_left(data).await;
-        std::fs::remove_dir_all(data).map_err(failed)?;
+        empty(data).map_err(failed)?;
     }
     if data.exists() {
         if std::fs::read_dir(data).map_err(failed)?.next().is_some() {
@@ -316,6 +316,22 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(data, mode).map_err(failed)?;
     space::must_fit(data, base.restored_bytes + (pieces.files.len() + pieces.rest.len()) as u64 * (16 << 20))
+}
+
+/// Removes what a restore has left; the note goes last, so that who dies here leaves what can be known again.
+fn empty(data: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_name() == NOTE {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_file(data.join(NOTE))
 }
 
 /// The base backup's files into the folder.
