@@ -138,7 +138,10 @@ pub async fn recover(
     let archive = Archive::of(vault, system);
     let (mut pieces, segment_bytes) = log(&archive, &base, start, end, &order.target).await?;
     vault.verify(&base, Some(identities), progress).await?;
-    archive.verify(&mut pieces, segment_bytes, identities, progress).await?;
+    if let Some(damage) = archive.verify(&mut pieces.files, segment_bytes, identities, progress).await? {
+        pieces.rest.clear();
+        pieces.gap = Some(damage);
+    }
     must_lead_on(&pieces, end, segment_bytes, &order.target)?;
     prepare(order.data, &base, &pieces).await?;
     let note = order.data.join(NOTE);
@@ -153,6 +156,9 @@ pub async fn recover(
     let target = &order.target;
     let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await;
     if replayed.is_err() && !pieces.rest.is_empty() {
+        if let Some(damage) = archive.verify(&mut pieces.rest, segment_bytes, identities, progress).await? {
+            pieces.gap = Some(damage);
+        }
         bring(&archive, &pieces.rest, &folder, identities, progress).await?;
         replayed = replay::replay(order.data, &folder, target, &login, progress).await;
     }

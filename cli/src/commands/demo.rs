@@ -46,7 +46,7 @@ pub(crate) async fn run(options: Options, json: bool) -> Result<ExitCode, Exit> 
         }
     };
     let view = View::open(json);
-    let played = demo::run(&plan, &view, stopped).await;
+    let played = Box::pin(demo::run(&plan, &view, stopped)).await;
     view.close();
     let Some(played) = played? else {
         return Err(Exit::failed("stopped before the end; everything that it had started is gone"));
