@@ -18,6 +18,9 @@ fn count_of(kind: usize) -> Count {
     [Count::Calendar, Count::Newest, Count::Age][kind]
 }
 
+/// Kind, hours of age, whole, proven, saved before something replaced live data, what it needs.
+type Made = (usize, i64, bool, bool, bool, [u8; 2]);
+
 /// Backups of three kinds over three years; each may need some that are older.
 fn items() -> impl Strategy<Value = Vec<Item>> {
     let one = (
@@ -31,10 +34,7 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
     prop::collection::vec(one, 0..60).prop_map(|made| {
         let mut made = made;
         made.sort_by_key(|(_, hours, ..)| std::cmp::Reverse(*hours));
-        let item = |(index, (kind, hours, good, proven, safety, needs)): (
-            usize,
-            &(usize, i64, bool, bool, bool, [u8; 2]),
-        )| Item {
+        let item = |(index, (kind, hours, good, proven, safety, needs)): (usize, &Made)| Item {
             id: format!("b{index}"),
             kind: format!("k{kind}"),
             count: count_of(*kind),

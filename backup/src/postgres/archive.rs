@@ -183,18 +183,18 @@ impl<'v> Archive<'v> {
         Ok(Pieces { files, rest, gap })
     }
 
-    /// Reads the pieces to their ends and holds them against their checksums, before anything is written. What is damaged
-    /// ends the log as a piece that is missing does.
+    /// Reads files to their ends and holds them against their checksums, before they are used. What is damaged ends the log
+    /// as a piece that is missing does: it goes from the list with all behind it, and is told.
     pub async fn verify(
         &self,
-        pieces: &mut Pieces,
+        files: &mut Files,
         segment_bytes: u64,
         identities: &Identities,
         progress: &Progress,
-    ) -> Result<()> {
-        progress.begin("verify the log of writes", pieces.files.len() as u64 * segment_bytes);
+    ) -> Result<Option<Error>> {
+        progress.begin("verify the log of writes", files.len() as u64 * segment_bytes);
         let mut first: Option<(u64, Error)> = None;
-        for (name, listed) in &pieces.files {
+        for (name, listed) in &*files {
             let Err(error) = self.read(listed, identities, progress).await else { continue };
             let segment = Segment::from_name(name, segment_bytes);
             let Some(segment) = segment.filter(|_| error.trouble == Trouble::Damaged) else {
@@ -205,14 +205,11 @@ impl<'v> Archive<'v> {
                 first = Some((segment.number, Error::damaged(format!("{error}; {way_out}"))));
             }
         }
-        if let Some((first, error)) = first {
-            let before =
-                |name: &String| Segment::from_name(name, segment_bytes).is_none_or(|one| one.number < first);
-            pieces.files.retain(|name, _| before(name));
-            pieces.rest.clear();
-            pieces.gap = Some(error);
-        }
-        Ok(())
+        let Some((first, error)) = first else { return Ok(None) };
+        let before =
+            |name: &String| Segment::from_name(name, segment_bytes).is_none_or(|one| one.number < first);
+        files.retain(|name, _| before(name));
+        Ok(Some(error))
     }
 
     async fn read(&self, listed: &Listed, identities: &Identities, progress: &Progress) -> Result<()> {

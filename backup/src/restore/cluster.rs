@@ -138,7 +138,10 @@ pub async fn recover(
     let archive = Archive::of(vault, system);
     let (mut pieces, segment_bytes) = log(&archive, &base, start, end, &order.target).await?;
     vault.verify(&base, Some(identities), progress).await?;
-    archive.verify(&mut pieces, segment_bytes, identities, progress).await?;
+    if let Some(damage) = archive.verify(&mut pieces.files, segment_bytes, identities, progress).await? {
+        pieces.rest.clear();
+        pieces.gap = Some(damage);
+    }
     must_lead_on(&pieces, end, segment_bytes, &order.target)?;
     prepare(order.data, &base, &pieces).await?;
     let note = order.data.join(NOTE);
@@ -153,6 +156,9 @@ pub async fn recover(
     let target = &order.target;
     let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await;
     if replayed.is_err() && !pieces.rest.is_empty() {
+        if let Some(damage) = archive.verify(&mut pieces.rest, segment_bytes, identities, progress).await? {
+            pieces.gap = Some(damage);
+        }
         bring(&archive, &pieces.rest, &folder, identities, progress).await?;
         replayed = replay::replay(order.data, &folder, target, &login, progress).await;
     }
@@ -304,7 +310,7 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
         tracing::info!(folder = %data.display(), "A restore that was broken off begins anew.");
         // It may have been replaying: its server would go on.
         taskflow_servers::kill_left(data).await;
-        std::fs::remove_dir_all(data).map_err(failed)?;
+        empty(data).map_err(failed)?;
     }
     if data.exists() {
         if std::fs::read_dir(data).map_err(failed)?.next().is_some() {
@@ -316,6 +322,22 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(data, mode).map_err(failed)?;
     space::must_fit(data, base.restored_bytes + (pieces.files.len() + pieces.rest.len()) as u64 * (16 << 20))
+}
+
+/// Removes what a restore has left; the note goes last, so that who dies here leaves what can be known again.
+fn empty(data: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_name() == NOTE {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_file(data.join(NOTE))
 }
 
 /// The base backup's files into the folder.

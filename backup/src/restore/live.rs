@@ -127,9 +127,13 @@ async fn mongodb(
     for one in &chain {
         vault.verify(one, Some(identities), progress).await?;
     }
-    super::fits::check_live(&chain, live.mongo).await?;
+    let mark = refill::mark(live.mongo).await?.map(|(backups, _)| backups);
+    // A run that died has looked before it removed anything.
+    if mark.is_none() {
+        super::fits::check_live(&chain, live.mongo).await?;
+    }
     let ids: Vec<String> = chain.into_iter().map(|one| one.id).collect();
-    let saved = match refill::mark(live.mongo).await?.map(|(backups, _)| backups) {
+    let saved = match mark {
         // A run that died while it emptied the database: what is left of it is saved.
         Some(mark) if mark.first().is_some_and(|first| first == EMPTIED) => {
             let saved = mark.into_iter().nth(1).unwrap_or_default();

@@ -280,6 +280,18 @@ async fn jobs(site: Arc<Site>) -> Result {
         .all(|series| shown.contains(series)))
     })
     .await?;
+    // Who has lost the lead does not go on to show an age that stands still.
+    site.sql(
+        "UPDATE scheduler_leader SET epoch = epoch + 1, holder = gen_random_uuid(), host = 'another',
+                expires_at = now() + interval '1 hour'",
+    )
+    .await?;
+    wait::until("the recovery point is shown by nobody who does not lead", async || {
+        let shown = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
+        Ok(shown.contains("taskflow_recovery_point_seconds{store=\"mongodb\"} NaN"))
+    })
+    .await?;
+    site.sql("UPDATE scheduler_leader SET expires_at = now()").await?;
     // Without a place for them nothing is made, and nothing fails.
     scheduler.stop().await?;
     let scheduler = cluster.spawn("scheduler", &[])?;

@@ -1,5 +1,5 @@
 //! Base backups and the log behind them, made as the shipped roles make them and encrypted: damaged, pruned, killed, onto a
-//! full disk; and a replication slot that is given up.
+//! full disk. And a replication slot that is given up.
 
 use std::path::Path;
 
@@ -46,7 +46,29 @@ async fn all(world: &World) -> Result {
     full_disk(&backups, &folder.0).await?;
     pruned(&backups, &folder.0, &first, &mut rows).await?;
     killed(&backups, &folder.0, &rows).await?;
+    scheduler.stop().await
+}
+
+pub(super) async fn slot() -> Result {
+    let world = World::start(Sync::Skipped).await?;
+    let tried = Box::pin(without_room(&world)).await;
+    world.stop().await;
+    tried
+}
+
+async fn without_room(world: &World) -> Result {
+    let mut site = Site::new(world).await?;
+    let folder = Folder::new()?;
+    site.sql("CREATE TABLE marks (n BIGINT PRIMARY KEY, filler TEXT)").await?;
+    let url = as_upkeep(&site).await?;
+    site.env.push(("TASKFLOW_POSTGRES__URL".to_owned(), url));
+    let cluster = Cluster::new(&site, PROGRAM)?;
+    let backups = archived(&cluster, &folder.0);
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
+    backups.create("postgres-base").await?;
     scheduler.stop().await?;
+    let mut rows = Rows { site: &site, count: 0 };
     given_up(&cluster, &backups, &folder.0, &mut rows).await
 }
 
@@ -208,6 +230,8 @@ async fn given_up(
     let bound = [("TASKFLOW_BACKUP__WAL_BEHIND_MAX_BYTES", "30000000")];
     let scheduler = cluster.spawn("scheduler", &[env.as_slice(), &bound].concat())?;
     rows.more(8).await?;
+    // A new slot keeps the log from the last checkpoint on.
+    site.sql("CHECKPOINT").await?;
     let moved = format!(
         "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'taskflow_wal'
          AND restart_lsn > '{before}'::pg_lsn + 30000000"

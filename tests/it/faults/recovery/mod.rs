@@ -33,9 +33,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             "a cluster is restored to random moments exactly, and the stores agree afterwards",
             moments::run,
         ),
+        with_own_servers("base backups of the shipped roles, damaged, killed and pruned", base::run),
         with_own_servers(
-            "base backups of the shipped roles, damaged, killed and pruned; a slot is given up",
-            base::run,
+            "a slot that keeps too much of the log is given up, and the archive begins anew",
+            base::slot,
         ),
         with_own_servers("the archived log has no gap, whoever is killed", log::killed),
         with_own_servers("a drill proves the newest backups, and names what can't be restored", drills::run),
