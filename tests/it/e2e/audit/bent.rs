@@ -133,7 +133,7 @@ async fn inserted(sealed: &Sealed<'_>, event: &Document) -> Result {
             for (field, value) in
                 [("_id", id.into()), ("createdAt", time.clone()), ("run", run.clone().into())]
             {
-                forged.insert(field, Bson::from(value));
+                forged.insert(field, value);
             }
             sealed.events().insert_one(&forged).bypass_document_validation(true).await?;
             let report = sealed.verify().await?;

@@ -156,7 +156,7 @@ async fn full_disk(backups: &Backups<'_>, folder: &Path) -> Result {
     run("mount", &["-t", "tmpfs", "-o", "size=16m,mode=0777", "tmpfs"]).await?;
     let data = full.join("data");
     let refused = backups.refused(&["restore", "--data", &data.display().to_string()], &[]).await;
-    let left = std::fs::read_dir(&data).map(Iterator::count).unwrap_or(0);
+    let left = std::fs::read_dir(&data).map_or(0, Iterator::count);
     run("umount", &["--lazy"]).await?;
     let (code, said) = refused?;
     ensure!(code == Some(1) && said.contains("MiB free"), "{code:?} {said}");
