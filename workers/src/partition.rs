@@ -120,12 +120,13 @@ pub(crate) async fn run(
         }
         let started = Instant::now();
         let until = pipeline.lease_until.clone();
+        let lease_time = Duration::from_millis(context.settings.lease_ms);
         let left = tokio::select! {
             biased;
             left = pipeline.consume(&parting, &stop) => left,
             // Whoever can't renew its lease may hang in Postgres for long; its successor waits until it has left the
             // queue. What is dropped here ends its transaction and its channel.
-            () = ended(until) => Ok(Left::Fenced),
+            () = ended(until, lease_time) => Ok(Left::Fenced),
         };
         match left {
             Ok(Left::Stopped) if stop.is_cancelled() => break,
@@ -167,10 +168,11 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until the lease has run out.
-async fn ended(mut until: watch::Receiver<Instant>) {
+/// Waits until the lease has been over for as long again. A batch in hand may end meanwhile: the fence says whether it
+/// counts, and on a machine that is too slow to renew its leases in time something gets done all the same.
+async fn ended(mut until: watch::Receiver<Instant>, lease: Duration) {
     loop {
-        let end = *until.borrow_and_update();
+        let end = *until.borrow_and_update() + lease;
         tokio::select! {
             () = tokio::time::sleep_until(end.into()) => return,
             renewed = until.changed() => if renewed.is_err() {

@@ -404,7 +404,7 @@ fn jobs(put: Put<'_>) {
 fn backups(put: Put<'_>) {
     let backup = json!({
         "id": "postgres-20300131T080000Z", "kind": "postgres", "takenat": AT, "state": "proven", "bytes": 73_400_320,
-        "through": AT, "encrypted": true, "needs": [], "provenat": AT, "error": null,
+        "through": AT, "encrypted": true, "needs": [], "provenat": AT, "reason": null, "error": null,
     });
     let fields = [
         "id:text",
@@ -416,6 +416,7 @@ fn backups(put: Put<'_>) {
         "encrypted:flag~",
         "needs:text[]~",
         "provenat:time~",
+        "reason:text~",
         "error:text~",
     ];
     put("Backup", shape(&fields, &backup));

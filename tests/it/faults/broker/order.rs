@@ -47,7 +47,7 @@ pub(super) async fn a_release_gives_back_in_order(url: &str) -> Outcome {
     let client = Client::open(url).await?;
     client.fill(1..=COUNT).await?;
     let mut first = 1;
-    for (taken, acknowledged) in [(10, 0), (700, 500), (1, 1), (1_000, 999), (3, 0), (400, 200)] {
+    for (taken, acknowledged) in [(10, 0), (350, 250), (1, 1), (500, 499), (3, 0), (200, 100)] {
         let mut subscription = client.subscribe(0).await?;
         let (numbers, held) = take(&mut subscription, taken).await?;
         assert_eq!(numbers, from(first)[..taken]);
@@ -88,7 +88,7 @@ pub(super) async fn a_cut_wire_gives_back_in_order(url: &str) -> Outcome {
     let wire = Wire::to(url).await?;
     let holder = Client::connect(Settings { url: wire.url.clone(), ..client.settings.clone() })?;
     let mut first = 1;
-    for (taken, acknowledged) in [(10, 0), (700, 500), (1, 0), (1_000, 999)] {
+    for (taken, acknowledged) in [(10, 0), (350, 250), (1, 0), (500, 499)] {
         let mut subscription = holder.subscribe(0).await?;
         let (numbers, held) = take(&mut subscription, taken).await?;
         assert_eq!(numbers, from(first)[..taken]);
@@ -118,15 +118,15 @@ pub(super) async fn a_silent_holder_gives_back_in_order(url: &str) -> Outcome {
     let holder =
         Client::connect(Settings { url: wire.url.clone(), heartbeat_s: 1, ..client.settings.clone() })?;
     let mut subscription = holder.subscribe(0).await?;
-    let (_, held) = take(&mut subscription, 700).await?;
-    held[499].ack_through().await?;
+    let (_, held) = take(&mut subscription, 350).await?;
+    held[249].ack_through().await?;
     tokio::time::sleep(Duration::from_millis(100)).await;
     wire.freeze(true);
     let start = Instant::now();
     client.subscribe(0).await?.release().await;
     println!("successor subscribed {:?} after the silence began", start.elapsed());
     assert!(start.elapsed() > Duration::from_secs(1));
-    rest(&client, 501).await
+    rest(&client, 251).await
 }
 
 /// A process that closes its connection while it holds messages.
@@ -136,14 +136,14 @@ pub(super) async fn a_closed_connection_gives_back_in_order(url: &str) -> Outcom
     for round in 0..3 {
         let holder = Client::connect(client.settings.clone())?;
         let mut subscription = holder.subscribe(0).await?;
-        let (numbers, held) = take(&mut subscription, 600).await?;
-        assert_eq!(numbers, from(1 + round * 500)[..600]);
-        held[499].ack_through().await?;
+        let (numbers, held) = take(&mut subscription, 300).await?;
+        assert_eq!(numbers, from(1 + round * 250)[..300]);
+        held[249].ack_through().await?;
         holder.stop.cancel();
         drop(held);
         until(Duration::from_secs(60), async || !holder.consume.is_up()).await?;
     }
-    rest(&client, 1_501).await
+    rest(&client, 751).await
 }
 
 /// A successor that is early waits until the holder has left; the holder finishes first.
@@ -169,7 +169,7 @@ pub(super) async fn a_successor_waits_for_the_holder(url: &str) -> Outcome {
     let start = Instant::now();
     let mut second = early.await??.subscription().ok_or("stopped")?;
     println!("successor subscribed {:?} after the release", start.elapsed());
-    assert_eq!(take(&mut second, 1_000).await?.0, from(11)[..1_000]);
+    assert_eq!(take(&mut second, 500).await?.0, from(11)[..500]);
     // Waiting ends with the stop.
     let stop = CancellationToken::new();
     let third = open(stop.clone());
