@@ -51,6 +51,13 @@ pub struct Dead {
     pub source: Option<String>,
 }
 
+impl Dead {
+    /// What can't be read: nothing is known but why.
+    pub fn unread(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), kind: None, subject: None, actor: None, source: None }
+    }
+}
+
 impl Item {
     pub fn command(command: Command, accepted_at: DateTime<Utc>) -> Self {
         Self {
@@ -84,7 +91,7 @@ impl Item {
                 source: Some(command.source),
             },
             Content::Unknown(Unknown { subject, actor, .. }) => {
-                Dead { reason, detail, kind: None, subject: Some(subject), actor, source: None }
+                Dead { subject: Some(subject), actor, ..Dead::unread(reason, detail) }
             }
             Content::Dead(dead) => dead,
         };

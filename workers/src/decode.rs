@@ -71,14 +71,7 @@ fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String>
                 let subject = unknown.subject;
                 return Ok(in_its_slot(item(Content::Unknown(unknown)), subject, delivery));
             }
-            Ok(item(Content::Dead(Dead {
-                reason: "malformed",
-                detail,
-                kind: None,
-                subject: None,
-                actor: None,
-                source: None,
-            })))
+            Ok(item(Content::Dead(Dead::unread("malformed", detail))))
         }
     }
 }

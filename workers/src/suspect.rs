@@ -54,7 +54,7 @@ pub(crate) async fn try_alone(
 /// What is said of a message that kills.
 pub(crate) fn dead(subject: Option<Uuid>) -> Dead {
     let detail = format!("the worker died {TRIES} times while it worked on this message alone");
-    Dead { reason: REASON, detail, kind: None, subject, actor: None, source: None }
+    Dead { subject, ..Dead::unread(REASON, detail) }
 }
 
 /// What is left of a message that kills. It is not read: its id is known if its publisher named it beside the bytes.

@@ -207,14 +207,9 @@ fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
             let content = match malformed.unknown {
                 Some(unknown) => Content::Unknown(unknown),
                 // A newer version took it, this one can't.
-                None => Content::Dead(Dead {
-                    reason: "malformed",
-                    detail: fault,
-                    kind: None,
-                    subject: Some(row.subject),
-                    actor: None,
-                    source: None,
-                }),
+                None => {
+                    Content::Dead(Dead { subject: Some(row.subject), ..Dead::unread("malformed", fault) })
+                }
             };
             Item { id: row.id, fingerprint: row.fingerprint, accepted_at: row.accepted_at, content, waited }
         }

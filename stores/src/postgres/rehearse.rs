@@ -102,14 +102,7 @@ fn read(body: &[u8], accepted_at: DateTime<Utc>) -> Result<Item, String> {
     let Some(id) = malformed.id else { return Err(detail) };
     let content = match malformed.unknown {
         Some(unknown) => Content::Unknown(unknown),
-        None => Content::Dead(Dead {
-            reason: "malformed",
-            detail,
-            kind: None,
-            subject: None,
-            actor: None,
-            source: None,
-        }),
+        None => Content::Dead(Dead::unread("malformed", detail)),
     };
     Ok(Item { id, fingerprint: digest(body), accepted_at, content, waited: None })
 }
