@@ -143,10 +143,20 @@ impl Vault {
 
     /// The newest whole backup of a kind.
     pub async fn newest(&self, kind: Kind) -> Result<Option<Manifest>> {
+        self.newest_of(kind, |_| true).await
+    }
+
+    /// The newest whole backup of a kind that is wanted.
+    pub async fn newest_of(
+        &self,
+        kind: Kind,
+        wanted: impl Fn(&Manifest) -> bool,
+    ) -> Result<Option<Manifest>> {
         let mut found: Vec<Found> =
             self.list().await?.into_iter().filter(|found| found.kind == kind).collect();
         found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
-        Ok(found.into_iter().rev().find_map(|found| found.manifest.ok().flatten()))
+        let whole = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
+        Ok(whole.into_iter().find(wanted))
     }
 
     /// Holds every file of a backup against its manifest: sizes and digests; with identities, what is in them too.

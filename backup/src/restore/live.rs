@@ -3,9 +3,9 @@
 
 use serde::Serialize;
 use taskflow_core::system_event;
-use taskflow_stores::clock;
 use taskflow_stores::mongo::{Database, refill};
 use taskflow_stores::postgres::{PgPool, backup as admin, system_events, wal};
+use taskflow_stores::{Kind as StoreKind, clock};
 
 use super::agree::must_rest;
 use super::{Restored, mongo as documents, postgres as dumps};
@@ -41,11 +41,15 @@ pub struct Live<'l> {
 
 impl Live<'_> {
     /// Writes the event of a sensitive operation into the database that will be live: workers carry it on.
-    async fn tell(&self, postgres: &PgPool, backup: &str, saved: &str) {
+    async fn tell(&self, postgres: &PgPool, backup: &str, saved: &str) -> Result<()> {
         let event = system_event::replaced(clock::new_id(), backup, saved, self.author, clock::now());
-        if let Err(error) = system_events::record(postgres, &event).await {
+        match system_events::record(postgres, &event).await {
             // A backup of an old schema has no table for it, and is restored all the same.
-            tracing::warn!(%error, backup, "The audit trail can't be told that a backup took the place of what was live.");
+            Err(error) if error.kind == StoreKind::Bug => {
+                tracing::warn!(%error, backup, "The audit trail can't be told that a backup took the place of what was live.");
+                Ok(())
+            }
+            told => Ok(told?),
         }
     }
 }
@@ -74,15 +78,6 @@ fn reason(id: &str) -> String {
     format!("before {id} took the place of what was live")
 }
 
-/// Notes the place before anything is replaced, where the role may: the whole cluster can be restored to it by its name.
-async fn note_place(pool: &PgPool) {
-    let name = format!("taskflow_restore_{}", clock::now().format("%Y%m%d_%H%M%S"));
-    match wal::restore_point(pool, &name).await {
-        Ok(_) => tracing::info!(name, "The place before the restore is noted in the log of writes."),
-        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
-    }
-}
-
 async fn postgres(
     vault: &Vault,
     identities: &Identities,
@@ -96,14 +91,15 @@ async fn postgres(
     let stamp = clock::now().format("%Y%m%d_%H%M%S");
     let (new, old) = (format!("{name}_new_{stamp}"), format!("{name}_before_{stamp}"));
     must_rest(live.postgres).await?;
-    note_place(live.postgres).await;
+    wal::note_place(live.postgres, "restore").await;
     let saving = vault.because(reason(&manifest.id));
     let saved = dump::create(&saving, live.url, live.postgres, progress).await?;
     let order = dumps::Order { manifest, into: &new, url: live.url, pool: &server, only: None };
     let mut restored = dumps::restore(vault, identities, order, progress).await?;
     let told = admin::other_database(live.postgres, &new);
-    live.tell(&told, &manifest.id, &saved.id).await;
+    let heard = live.tell(&told, &manifest.id, &saved.id).await;
     told.close().await;
+    heard?;
     // Whoever began to work meanwhile has written what would be lost.
     must_rest(live.postgres).await?;
     // Both or none: there is a live database whatever dies.
@@ -141,9 +137,13 @@ async fn mongodb(
             saved
         }
         // A run that died: what was live is saved already, and what is there now is half of what it should be.
-        Some(_) => vault.newest(Kind::MongoDb).await?.map(|newest| newest.id).unwrap_or_default(),
+        Some(_) => {
+            let why = reason(&manifest.id);
+            let saved = vault.newest_of(Kind::MongoDb, |one| one.reason.as_ref() == Some(&why)).await?;
+            saved.map(|saved| saved.id).unwrap_or_default()
+        }
         None => {
-            note_place(live.postgres).await;
+            wal::note_place(live.postgres, "restore").await;
             let saving = vault.because(reason(&manifest.id));
             let saved = trail::create(&saving, live.mongo, clock::now(), progress).await?.id;
             // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
@@ -154,7 +154,9 @@ async fn mongodb(
         }
     };
     let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
-    live.tell(live.postgres, &manifest.id, &saved).await;
+    live.tell(live.postgres, &manifest.id, &saved)
+        .await
+        .map_err(|error| error.during("all is restored, but the audit trail could not be told".to_owned()))?;
     Ok(Replaced { restored, saved, old: None })
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::failed;
+use super::{failed, wal};
 use crate::{Kind, StoreError};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -76,7 +76,8 @@ async fn run(
     .map_err(failed("connect to migrate"))?;
     lock(&mut connection).await?;
     let before = applied(&mut connection).await?;
-    note_place(&mut connection, before.last().copied().unwrap_or(0)).await;
+    let version = before.last().copied().unwrap_or(0);
+    wal::note_place(&mut connection, &format!("schema_{version}")).await;
     let result = work(&mut connection).await;
     let after = applied(&mut connection).await;
     // Closing ends the session and with it the lock.
@@ -89,17 +90,6 @@ async fn run(
     let mut versions = changed(&before, &after);
     versions.extend(changed(&after, &before));
     Ok(versions)
-}
-
-/// Notes the place in the log of writes before the schema changes, where the role may: a cluster can be restored to it by
-/// its name (`taskflow restore --to-point`).
-async fn note_place(connection: &mut PgConnection, version: i64) {
-    let name = format!("taskflow_schema_{version}_{}", crate::clock::now().format("%Y%m%d_%H%M%S"));
-    let noted = sqlx::query("SELECT pg_create_restore_point($1)").bind(&name).execute(connection).await;
-    match noted {
-        Ok(_) => tracing::info!(name, "The place before the migration is noted in the log of writes."),
-        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
-    }
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgExecutor, PgPool};
 
 use super::failed;
 use crate::StoreError;
@@ -115,13 +115,14 @@ pub async fn has_received(pool: &PgPool, application: &str, lsn: &str) -> Result
     .map_err(failed("ask how far the log was received"))
 }
 
-/// Notes a place in the log by name, to which a cluster can be restored. Needs the right to `pg_create_restore_point`.
-pub async fn restore_point(pool: &PgPool, name: &str) -> Result<String, StoreError> {
-    sqlx::query_scalar("SELECT pg_create_restore_point($1)::text")
-        .bind(name)
-        .fetch_one(pool)
-        .await
-        .map_err(failed("note a restore point"))
+/// Notes the place in the log before something changes much, where the role may: a cluster can be restored to it by its
+/// name, `taskflow_WHAT_TIME` (`taskflow restore --to-point`).
+pub async fn note_place(connection: impl PgExecutor<'_>, what: &str) {
+    let name = format!("taskflow_{what}_{}", crate::clock::now().format("%Y%m%d_%H%M%S"));
+    match sqlx::query("SELECT pg_create_restore_point($1)").bind(&name).execute(connection).await {
+        Ok(_) => tracing::info!(name, "The place before this is noted in the log of writes."),
+        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
+    }
 }
 
 /// Whether the server still replays the log.
