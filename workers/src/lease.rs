@@ -44,6 +44,8 @@ struct Keeper {
     valid_until: watch::Sender<Instant>,
     /// Since when there is no connection to the broker.
     unreached_since: Option<Instant>,
+    /// Whether this worker has a share of the partitions.
+    shares: bool,
     stop: CancellationToken,
 }
 
@@ -56,9 +58,9 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         resting: BTreeMap::new(),
         valid_until: watch::Sender::new(Instant::now()),
         unreached_since: None,
+        shares: true,
         stop: stop.clone(),
     };
-    let mut was_cut_off = false;
     while !stop.is_cancelled() {
         let asked = Instant::now();
         let cut_off = keeper.is_cut_off(asked, lease);
@@ -72,15 +74,6 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         };
         match leases::heartbeat(&context.stores.postgres, me).await {
             Ok(membership) => {
-                if cut_off
-                    && !was_cut_off
-                    && membership.workers.iter().any(|(_, reach)| *reach == Reach::Steady)
-                {
-                    tracing::warn!(
-                        "This worker does not reach the broker, others do: its partitions are theirs until it does."
-                    );
-                }
-                was_cut_off = cut_off;
                 observe::store_up("postgres", true);
                 keeper.valid_until.send_replace(asked + lease);
                 if pause::learn(context, &membership.pauses) {
@@ -140,6 +133,13 @@ impl Keeper {
         let course = *self.context.course.borrow();
         let all = course.consumed();
         let workers = sharing(&membership.workers);
+        let shares = workers.contains(&self.context.worker);
+        if self.shares && !shares {
+            tracing::warn!(
+                "This worker does not reach the broker, others do: its partitions are theirs until it does."
+            );
+        }
+        self.shares = shares;
         let given_up: Vec<Partition> = self.held.keys().filter(|held| !all.contains(held)).copied().collect();
         for partition in given_up {
             let Some(one) = self.held.get(&partition) else { continue };
