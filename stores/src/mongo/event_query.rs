@@ -133,17 +133,6 @@ impl Query {
         };
         (conditions(&one) != conditions(self)).then_some(one)
     }
-
-    /// The index that is meant to serve it: of what narrows it most.
-    pub fn index(&self) -> &'static str {
-        match self {
-            Self { entity: Some(_), .. } => "entityId_createdAt_id",
-            Self { correlation: Some(_), .. } => "correlationId_createdAt_id",
-            Self { actor: Some(_), .. } => "actorId_createdAt_id",
-            Self { kind: Some(_), .. } => "type_createdAt_id",
-            _ => "createdAt_id",
-        }
-    }
 }
 
 /// The order of the pages.
