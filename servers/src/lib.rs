@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-pub use ports::Ports;
+pub use ports::{Ports, free_address};
 use process::Process;
 pub use recovered::Recovered;
 use tokio::time::Instant;

@@ -45,26 +45,39 @@ impl Ports {
     /// # Errors
     /// There are none.
     pub fn free() -> Result<Self> {
-        // Sets of one process go on where the last one ended; processes begin at different places.
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let first = (std::process::id() % 1_000) as u16 * 16;
-        let mut free = std::iter::repeat_with(|| {
-            let step = NEXT.fetch_add(1, Ordering::Relaxed);
-            FIRST + first.wrapping_add(step) % COUNT
-        })
-        .take(usize::from(COUNT))
-        .filter(|port| !STANDARD.contains(port))
-        .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
-        let mut next = || free.next().context("no free port between 10000 and 30000");
         Ok(Self {
-            postgres: next()?,
-            rabbitmq: next()?,
-            erlang: next()?,
-            epmd: next()?,
-            mongodb: next()?,
-            redis: next()?,
+            postgres: Self::one()?,
+            rabbitmq: Self::one()?,
+            erlang: Self::one()?,
+            epmd: Self::one()?,
+            mongodb: Self::one()?,
+            redis: Self::one()?,
         })
     }
+
+    /// One such port. One that the system chooses may be a client's before a server listens there.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn one() -> Result<u16> {
+        // One process goes on where it ended; processes begin at different places.
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let first = (std::process::id() % 1_000) as u16 * 16;
+        let step = || FIRST + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        std::iter::repeat_with(step)
+            .take(usize::from(COUNT))
+            .filter(|port| !STANDARD.contains(port))
+            .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+            .context("no free port between 10000 and 30000")
+    }
+}
+
+/// Where a program may listen: `host:port`, as [`Ports::one`].
+///
+/// # Errors
+/// There is no free port.
+pub fn free_address() -> Result<String> {
+    Ok(format!("{}:{}", Ipv4Addr::LOCALHOST, Ports::one()?))
 }
 
 /// Says who is in the way, before a server says it in its own words.

@@ -136,7 +136,7 @@ pub async fn run(world: &World, program: &str, rounds: u64, most: Duration) -> R
     }
     harness.env.push(("TASKFLOW_WORKER__LEASE_MS".into(), LEASE_MS.into()));
     harness.env.push(("TASKFLOW_POSTGRES__CONNECTIONS_MAX".into(), POOL.to_string()));
-    let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let metrics = crate::free_address()?;
     harness.start_worker_with(&[("TASKFLOW_METRICS__LISTEN", &metrics)])?;
     harness.start_api().await?;
     let api = Client::new(&harness.base)?;

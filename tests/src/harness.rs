@@ -47,8 +47,7 @@ pub struct Harness<'w> {
 
 impl<'w> Harness<'w> {
     pub fn new(world: &'w World, site: &'w Site, cluster: &'w Cluster<'w>, dice: Dice) -> Result<Self> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let base = format!("http://{}", listener.local_addr()?);
+        let base = format!("http://{}", crate::free_address()?);
         Ok(Self {
             world,
             site,

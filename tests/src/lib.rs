@@ -26,6 +26,7 @@ pub mod world;
 pub use client::Client;
 pub use cluster::{Cluster, Process};
 pub use site::Site;
+pub use taskflow_servers::free_address;
 pub use world::World;
 
 /// What a test returns.

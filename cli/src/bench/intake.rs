@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use taskflow_servers::free_address;
 use taskflow_stores::clock;
 use tokio::task::JoinSet;
 
@@ -37,12 +38,6 @@ pub(super) async fn run(plan: &Plan, place: &mut Place, tell: &impl Fn(&str)) ->
         Figure::new("POST, arrays of 500, 4 connections", arrays, "commands/s", None),
         Figure::new("POST, ndjson, 1 connection", ndjson, "commands/s", Some(20_000.0)),
     ])
-}
-
-/// A port that was free a moment ago.
-pub(super) fn free_address() -> Result<String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.to_string())
 }
 
 /// Logs the sample admin in, as soon as the API listens; returns the header with the token.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
+use taskflow_servers::free_address;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::rabbit::consume::{PREFETCH, Subscription};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::http::Connection;
-use super::intake::{free_address, log_in};
+use super::intake::log_in;
 use super::report::Figure;
 use super::{Plan, generate};
 use crate::place::{self, Place, Site};

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use taskflow_core::Command;
+use taskflow_servers::free_address;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::publish::Message;
 use tokio::task::JoinSet;
 
 use super::http::Connection;
-use super::intake::{free_address, log_in};
+use super::intake::log_in;
 use super::report::Figure;
 use super::{Plan, generate};
 use crate::place::{self, Place, Site};

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use taskflow_core::heat;
+use taskflow_servers::free_address;
 use taskflow_stores::clock;
 use tokio::task::JoinSet;
 
 use super::http::Connection;
-use super::intake::{free_address, log_in};
+use super::intake::log_in;
 use super::report::Figure;
 use crate::place::{self, Place, Site};
 

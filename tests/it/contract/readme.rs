@@ -32,14 +32,10 @@ async fn readme() -> Result {
     ensure!(blocks.len() >= 3, "only {} blocks of the README are tested", blocks.len());
     let folder = tempfile::Builder::new().prefix("taskflow-readme-").tempdir_in("/tmp")?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?.to_string();
-    drop(listener);
+    let address = taskflow_tests::free_address()?;
     let first_port = Ports::free()?.postgres;
 
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let metrics = listener.local_addr()?.to_string();
-    drop(listener);
+    let metrics = taskflow_tests::free_address()?;
     let addresses = [("TASKFLOW_HTTP__LISTEN", address.as_str()), ("TASKFLOW_METRICS__LISTEN", &metrics)];
     let mut dev = start(folder.path(), &addresses, first_port).await?;
     // As they stand, one after the other, but for the ports.

@@ -213,7 +213,7 @@ async fn jobs(site: Arc<Site>) -> Result {
     let second_name = second.display().to_string();
     let backups = Backups::new(&cluster).with("SECOND", &second_name).with("KEEP__DAILY", "1");
     let backups = backups.with("KEEP__WEEKLY", "0").with("KEEP__MONTHLY", "0").with("KEEP__YEARLY", "0");
-    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let address = taskflow_tests::free_address()?;
     let listen = [("TASKFLOW_METRICS__LISTEN", address.as_str())];
     let scheduler = cluster.spawn("scheduler", &[backups.env().as_slice(), &listen].concat())?;
     wait::until(
@@ -432,7 +432,7 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     backups.ask(&["restore", &saved, "--into", &into]).await?;
     ensure!(rows(&site, &into).await?["receipts"].len() == 50, "what was live is not what was saved");
     // Each of the three is told, and counted by whoever carries it to the audit trail.
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     let metrics = taskflow_tests::Client::new(&format!("http://{listen}"))?;
     wait::until("the restores are counted", async || {

@@ -25,9 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 
 /// A scheduler whose metrics can be asked for.
 fn scheduler(cluster: &Cluster<'_>, env: &[(&str, &str)]) -> Result<(Process, Client)> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?.to_string();
-    drop(listener);
+    let address = taskflow_tests::free_address()?;
     let env = [env, &[("TASKFLOW_METRICS__LISTEN", address.as_str())]].concat();
     Ok((cluster.spawn("scheduler", &env)?, Client::new(&format!("http://{address}"))?))
 }

@@ -47,7 +47,7 @@ enum Journal {
 
 /// A stream of commands, applied by a worker with these settings, which counts what it leaves out of the journal.
 async fn applied(site: &Site, backups: &Backups<'_>, journal: Journal) -> Result<Accepted> {
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let env = [backups.env().as_slice(), &[("TASKFLOW_METRICS__LISTEN", listen.as_str())]].concat();
     let receipts = async || site.count("SELECT count(*) FROM receipts").await;
     let before = receipts().await?;

@@ -51,7 +51,7 @@ async fn sleeper(site: Arc<Site>) -> Result {
 async fn mid_batch(site: Arc<Site>, point: &str) -> Result {
     let cluster = cluster(&site)?;
     let asleep = format!("stop:{point}:20");
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let env = [("TASKFLOW_CRASH_AT", asleep.as_str()), ("TASKFLOW_METRICS__LISTEN", listen.as_str())];
     let sleeper = cluster.spawn("worker", &env)?;
     let stream = Stream::start(&site, 12, 40);

@@ -52,7 +52,7 @@ async fn hopeless(site: Arc<Site>) -> Result {
         let command = envelope::read(command("task.create", subject_in_slot(0), json!({ "title": "x" })))?;
         site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
     }
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let env = [IMPATIENT, ("TASKFLOW_DEAF_AT", "00:1000"), ("TASKFLOW_METRICS__LISTEN", listen.as_str())];
     let mut worker = cluster.spawn("worker", &env)?;
     let client = Client::new(&format!("http://{listen}"))?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use taskflow_servers::Kind::RabbitMq;
+use taskflow_servers::Ports;
 use tokio::process::{Child, Command};
 
 use super::failover::as_owner;
@@ -126,11 +127,7 @@ async fn join(h: &mut Harness<'_>) -> Result<()> {
     let folder = h.world.folder_of(RabbitMq);
     let mut nodes = Vec::new();
     for number in 2..=3 {
-        let listeners =
-            [std::net::TcpListener::bind("127.0.0.1:0")?, std::net::TcpListener::bind("127.0.0.1:0")?];
-        let [port, distribution] = listeners.each_ref().map(std::net::TcpListener::local_addr);
-        let (port, distribution) = (port?.port(), distribution?.port());
-        drop(listeners);
+        let (port, distribution) = (Ports::one()?, Ports::one()?);
         let name = format!("taskflow-{number}-{port}@localhost");
         let config = folder.join(format!("node{number}.conf"));
         let text = format!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use taskflow_servers::Kind::Postgres;
+use taskflow_servers::Ports;
 use tokio::process::{Child, Command};
 
 use super::{Fault, act};
@@ -96,7 +97,6 @@ async fn add_standby(h: &mut Harness<'_>) -> Result<()> {
     let options = h.site.postgres.connect_options();
     let url = h.site.env.iter().find(|(name, _)| name.ends_with("POSTGRES__URL")).context("no address")?;
     let password = url.1.split(['@', ':']).nth(2).context("no password")?.to_owned();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let mut standby = Standby {
         programs: program.parent().map(Path::to_owned).context("no folder of programs")?,
         data: h.world.folder_of(Postgres).join("standby"),
@@ -108,9 +108,7 @@ async fn add_standby(h: &mut Harness<'_>) -> Result<()> {
     let address = ["-h", "127.0.0.1", "-p", &port, "-U", "taskflow"];
     let copy = [&address[..], &["-D", &data, "-R", "-X", "stream", "-c", "fast"]].concat();
     standby.run("pg_basebackup", &copy).await?;
-    let own_port = listener.local_addr()?.port();
-    drop(listener);
-    standby.start(own_port)?;
+    standby.start(Ports::one()?)?;
     h.kept.push(Box::new(standby));
     wait::until("the standby follows", async || {
         Ok(h.site.count("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'").await? == 1)

@@ -134,7 +134,7 @@ async fn everybody(site: Arc<Site>) -> Result {
 
 async fn metrics(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let env = [("TASKFLOW_METRICS__LISTEN", listen.as_str()), ("TASKFLOW_HTTP__OPEN_METRICS", "false")];
     let (api, client) = cluster.api_with(&env).await?;
     let inside = Client::new(&format!("http://{listen}"))?;

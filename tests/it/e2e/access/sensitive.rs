@@ -45,7 +45,7 @@ async fn all(site: Arc<Site>) -> Result {
         let said = String::from_utf8_lossy(&done.stderr);
         ensure!(done.status.success() || said.contains("on their way"), "{words:?}: {said}");
     }
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     let metrics = Client::new(&format!("http://{listen}"))?;
     wait::until("the worker shows its metrics", async || Ok(metrics.get("/healthz").await?.status() == 200))

@@ -35,7 +35,7 @@ async fn register(client: &Client, body: &Value) -> Result<(u16, Value)> {
 
 async fn new_admin(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     let (_api, client) = cluster.api().await?;
     let admin = client.admin().await?;

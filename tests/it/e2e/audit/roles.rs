@@ -149,7 +149,7 @@ impl Server {
             program: programs
                 .find(|program| program.is_file())
                 .context("no mongod and no secantusd-rs; ops/setup")?,
-            port: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port(),
+            port: taskflow_servers::Ports::one()?,
             folder: tempfile::tempdir()?,
         })
     }

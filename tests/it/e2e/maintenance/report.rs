@@ -29,7 +29,7 @@ async fn everything(site: Arc<Site>) -> Result {
     sqlx::raw_sql("BEGIN; CREATE TABLE held (id BIGINT)").execute(&mut holder).await?;
 
     let cluster = cluster(&site)?;
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let listen = taskflow_tests::free_address()?;
     let scheduler = cluster.spawn("scheduler", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     led(&site).await?;
     let uncounted = run(&cluster, &["report.stores"]).await?;
