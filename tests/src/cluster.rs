@@ -35,7 +35,8 @@ pub fn cpu_seconds(pid: Pid) -> Result<f64> {
 
 impl<'s> Cluster<'s> {
     pub fn new(site: &'s Site, program: &str) -> Result<Self> {
-        let logs = tempfile::Builder::new().prefix("taskflow-log-").tempdir()?;
+        let keep = std::env::var_os("TASKFLOW_KEEP_LOGS").is_some();
+        let logs = tempfile::Builder::new().prefix("taskflow-log-").disable_cleanup(keep).tempdir()?;
         Ok(Self { site, program: program.into(), logs, started: std::sync::atomic::AtomicUsize::new(0) })
     }
 
@@ -61,9 +62,7 @@ impl<'s> Cluster<'s> {
 
     /// The same with settings of its own.
     pub async fn api_with(&self, env: &[(&str, &str)]) -> Result<(Process, Client)> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?.to_string();
-        drop(listener);
+        let address = crate::free_address()?;
         let env = [env, &[("TASKFLOW_HTTP__LISTEN", address.as_str())]].concat();
         let process = self.spawn("api", &env)?;
         let client = Client::new(&format!("http://{address}"))?;
