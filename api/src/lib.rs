@@ -39,8 +39,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use taskflow_stores::declare::Mender;
 use taskflow_stores::postgres::PgPool;
@@ -255,7 +256,13 @@ fn router(app: Arc<App>) -> Router {
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(limit)
-        // One layer: each costs every request a copy of what lies below it.
-        .layer(from_fn_with_state(Arc::clone(&app), observe_http::observe))
+        .layer(from_fn_with_state(Arc::clone(&app), around))
         .with_state(app)
+}
+
+/// What lies around every call, known or not. One layer for all of it: each costs every request a copy of the routes.
+async fn around(State(app): Shared, mut request: Request, next: Next) -> Response {
+    stream::credential::show(request.headers_mut());
+    let answer = |request| bodies::bound(Arc::clone(&app), request, next);
+    observe_http::observe(&app.settings.limits, request, answer).await
 }

@@ -1,20 +1,17 @@
 //! What every request gets: an id, its time in the metrics, a line in the log; and what every answer gets: the headers
 //! that keep a browser from guessing, and errors in one form.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use taskflow_core::metric;
 use taskflow_stores::{clock, observe};
 use tracing::Instrument;
 
+use crate::limits::Limits;
 use crate::problem::Problem;
-use crate::stream::credential;
-use crate::{Shared, bodies};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -28,23 +25,26 @@ const SECURITY: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-pub(crate) async fn observe(State(app): Shared, mut request: Request, next: Next) -> Response {
+/// Watches over an answer: `answer` makes it.
+pub(crate) async fn observe<A: Future<Output = Response>>(
+    limits: &Limits,
+    request: Request,
+    answer: impl FnOnce(Request) -> A,
+) -> Response {
     let start = Instant::now();
-    credential::show(request.headers_mut());
     let id = request_id(&request);
     let method = request.method().clone();
     // The pattern, not the path: a label must not grow with the data.
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, route);
     let large = has_large_body(request.headers());
-    let limits = &app.settings.limits;
     let uri = request.uri();
     let too_long = uri.path().len() > limits.path_bytes
         || uri.query().is_some_and(|query| query.len() > limits.query_bytes);
     let mut response = if too_long {
         Problem::uri_too_long(limits.path_bytes, limits.query_bytes).into_response()
     } else {
-        in_one_form(bodies::bound(Arc::clone(&app), request, next).instrument(span.clone()).await)
+        in_one_form(answer(request).instrument(span.clone()).await)
     };
     let status = response.status();
     let refused = status.is_client_error() || status.is_server_error();

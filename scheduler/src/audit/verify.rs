@@ -83,7 +83,7 @@ pub struct Verifier {
     pub(super) stores: Stores,
     keys: Vec<PublicKey>,
     outside: Option<Outside>,
-    pub(super) now: DateTime<Utc>,
+    now: DateTime<Utc>,
     /// The newest seal that can be believed: it says what may be gone by now, and how far the chains are sealed.
     pub(super) newest: Option<Seal>,
     /// The first one: what is older need not have a leaf.
