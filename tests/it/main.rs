@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Trial};
 use taskflow_tests::trial::Worlds;
 use taskflow_tests::world::Sync;
-use taskflow_tests::{Cluster, Result, Site, World};
+use taskflow_tests::{Cluster, Result, Site, World, logs};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 3;
@@ -114,12 +114,14 @@ fn trial_after<T>(
             TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), named));
             ended
         };
-        match shared().runtime.block_on(limited) {
+        let (ended, logs) =
+            shared().runtime.block_on(logs::around(limited, |ended| !matches!(ended, Ok(Ok(())))));
+        match ended {
             Ok(result) => result.map_err(|error| {
                 again::note(&to_note, &error);
-                format!("{error:#}").into()
+                format!("{error:#}\n{logs}").into()
             }),
-            Err(_) => Err(format!("not done after {} s", LONGEST.as_secs()).into()),
+            Err(_) => Err(format!("not done after {} s\n{logs}", LONGEST.as_secs()).into()),
         }
     })
 }

@@ -2,19 +2,20 @@
 
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use crate::{Client, Site, wait};
+use crate::{Client, Site, logs, wait};
 
 /// Starts processes for one site.
 pub struct Cluster<'s> {
     site: &'s Site,
     program: PathBuf,
-    logs: tempfile::TempDir,
+    logs: Arc<tempfile::TempDir>,
     started: std::sync::atomic::AtomicUsize,
 }
 
@@ -35,9 +36,8 @@ pub fn cpu_seconds(pid: Pid) -> Result<f64> {
 
 impl<'s> Cluster<'s> {
     pub fn new(site: &'s Site, program: &str) -> Result<Self> {
-        let keep = std::env::var_os("TASKFLOW_KEEP_LOGS").is_some();
-        let logs = tempfile::Builder::new().prefix("taskflow-log-").disable_cleanup(keep).tempdir()?;
-        Ok(Self { site, program: program.into(), logs, started: std::sync::atomic::AtomicUsize::new(0) })
+        let (program, started) = (program.into(), std::sync::atomic::AtomicUsize::new(0));
+        Ok(Self { site, program, logs: logs::folder()?, started })
     }
 
     /// A folder of the test's own, in which its processes work.
@@ -85,28 +85,12 @@ impl<'s> Cluster<'s> {
 
     /// Lines that all processes of a role have logged by now, those that have ended too.
     pub fn log_lines(&self, role: &str) -> usize {
-        self.logs(role).map(|(_, text)| text.lines().count()).sum()
+        logs::all(self.logs.path(), role).iter().map(|(_, text)| text.lines().count()).sum()
     }
 
     /// The last lines of each log.
     pub fn log_tails(&self, lines: usize) -> String {
-        let tail = |(name, text): (String, String)| {
-            let lines: Vec<&str> = text.lines().rev().take(lines).collect();
-            let lines = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-            format!("--- {name}\n{lines}\n")
-        };
-        self.logs("").map(tail).collect()
-    }
-
-    fn logs(&self, role: &str) -> impl Iterator<Item = (String, String)> {
-        let end = format!("{role}.log");
-        let files = std::fs::read_dir(self.logs.path()).into_iter().flatten().flatten();
-        files.filter_map(move |file| {
-            let name = file.file_name().into_string().ok()?;
-            name.ends_with(&end).then_some(())?;
-            let text = std::fs::read_to_string(file.path()).ok()?;
-            Some((name, text))
-        })
+        logs::tails(self.logs.path(), lines).concat()
     }
 
     /// Runs a subcommand to its end.
@@ -117,6 +101,12 @@ impl<'s> Cluster<'s> {
     /// A command of the program, with this site's settings.
     pub fn command(&self, args: &[&str], env: &[(&str, &str)]) -> Command {
         let mut command = Command::new(&self.program);
+        // Settings of whoever runs the tests are none of this site's.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TASKFLOW_"))
+        {
+            command.env_remove(name);
+        }
         command
             .args(args)
             .current_dir(self.logs.path())

@@ -12,6 +12,7 @@ pub mod growth;
 pub mod harness;
 pub mod letters;
 pub mod load;
+pub mod logs;
 pub mod promise;
 pub mod proxy;
 pub mod redis_cluster;
