@@ -147,6 +147,11 @@ impl Process {
         Ok(ended.with_context(|| format!("it does not end:\n{}", self.log()))??)
     }
 
+    /// Lasts as long as it runs.
+    pub async fn lives(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait().await?)
+    }
+
     /// Seconds of processor time that it has used.
     pub fn cpu_seconds(&self) -> Result<f64> {
         cpu_seconds(self.pid()?)

@@ -117,6 +117,7 @@ pub(crate) struct Context {
     pub event_writer: mongo::event_writer::EventWriter,
     pub announcer: announce::Announcer,
     pub give_way: give_way::GiveWay,
+    pub solitude: suspect::Solitude,
     /// This process, new at every start.
     pub worker: Uuid,
     /// What operators hold back, as of the last heartbeat.
@@ -145,6 +146,7 @@ pub async fn run(
         event_writer: mongo::event_writer::EventWriter::start(mongo::events::collection(&stores.mongo)),
         announcer: announce::start(stores.redis.clone(), stop.clone()),
         give_way: give_way::GiveWay::default(),
+        solitude: suspect::Solitude::default(),
         worker: clock::new_id(),
         pauses: watch::Sender::default(),
         course: watch::Sender::new(course),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use taskflow_core::batch::Verdict;
+use taskflow_core::command::Fingerprint;
 use taskflow_core::pause::Scope;
 use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
@@ -76,6 +77,12 @@ struct Pipeline<'c> {
     relay: Relay,
     room: Room,
     careful: Careful,
+    /// Whether messages were taken that may have killed somebody …
+    suspects: bool,
+    /// … which of them have come to an end, but are not acknowledged …
+    settled: Vec<Fingerprint>,
+    /// … and which are, but not forgotten.
+    done: Vec<Fingerprint>,
     lease_until: watch::Receiver<Instant>,
     pulse: Arc<Pulse>,
     /// The pause of a type of command, one of which is next.
@@ -105,6 +112,9 @@ pub(crate) async fn run(
         relay,
         room: Room::default(),
         careful: Careful::after(lease.deaths, context.settings.max_batch),
+        suspects: false,
+        settled: Vec::new(),
+        done: Vec::new(),
         lease_until,
         pulse,
         held_by: None,
@@ -156,6 +166,7 @@ pub(crate) async fn run(
             break;
         }
     }
+    pipeline.acquit().await;
     let Pipeline { relay, name, newest, .. } = pipeline;
     let drain = Duration::from_millis(context.settings.drain_ms);
     // Whoever takes the partition over goes on where the outbox says; its commands must not wait for a store that is away.
@@ -265,6 +276,7 @@ impl Pipeline<'_> {
             last.ack_through().await?;
             observe_step("ack", start);
             crash::point("acknowledged");
+            self.forget().await?;
             self.pulse.finished(last.accepted_at());
             if self.held_by.is_some() {
                 return Ok(Left::Stopped);
@@ -307,11 +319,25 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Commands that have waited and are due: a batch like any other, but nothing to acknowledge.
+    /// Commands that have waited and are due, if there are any.
     async fn due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
         if !self.room.is_due() {
             return Ok(None);
         }
+        if !self.careful.is_on() {
+            return self.take_due(stop).await;
+        }
+        let solitude = self.context.solitude.enter_alone().await;
+        let left = self.take_due(stop).await;
+        if !matches!(left, Ok(None | Some(Left::Stopped))) {
+            self.acquit().await;
+        }
+        drop(solitude);
+        left
+    }
+
+    /// A batch like any other, but nothing to acknowledge.
+    async fn take_due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
         let context = self.context;
         let postgres = &context.stores.postgres;
         let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };

@@ -2,8 +2,8 @@
 //!
 //! When a worker dies, the broker's count of returns rises for everything that it held, so the count can't tell the
 //! culprit. It only says of whom to take note: messages that came back are written down before they are tried together,
-//! and whoever was among them when a worker died once more is tried alone, which is written down too. Who was alone so
-//! often and never came to an end is dead; nobody else is charged.
+//! and whoever was among them when a worker died once more is tried alone, which is written down too, the last time while
+//! nobody else in this process is. Who was alone so often and never came to an end is dead; nobody else is charged.
 //!
 //! A command that has waited is not the broker's any more. There the lease tells: a holder that dies leaves it to run
 //! out, and after two of those what is due is taken one by one ([`crate::partition`]).
@@ -14,6 +14,7 @@ use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::postgres::{PgPool, suspects};
 use taskflow_stores::rabbit::consume::Delivery;
 use taskflow_stores::{StoreError, clock};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
 
 /// Returns after which a message is taken note of: it may be a deployment, and costs two statements a batch.
@@ -23,6 +24,34 @@ pub(crate) const DEATHS: i16 = 2;
 /// Tries alone before a message is given up.
 const TRIES: i16 = 3;
 const REASON: &str = "poison";
+
+/// Sees to it that the last try before a message is given up is its own. Others are tried beside it in other partitions,
+/// and a death tells nothing of who among them it was; whoever happens to be tried whenever the culprit is must not be
+/// condemned with it.
+#[derive(Default)]
+pub(crate) struct Solitude(RwLock<()>);
+
+/// Ends with the try.
+pub(crate) enum Entered<'s> {
+    Beside { _others: RwLockReadGuard<'s, ()> },
+    Alone { _guard: RwLockWriteGuard<'s, ()> },
+}
+
+impl Solitude {
+    /// Waits until a message may be tried that was tried so often before.
+    pub(crate) async fn enter(&self, tries: i16) -> Entered<'_> {
+        if tries + 1 < TRIES {
+            Entered::Beside { _others: self.0.read().await }
+        } else {
+            Entered::Alone { _guard: self.0.write().await }
+        }
+    }
+
+    /// Waits until nobody else is tried, nor will be.
+    pub(crate) async fn enter_alone(&self) -> Entered<'_> {
+        self.enter(TRIES).await
+    }
+}
 
 /// How a message is to be taken.
 pub(crate) enum Trial {

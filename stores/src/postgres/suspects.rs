@@ -1,6 +1,6 @@
 //! The table `suspects`: messages that may kill the process that reads them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use sqlx::PgPool;
 use taskflow_core::command::Fingerprint;
@@ -9,23 +9,23 @@ use super::failed;
 use crate::StoreError;
 
 /// Notes that messages are about to be tried together. Returns those among them that must be tried alone: somebody died
-/// who had them together, or one of them is tried alone already. It lasts before this returns.
+/// who had them together, or one of them is tried alone already; with each how often it was. It lasts before this returns.
 pub async fn note_together(
     pool: &PgPool,
     digests: &[Fingerprint],
     partition: &str,
     epoch: i64,
-) -> Result<HashSet<Fingerprint>, StoreError> {
+) -> Result<HashMap<Fingerprint, i16>, StoreError> {
     let digests: Vec<&[u8]> = digests.iter().map(<[u8; 16]>::as_slice).collect();
     // What is noted here is not seen by the select. A pipeline that only waited for a store has them together again.
-    let known: Vec<Vec<u8>> = sqlx::query_scalar(
+    let known: Vec<(Vec<u8>, i16)> = sqlx::query_as(
         "/* note_together */
         WITH noted AS (
             INSERT INTO suspects (digest, partition, tries, epoch, last_tried_at)
             SELECT DISTINCT d, $2, 0, $3, now() FROM UNNEST($1::bytea[]) AS d ORDER BY d
             ON CONFLICT DO NOTHING
         )
-        SELECT digest FROM suspects WHERE digest = ANY($1) AND (tries > 0 OR (partition, epoch) <> ($2, $3))",
+        SELECT digest, tries FROM suspects WHERE digest = ANY($1) AND (tries > 0 OR (partition, epoch) <> ($2, $3))",
     )
     .bind(&digests)
     .bind(partition)
@@ -33,12 +33,12 @@ pub async fn note_together(
     .fetch_all(pool)
     .await
     .map_err(failed("note suspects"))?;
-    Ok(known.into_iter().filter_map(|digest| digest.try_into().ok()).collect())
+    Ok(known.into_iter().filter_map(|(digest, tries)| Some((digest.try_into().ok()?, tries))).collect())
 }
 
 /// Notes that a message is about to be tried alone. Returns which try it is, from 1. It lasts before this returns: what
-/// comes next may be the end of the process. Under one epoch a message has one try: whoever tries it again there waited
-/// for a store, and the message is not to blame.
+/// comes next may be the end of the process. Under one epoch a message has one try, unless it was [taken back](acquit):
+/// whoever tries it again there waited for a store, and the message is not to blame.
 pub async fn note_try(
     pool: &PgPool,
     digest: Fingerprint,
@@ -60,6 +60,21 @@ pub async fn note_try(
     .fetch_one(pool)
     .await
     .map_err(failed("note a suspect"))
+}
+
+/// Takes back what was noted under an epoch whose holder lives: nobody has died of it, though it did not come to an end.
+pub async fn acquit(pool: &PgPool, partition: &str, epoch: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* acquit_suspects */
+        WITH together AS (DELETE FROM suspects WHERE partition = $1 AND epoch = $2 AND tries = 0)
+        UPDATE suspects SET tries = tries - 1, epoch = 0 WHERE partition = $1 AND epoch = $2 AND tries > 0",
+    )
+    .bind(partition)
+    .bind(epoch)
+    .execute(pool)
+    .await
+    .map_err(failed("acquit suspects"))?;
+    Ok(())
 }
 
 /// Forgets suspects: they were applied, or are dead. Suspects of which nothing was heard for a day go with them.

@@ -1,23 +1,27 @@
 //! Taking messages of which one may be what kills workers: together as long as nobody has died of that, else one by one.
 
+use std::collections::HashMap;
+
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::StoreError;
 use taskflow_stores::postgres::suspects;
 use taskflow_stores::rabbit::consume::Delivery;
 use tokio_util::sync::CancellationToken;
 
-use super::{Left, Pipeline};
+use super::{HANDED_OVER, Left, Pipeline};
 use crate::decode::Origin;
 use crate::messages::Messages;
 use crate::suspect::{self, Trial};
 
 impl Pipeline<'_> {
-    /// A batch; the messages in it that were with somebody who died are taken alone, those between them together.
+    /// A batch; the messages in it that were with somebody who died are taken alone, those between them together. What
+    /// came to its end is to be [forgotten](Self::forget) when it is acknowledged: until then it may come again.
     pub(super) async fn take(
         &mut self,
         deliveries: &[Delivery],
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
+        self.settled.clear();
         let suspicious = |delivery: &&Delivery| suspect::is_suspicious(delivery);
         let digests: Vec<Fingerprint> =
             deliveries.iter().filter(suspicious).map(|delivery| digest(delivery.body())).collect();
@@ -25,14 +29,15 @@ impl Pipeline<'_> {
             return self.batch(deliveries, stop).await;
         }
         let postgres = &self.context.stores.postgres;
+        self.suspects = true;
         let known = suspects::note_together(postgres, &digests, &self.name, self.epoch).await?;
         let is_alone = |delivery: &Delivery| {
-            suspect::is_suspicious(delivery) && known.contains(&digest(delivery.body()))
+            suspect::is_suspicious(delivery) && known.contains_key(&digest(delivery.body()))
         };
         let mut left = None;
         for some in deliveries.chunk_by(|one, next| !is_alone(one) && !is_alone(next)) {
             left = match some {
-                [one] if is_alone(one) => self.alone(one, stop).await?,
+                [one] if is_alone(one) => self.alone(one, &known, stop).await?,
                 together => self.batch(together, stop).await?,
             };
             if left.is_some() {
@@ -41,34 +46,66 @@ impl Pipeline<'_> {
         }
         // Who was told to stop has died of nothing. Those that are tried alone are forgotten one by one.
         if !matches!(left, Some(Left::Fenced)) {
-            let together: Vec<Fingerprint> =
-                digests.into_iter().filter(|digest| !known.contains(digest)).collect();
-            suspects::forget(postgres, &together).await?;
+            self.settled.extend(digests.into_iter().filter(|digest| !known.contains_key(digest)));
         }
         Ok(left)
     }
 
-    /// One that was with somebody who died.
+    /// Forgets who has come to an end, after the broker has been told so.
+    pub(super) async fn forget(&mut self) -> Result<(), StoreError> {
+        self.done.append(&mut self.settled);
+        if !self.done.is_empty() {
+            suspects::forget(&self.context.stores.postgres, &self.done).await?;
+            self.done.clear();
+        }
+        Ok(())
+    }
+
+    /// Takes back what was noted and has not come to an end. This holder may have lost its lease, or a store, but it lives:
+    /// whoever was tried meanwhile must not be condemned for that.
+    pub(super) async fn acquit(&mut self) {
+        if !self.suspects {
+            return;
+        }
+        // What is settled and not acknowledged comes again.
+        self.settled.clear();
+        let acquitted = async {
+            self.forget().await?;
+            suspects::acquit(&self.context.stores.postgres, &self.name, self.epoch).await
+        };
+        match tokio::time::timeout(HANDED_OVER, acquitted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(partition = self.name, %error, "A try counts though nobody died.");
+            }
+            Err(_) => {
+                tracing::debug!(partition = self.name, "A try counts though nobody died: no answer in time.");
+            }
+        }
+    }
+
+    /// One that was with somebody who died, so many times alone.
     async fn alone(
         &mut self,
         delivery: &Delivery,
+        known: &HashMap<Fingerprint, i16>,
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
-        let postgres = &self.context.stores.postgres;
-        let (left, digest) =
-            match suspect::try_alone(postgres, &self.name, self.epoch, delivery.body()).await? {
-                Trial::Condemned(digest) => (self.condemn(delivery, stop).await?, digest),
-                Trial::Alone(digest) => {
-                    let left = self.batch(std::slice::from_ref(delivery), stop).await?;
-                    if matches!(left, Some(Left::Fenced)) {
-                        return Ok(left);
-                    }
-                    (left, digest)
-                }
-                Trial::None => return self.batch(std::slice::from_ref(delivery), stop).await,
-            };
-        suspects::forget(postgres, &[digest]).await?;
-        Ok(left)
+        let context = self.context;
+        let tries = known.get(&digest(delivery.body())).copied().unwrap_or_default();
+        let solitude = context.solitude.enter(tries).await;
+        let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
+        let left = match trial.await? {
+            Trial::Condemned(_) => self.condemn(delivery, stop).await,
+            Trial::None | Trial::Alone(_) => self.batch(std::slice::from_ref(delivery), stop).await,
+        };
+        if matches!(left, Ok(None | Some(Left::Stopped))) {
+            self.settled.push(digest(delivery.body()));
+        } else {
+            self.acquit().await;
+        }
+        drop(solitude);
+        left
     }
 
     /// Buries a message that kills, unread.

@@ -28,11 +28,12 @@ impl Careful {
 
 impl Pipeline<'_> {
     /// Notes that the one command that is due is tried alone, if this is the time to be careful.
-    pub(super) async fn try_alone(&self, rows: &[Waiting]) -> Result<Trial, StoreError> {
+    pub(super) async fn try_alone(&mut self, rows: &[Waiting]) -> Result<Trial, StoreError> {
         let [row] = rows else { return Ok(Trial::None) };
         if !self.careful.is_on() {
             return Ok(Trial::None);
         }
+        self.suspects = true;
         let postgres = &self.context.stores.postgres;
         let trial = suspect::try_alone(postgres, &self.name, self.epoch, &row.body).await?;
         if let Trial::Condemned(_) = trial {
