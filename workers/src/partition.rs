@@ -328,7 +328,7 @@ impl Pipeline<'_> {
             return self.take_due(stop).await;
         }
         let solitude = self.context.solitude.enter_alone().await;
-        let left = self.take_due(stop).await;
+        let left = solitude.run(Box::pin(self.take_due(stop))).await;
         if !matches!(left, Ok(None | Some(Left::Stopped))) {
             self.acquit().await;
         }

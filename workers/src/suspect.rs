@@ -8,6 +8,8 @@
 //! A command that has waited is not the broker's any more. There the lease tells: a holder that dies leaves it to run
 //! out, and after two of those what is due is taken one by one ([`crate::partition`]).
 
+use std::time::Duration;
+
 use taskflow_core::Item;
 use taskflow_core::batch::{Content, Dead};
 use taskflow_core::command::{Fingerprint, digest};
@@ -24,6 +26,8 @@ pub(crate) const DEATHS: i16 = 2;
 /// Tries alone before a message is given up.
 const TRIES: i16 = 3;
 const REASON: &str = "poison";
+/// How long others wait for one that is tried while nobody else is.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sees to it that the last try before a message is given up is its own. Others are tried beside it in other partitions,
 /// and a death tells nothing of who among them it was; whoever happens to be tried whenever the culprit is must not be
@@ -50,6 +54,20 @@ impl Solitude {
     /// Waits until nobody else is tried, nor will be.
     pub(crate) async fn enter_alone(&self) -> Entered<'_> {
         self.enter(TRIES).await
+    }
+}
+
+impl Entered<'_> {
+    /// Tries; what others wait for is broken off after [`PATIENCE`]. What kills does not wait for a lock.
+    pub(crate) async fn run<T>(
+        &self,
+        trial: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let Self::Alone { .. } = self else { return trial.await };
+        tokio::time::timeout(PATIENCE, trial).await.unwrap_or_else(|_| {
+            let detail = format!("not done within {} s; others are tried first", PATIENCE.as_secs());
+            Err(StoreError::unavailable("postgres", "apply alone a message that may kill workers", detail))
+        })
     }
 }
 

@@ -132,12 +132,11 @@ async fn beside(site: Arc<Site>) -> Result {
     let bystander = send(command("task.update", task, json!({ "title": "still a bystander" }))).await?;
     let dead = pill(&site, 3).await?;
     let mut lock = site.postgres.begin().await?;
+    sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *lock).await?;
     sqlx::query("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE").bind(task).execute(&mut *lock).await?;
-    // Longer than the test: what waits for the row does so until it dies.
-    let patient = ("TASKFLOW_POSTGRES__LOCK_TIMEOUT_MS", "200000");
     let mut crashes = 0;
     let worker = loop {
-        let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_ON", "the pill")])?;
+        let mut worker = cluster.spawn("worker", &[("TASKFLOW_CRASH_ON", "the pill")])?;
         wait::until("it dies, or the message does", async || {
             Ok(!worker.is_running() || site.count(&dead).await? > 0)
         })

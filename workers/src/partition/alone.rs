@@ -97,7 +97,10 @@ impl Pipeline<'_> {
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match trial.await? {
             Trial::Condemned(_) => self.condemn(delivery, stop).await,
-            Trial::None | Trial::Alone(_) => self.batch(std::slice::from_ref(delivery), stop).await,
+            Trial::None | Trial::Alone(_) => {
+                let trial = Box::pin(self.batch(std::slice::from_ref(delivery), stop));
+                solitude.run(trial).await
+            }
         };
         if matches!(left, Ok(None | Some(Left::Stopped))) {
             self.settled.push(digest(delivery.body()));
