@@ -171,6 +171,15 @@ pub async fn recover(
         (Err(error), None) if matches!(target, Target::Time(_)) && error.text.contains(TOO_EARLY) => {
             replay::replay(order.data, &folder, &Target::Newest, &login, progress).await?
         }
+        (Err(error), None) if error.text.contains(TOO_EARLY) => {
+            let Target::Point(name) = target else { return Err(error) };
+            return Err(Error::refused(format!(
+                "the log from {} on has no restore point {name}; mind its spelling, or name a base backup from before \
+                 it; {} is not whole, and may be restored into again",
+                base.id,
+                order.data.display()
+            )));
+        }
         (replayed, _) => replayed?,
     };
     taskflow_stores::crash::point("replayed");

@@ -28,6 +28,8 @@ pub struct Replaced {
     pub saved: String,
     /// Where the old database is now, if it is still there.
     pub old: Option<String>,
+    /// The restore point of just before, where the role may note one.
+    pub restore_point: Option<String>,
 }
 
 /// The installation, and how its Postgres is logged in to.
@@ -91,7 +93,7 @@ async fn postgres(
     let stamp = clock::now().format("%Y%m%d_%H%M%S");
     let (new, old) = (format!("{name}_new_{stamp}"), format!("{name}_before_{stamp}"));
     must_rest(live.postgres).await?;
-    wal::note_place(live.postgres, "restore").await;
+    let restore_point = wal::note_place(live.postgres, "restore").await;
     let saving = vault.because(reason(&manifest.id));
     let saved = dump::create(&saving, live.url, live.postgres, progress).await?;
     let order = dumps::Order { manifest, into: &new, url: live.url, pool: &server, only: None };
@@ -107,7 +109,7 @@ async fn postgres(
         Error::from(error).during(format!("the live database is as it was; the restored one is {new}"))
     })?;
     restored.database = name;
-    Ok(Replaced { restored, saved: saved.id, old: Some(old) })
+    Ok(Replaced { restored, saved: saved.id, old: Some(old), restore_point })
 }
 
 async fn mongodb(
@@ -129,6 +131,7 @@ async fn mongodb(
         super::fits::check_live(&chain, live.mongo).await?;
     }
     let ids: Vec<String> = chain.into_iter().map(|one| one.id).collect();
+    let mut restore_point = None;
     let saved = match mark {
         // A run that died while it emptied the database: what is left of it is saved.
         Some(mark) if mark.first().is_some_and(|first| first == EMPTIED) => {
@@ -143,7 +146,7 @@ async fn mongodb(
             saved.map(|saved| saved.id).unwrap_or_default()
         }
         None => {
-            wal::note_place(live.postgres, "restore").await;
+            restore_point = wal::note_place(live.postgres, "restore").await;
             let saving = vault.because(reason(&manifest.id));
             let saved = trail::create(&saving, live.mongo, clock::now(), progress).await?.id;
             // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
@@ -157,7 +160,7 @@ async fn mongodb(
     live.tell(live.postgres, &manifest.id, &saved)
         .await
         .map_err(|error| error.during("all is restored, but the audit trail could not be told".to_owned()))?;
-    Ok(Replaced { restored, saved, old: None })
+    Ok(Replaced { restored, saved, old: None, restore_point })
 }
 
 /// Removes what is live but for the mark, which is the restore's own from then on.

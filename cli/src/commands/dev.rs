@@ -75,8 +75,8 @@ async fn work(
 
     let pool = postgres::connect(&settings.postgres, "taskflow dev")?;
     let database = mongo::connect(&settings.mongodb, "taskflow dev").await?;
-    let applied =
-        postgres::migrate::up(&pool, None).await?.len() + mongo::migrate::up(&database, None).await?.len();
+    let applied = postgres::migrate::up(&pool, None).await?.versions.len()
+        + mongo::migrate::up(&database, None).await?.len();
     let (users, tasks) = seed::insert(&pool).await?;
     println!("Schemas: {applied} versions applied; sample data: {users} users and {tasks} tasks are new.");
     pool.close().await;

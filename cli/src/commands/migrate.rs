@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::json;
+use taskflow_stores::postgres::migrate::Migrated;
 use taskflow_stores::{mongo, postgres};
 
 use crate::exit::Exit;
@@ -60,7 +61,8 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
         Command::Status => return status(&pool, &database, json).await,
     };
     if json {
-        println!("{}", json!({ "postgres": postgres, "mongodb": mongodb }));
+        let Migrated { versions, restore_point } = postgres;
+        println!("{}", json!({ "postgres": versions, "mongodb": mongodb, "restore_point": restore_point }));
     } else {
         let list = |versions: &[i64]| match versions {
             [] => "nothing to do".to_owned(),
@@ -68,7 +70,10 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
                 format!("versions {}", versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))
             }
         };
-        println!("postgres: {}\nmongodb: {}", list(&postgres), list(&mongodb));
+        println!("postgres: {}\nmongodb: {}", list(&postgres.versions), list(&mongodb));
+        if let Some(point) = postgres.restore_point.filter(|_| !postgres.versions.is_empty()) {
+            println!("restore point before it: {point}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

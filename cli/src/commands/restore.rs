@@ -300,6 +300,9 @@ async fn over_live(
         if let Some(old) = &replaced.old {
             bar.say(&format!("the old database is called {old}; remove it when you are sure"));
         }
+        if let Some(point) = &replaced.restore_point {
+            bar.say(&format!("the place before it in Postgres's log is the restore point {point}"));
+        }
         bar.say(&told(&replaced.restored));
         done.push(replaced);
     }

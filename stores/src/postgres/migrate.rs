@@ -44,8 +44,17 @@ pub fn newest() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// Brings the schema up to `target` (`None`: the newest). Returns the versions that were applied.
-pub async fn up(pool: &PgPool, target: Option<i64>) -> Result<Vec<i64>, StoreError> {
+/// What a migration has done.
+#[derive(Debug)]
+pub struct Migrated {
+    /// The versions that were applied, or reverted.
+    pub versions: Vec<i64>,
+    /// The restore point of just before, where the role may note one.
+    pub restore_point: Option<String>,
+}
+
+/// Brings the schema up to `target` (`None`: the newest).
+pub async fn up(pool: &PgPool, target: Option<i64>) -> Result<Migrated, StoreError> {
     run(pool, async |connection| {
         drop_invalid_indexes(connection).await?;
         match target {
@@ -57,15 +66,15 @@ pub async fn up(pool: &PgPool, target: Option<i64>) -> Result<Vec<i64>, StoreErr
     .await
 }
 
-/// Takes the schema down to `target` (0: nothing is left). Returns the versions that were reverted.
-pub async fn down(pool: &PgPool, target: i64) -> Result<Vec<i64>, StoreError> {
+/// Takes the schema down to `target` (0: nothing is left).
+pub async fn down(pool: &PgPool, target: i64) -> Result<Migrated, StoreError> {
     run(pool, async |connection| MIGRATOR.undo(connection, target).await.map_err(broken)).await
 }
 
 async fn run(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<(), StoreError>,
-) -> Result<Vec<i64>, StoreError> {
+) -> Result<Migrated, StoreError> {
     // A connection of its own: building an index may take longer than the pool's statements may.
     let mut connection = PgConnection::connect_with(&pool.connect_options().as_ref().clone().options([
         ("statement_timeout", "0"),
@@ -77,7 +86,7 @@ async fn run(
     lock(&mut connection).await?;
     let before = applied(&mut connection).await?;
     let version = before.last().copied().unwrap_or(0);
-    wal::note_place(&mut connection, &format!("schema_{version}")).await;
+    let restore_point = wal::note_place(&mut connection, &format!("schema_{version}")).await;
     let result = work(&mut connection).await;
     let after = applied(&mut connection).await;
     // Closing ends the session and with it the lock.
@@ -89,7 +98,7 @@ async fn run(
     };
     let mut versions = changed(&before, &after);
     versions.extend(changed(&after, &before));
-    Ok(versions)
+    Ok(Migrated { versions, restore_point })
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {

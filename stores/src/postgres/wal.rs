@@ -116,12 +116,18 @@ pub async fn has_received(pool: &PgPool, application: &str, lsn: &str) -> Result
 }
 
 /// Notes the place in the log before something changes much, where the role may: a cluster can be restored to it by its
-/// name, `taskflow_WHAT_TIME` (`taskflow restore --to-point`).
-pub async fn note_place(connection: impl PgExecutor<'_>, what: &str) {
+/// name, `taskflow_WHAT_TIME` (`taskflow restore --to-point`). Returns the name; `None` if the role may not.
+pub async fn note_place(connection: impl PgExecutor<'_>, what: &str) -> Option<String> {
     let name = format!("taskflow_{what}_{}", crate::clock::now().format("%Y%m%d_%H%M%S"));
     match sqlx::query("SELECT pg_create_restore_point($1)").bind(&name).execute(connection).await {
-        Ok(_) => tracing::info!(name, "The place before this is noted in the log of writes."),
-        Err(error) => tracing::debug!(%error, "No restore point: the role may not, or the log is minimal."),
+        Ok(_) => {
+            tracing::info!(name, "The place before this is noted in the log of writes.");
+            Some(name)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "No restore point: the role may not, or the log is minimal.");
+            None
+        }
     }
 }
 

@@ -397,6 +397,8 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     }
     // Our own sessions end with the rename.
     let replaced = backups.ask(&live_twice).await?;
+    let point = replaced[0]["restore_point"].as_str();
+    ensure!(point.is_some_and(|name| name.starts_with("taskflow_restore_")), "{replaced}");
     let old = replaced[0]["old"].as_str().context("no old database")?.to_owned();
     wait::until("our connections are new", async || Ok(has_database(&site, &old).await.unwrap_or(false)))
         .await?;

@@ -9,6 +9,8 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use taskflow_tests::backups::{Backups, documents, has_database, must_be_alike, own, rows, text};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::promise::Stream;
@@ -77,11 +79,46 @@ async fn damaged(site: Arc<Site>) -> Result {
             let (code, said) = backups.refused(&["restore", id, "--into", "half"], &[]).await?;
             ensure!(code == Some(1) && said.contains(word) && said.contains(id.as_str()), "{code:?} {said}");
         }
+        let room = ("restored_bytes", json!(1_u64 << 60), "make room");
+        let mut unfit = vec![("server", json!("99.1.0"), "99.1.0")];
+        // MongoDB's server may not tell how much room it has.
+        unfit.extend((*id == dump).then_some(room));
+        for (field, value, word) in unfit {
+            std::fs::write(&path, sealed_with(&good, field, &value)?)?;
+            let (code, said) = backups.refused(&["restore", id, "--into", "half"], &[]).await?;
+            ensure!(code == Some(1) && said.contains(word), "{code:?} {said}");
+            ensure!(!has_database(&site, "half__restoring").await?, "{word}: half a database is there");
+            ensure!(documents(&site, "half").await?.is_empty(), "{word}: collections are there");
+        }
         std::fs::write(&path, good)?;
     }
     // As it was, it is restored.
     backups.ask(&["restore", &dump, &trail, "--into", &format!("{}_r", own(&site))]).await?;
     Ok(())
+}
+
+/// A manifest with another value, and with the SHA-256 that it would bear then: over itself, with none and without white
+/// space.
+fn sealed_with(manifest: &str, field: &str, value: &Value) -> Result<String> {
+    let known: Value = serde_json::from_str(manifest)?;
+    let mut is_text = false;
+    let compact: String = manifest
+        .chars()
+        .filter(|&char| {
+            is_text ^= char == '"';
+            is_text || !char.is_ascii_whitespace()
+        })
+        .collect();
+    let with = |text: &str, field: &str, from: &Value, to: &Value| -> Result<String> {
+        let [from, to] = [from, to].map(|value| format!("\"{field}\":{value}"));
+        ensure!(text.matches(&from).count() == 1, "{from} is not there once: {text}");
+        Ok(text.replace(&from, &to))
+    };
+    let unsealed = with(&compact, "seal", &known["seal"], &json!(""))?;
+    let changed = with(&unsealed, field, &known[field], value)?;
+    let seal =
+        Sha256::digest(&changed).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    with(&changed, "seal", &json!(""), &json!(seal))
 }
 
 /// When a command is killed.

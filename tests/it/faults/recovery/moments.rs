@@ -67,6 +67,9 @@ async fn to_moments(world: &World) -> Result {
             // After the last commit, before the next.
             marks.push(Mark { at: now(&site).await?, rows });
         }
+        let (point, at_point) = (note_place(&cluster).await?, rows);
+        rows += 1;
+        sqlx::query("INSERT INTO marks VALUES ($1)").bind(rows).execute(&live).await?;
         until_settled(&site, load.sent.len()).await?;
         // What was done to the system is told too, and will be undone.
         let run = cluster.run(&["jobs", "run", "retention.dead_letters", "--json"], &[]).await?;
@@ -91,6 +94,7 @@ async fn to_moments(world: &World) -> Result {
             check_mark(&site, &backups, &folder.0, &data, mark).await?;
         }
         check_before(&site, &backups, &folder.0, before, &load).await?;
+        check_point(&site, &backups, &folder.0, &point, at_point).await?;
         // The last one is where everybody goes on from.
         let data = folder.0.join("back");
         let mark = marks.swap_remove(2);
@@ -120,6 +124,31 @@ async fn check_mark(site: &Site, backups: &Backups<'_>, folder: &Path, data: &Pa
         .fetch_one(&pool)
         .await?;
     ensure!(late == 0, "{late} receipts are later than {at}");
+    pool.close().await;
+    server.stop().await;
+    Ok(())
+}
+
+/// What a migration notes before it begins, whether it has anything to do or not.
+async fn note_place(cluster: &Cluster<'_>) -> Result<String> {
+    let ran = cluster.run(&["migrate", "up", "--json"], &[]).await?;
+    ensure!(ran.status.success(), "{ran:?}");
+    let said: Value = serde_json::from_slice(&ran.stdout)?;
+    Ok(said["restore_point"].as_str().with_context(|| format!("no restore point: {said}"))?.to_owned())
+}
+
+async fn check_point(site: &Site, backups: &Backups<'_>, folder: &Path, point: &str, rows: i64) -> Result {
+    let data = folder.join("point");
+    let into = data.display().to_string();
+    let other = ["restore", "--data", &into, "--to-point", "taskflow_nothing"];
+    let (code, said) = backups.refused(&other, &[]).await?;
+    ensure!(code == Some(2) && said.contains("no restore point taskflow_nothing"), "{code:?} {said}");
+    // What that has left is no hindrance.
+    backups.ask(&["restore", "--data", &into, "--to-point", point]).await?;
+    let (server, pool, _) = start(&data, folder, &own(site)).await?;
+    let found: i64 = sqlx::query_scalar("SELECT coalesce(max(n), 0) FROM marks").fetch_one(&pool).await?;
+    ensure!(found == rows, "{found} rows and not {rows} at {point}");
+    consistent(&pool).await?;
     pool.close().await;
     server.stop().await;
     Ok(())
