@@ -147,8 +147,8 @@ impl Process {
         Ok(ended.with_context(|| format!("it does not end:\n{}", self.log()))??)
     }
 
-    /// Lasts as long as it runs.
-    pub async fn lives(&mut self) -> Result<ExitStatus> {
+    /// Its end, whenever that is.
+    pub async fn end(&mut self) -> Result<ExitStatus> {
         Ok(self.child.wait().await?)
     }
 

@@ -16,7 +16,6 @@ use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
-use taskflow_stores::postgres::waiting;
 use taskflow_stores::rabbit::consume::{Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
@@ -34,8 +33,7 @@ use crate::messages::Messages;
 use crate::pulse::{Doing, Pulse};
 use crate::relay::Relay;
 use crate::sink::Batch;
-use crate::suspect::Trial;
-use crate::waiting::{Due, Room, foreign};
+use crate::waiting::{Room, foreign};
 use taskflow_stores::backoff::Backoff;
 
 use self::waited::Careful;
@@ -78,7 +76,7 @@ struct Pipeline<'c> {
     room: Room,
     careful: Careful,
     /// Whether messages were taken that may have killed somebody …
-    suspects: bool,
+    has_suspected: bool,
     /// … which of them have come to an end, but are not acknowledged …
     settled: Vec<Fingerprint>,
     /// … and which are, but not forgotten.
@@ -112,7 +110,7 @@ pub(crate) async fn run(
         relay,
         room: Room::default(),
         careful: Careful::after(lease.deaths, context.settings.max_batch),
-        suspects: false,
+        has_suspected: false,
         settled: Vec::new(),
         done: Vec::new(),
         lease_until,
@@ -319,57 +317,6 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Commands that have waited and are due, if there are any.
-    async fn due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
-        if !self.room.is_due() {
-            return Ok(None);
-        }
-        if !self.careful.is_on() {
-            return self.take_due(stop).await;
-        }
-        let solitude = self.context.solitude.enter_alone().await;
-        let left = solitude.run(Box::pin(self.take_due(stop))).await;
-        if !matches!(left, Ok(None | Some(Left::Stopped))) {
-            self.acquit().await;
-        }
-        drop(solitude);
-        left
-    }
-
-    /// A batch like any other, but nothing to acknowledge.
-    async fn take_due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
-        let context = self.context;
-        let postgres = &context.stores.postgres;
-        let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
-        let mut rows = waiting::due(postgres, &self.name, clock::now(), most).await?;
-        self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
-        self.pulse.is_at(Doing::Applying);
-        let due = Due { context, partition: self.partition, rows };
-        let trial = self.try_alone(&due.rows).await?;
-        let mut items = match trial {
-            Trial::Condemned(_) => due.remains(),
-            Trial::None | Trial::Alone(_) => due.items(),
-        };
-        bury_dead(&items, &due).await?;
-        due.bury_foreign(&items).await?;
-        // Their own lines are tried from the beginning; who joins a line meets it as it is.
-        let mut lines = self.room.lines.clone();
-        for subject in due.lines() {
-            lines.remove(&subject);
-        }
-        if !items.is_empty() {
-            let left = self.apply(&mut items, &mut lines, &due, stop).await;
-            self.hand_over().await;
-            if let Some(left) = left? {
-                return Ok(Some(left));
-            }
-        }
-        self.survived(trial).await?;
-        self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
-        self.pulse.finished(None);
-        Ok(self.held_by.is_some().then_some(Left::Stopped))
-    }
-
     /// Applies items of either source. What has lasted is to be handed over.
     async fn apply(
         &mut self,
@@ -384,17 +331,17 @@ impl Pipeline<'_> {
         observe::histogram(&metric::BATCH_SIZE, &[]).record(items.len() as f64);
         // A lone command does not pay for what was before it: the next quiet moment does.
         let lone = items.len() < LONE && self.relay.relayed() < TIDY_MAX;
-        let relayed = if lone { Vec::new() } else { self.relay.take_relayed() };
+        let taken = (!lone).then(|| self.relay.take_relayed());
+        let relayed = taken.as_ref().map_or(&[][..], |taken| &taken.relayed);
         let fence = Fence { partition: &self.name, epoch: self.epoch };
-        let end = apply_all(self.context, fence, items, lines, &relayed, source, stop).await;
-        let batches = match end {
-            Ok(End::Applied(batches)) => batches,
-            Ok(End::Fenced) => return Ok(Some(Left::Fenced)),
-            Err(error) => {
-                self.relay.put_back(relayed);
-                return Err(error);
-            }
+        let end = apply_all(self.context, fence, items, lines, relayed, source, stop).await;
+        let batches = match end? {
+            End::Applied(batches) => batches,
+            End::Fenced => return Ok(Some(Left::Fenced)),
         };
+        if let Some(taken) = taken {
+            taken.tidied();
+        }
         for (first, applied) in batches {
             self.finish(first, applied, items, source).await?;
         }
@@ -444,13 +391,13 @@ impl Pipeline<'_> {
     /// Removes what is relayed from the outbox. Returns whether everything is relayed.
     async fn tidy(&self) -> bool {
         self.relay.nudge(self.newest);
-        let relayed = self.relay.take_relayed();
-        if relayed.is_empty() {
+        let taken = self.relay.take_relayed();
+        if taken.relayed.is_empty() {
             return self.relay.is_idle();
         }
-        if let Err(error) = transaction::tidy(&self.context.stores.postgres, &self.name, &relayed).await {
-            tracing::debug!(partition = self.name, %error, "The outbox will be tidied later.");
-            self.relay.put_back(relayed);
+        match transaction::tidy(&self.context.stores.postgres, &self.name, &taken.relayed).await {
+            Ok(()) => taken.tidied(),
+            Err(error) => tracing::debug!(partition = self.name, %error, "The outbox will be tidied later."),
         }
         false
     }

@@ -100,6 +100,25 @@ impl Progress {
     }
 }
 
+/// Batches that are being tidied away. What is not comes back, also where whoever does so is broken off.
+pub(crate) struct Taken {
+    pub relayed: Vec<Relayed>,
+    progress: Arc<Progress>,
+}
+
+impl Taken {
+    /// They are gone from the outbox.
+    pub(crate) fn tidied(mut self) {
+        self.relayed.clear();
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.progress.put_back(std::mem::take(&mut self.relayed));
+    }
+}
+
 impl Relay {
     /// Starts the sinks. What is in the outbox up to batch `newest` goes first: former holders left it.
     pub(crate) fn start(context: &Arc<Context>, partition: &str, newest: i64) -> Self {
@@ -155,13 +174,9 @@ impl Relay {
         self.progress.relayed()
     }
 
-    /// What can be tidied away. Give it back with [`Relay::put_back`] if that fails.
-    pub(crate) fn take_relayed(&self) -> Vec<Relayed> {
-        self.progress.take_relayed()
-    }
-
-    pub(crate) fn put_back(&self, relayed: Vec<Relayed>) {
-        self.progress.put_back(relayed);
+    /// What can be tidied away.
+    pub(crate) fn take_relayed(&self) -> Taken {
+        Taken { relayed: self.progress.take_relayed(), progress: Arc::clone(&self.progress) }
     }
 
     /// Lets the sinks come to batch `newest`, for at most `patience`. Returns what they finished.

@@ -15,6 +15,8 @@ use taskflow_core::batch::{Content, Dead};
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::postgres::{PgPool, suspects};
 use taskflow_stores::rabbit::consume::Delivery;
+use taskflow_stores::rabbit::topology::Partition;
+use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
@@ -28,6 +30,8 @@ const TRIES: i16 = 3;
 const REASON: &str = "poison";
 /// How long others wait for one that is tried while nobody else is.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+static BROKEN_OFF: Seldom = Seldom::new();
 
 /// Sees to it that the last try before a message is given up is its own. Others are tried beside it in other partitions,
 /// and a death tells nothing of who among them it was; whoever happens to be tried whenever the culprit is must not be
@@ -58,16 +62,20 @@ impl Solitude {
 }
 
 impl Entered<'_> {
-    /// Tries; what others wait for is broken off after [`PATIENCE`]. What kills does not wait for a lock.
-    pub(crate) async fn run<T>(
-        &self,
-        trial: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let Self::Alone { .. } = self else { return trial.await };
-        tokio::time::timeout(PATIENCE, trial).await.unwrap_or_else(|_| {
-            let detail = format!("not done within {} s; others are tried first", PATIENCE.as_secs());
-            Err(StoreError::unavailable("postgres", "apply alone a message that may kill workers", detail))
-        })
+    /// Tries; `None` if others would have to wait for longer than [`PATIENCE`]. What kills does not wait for a lock.
+    pub(crate) async fn run<T>(&self, partition: Partition, trial: impl Future<Output = T>) -> Option<T> {
+        let Self::Alone { .. } = self else { return Some(trial.await) };
+        let tried = tokio::time::timeout(PATIENCE, trial).await.ok();
+        if tried.is_none()
+            && let Some(held_back) = BROKEN_OFF.due()
+        {
+            tracing::warn!(
+                %partition,
+                held_back,
+                "A command that may kill workers and is tried alone waits for something; others are tried first."
+            );
+        }
+        tried
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct Options {
     /// With --data: everything before this command took effect
     #[arg(long, value_name = "COMMAND", requires = "data", conflicts_with = "to")]
     before: Option<Uuid>,
-    /// With --data: up to a restore point of this name (one is noted before each migration); name a base backup before it
+    /// With --data: up to a restore point of this name (`migrate` and `--over-live` note one and say it); name a base backup before it
     #[arg(long, value_name = "NAME", requires = "data", conflicts_with_all = ["to", "before"])]
     to_point: Option<String>,
     /// Bring MongoDB and Redis to agree with Postgres, after it was restored to an earlier state: the stores that the

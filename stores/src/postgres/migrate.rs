@@ -91,7 +91,13 @@ async fn run(
     let after = applied(&mut connection).await;
     // Closing ends the session and with it the lock.
     let _ = connection.close().await;
-    result?;
+    result.map_err(|error| match &restore_point {
+        Some(point) => StoreError {
+            detail: format!("{}; the restore point before it is {point}", error.detail),
+            ..error
+        },
+        None => error,
+    })?;
     let after = after?;
     let changed = |from: &[i64], to: &[i64]| -> Vec<i64> {
         to.iter().filter(|version| !from.contains(version)).copied().collect()

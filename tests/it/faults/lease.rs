@@ -69,7 +69,9 @@ async fn mid_batch(site: Arc<Site>, point: &str) -> Result {
         let text = client.get("/metrics").await?.text().await?;
         let fenced = text.lines().find_map(|line| line.strip_prefix("taskflow_fenced_batches_total "));
         // Postgres ends a transaction that sleeps for longer than it bears; there is nothing left to refuse then.
-        let ended = sleeper.log().contains("gives its messages back");
+        let of_postgres =
+            |line: &str| line.contains("gives its messages back") && line.contains("error=postgres");
+        let ended = sleeper.log().lines().any(of_postgres);
         Ok(ended || fenced.is_some_and(|fenced| fenced != "0"))
     })
     .await?;

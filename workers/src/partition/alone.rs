@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{HANDED_OVER, Left, Pipeline};
 use crate::decode::Origin;
 use crate::messages::Messages;
-use crate::suspect::{self, Trial};
+use crate::suspect::{self, Entered, Trial};
 
 impl Pipeline<'_> {
     /// A batch; the messages in it that were with somebody who died are taken alone, those between them together. What
@@ -29,7 +29,7 @@ impl Pipeline<'_> {
             return self.batch(deliveries, stop).await;
         }
         let postgres = &self.context.stores.postgres;
-        self.suspects = true;
+        self.has_suspected = true;
         let known = suspects::note_together(postgres, &digests, &self.name, self.epoch).await?;
         let is_alone = |delivery: &Delivery| {
             suspect::is_suspicious(delivery) && known.contains_key(&digest(delivery.body()))
@@ -64,7 +64,7 @@ impl Pipeline<'_> {
     /// Takes back what was noted and has not come to an end. This holder may have lost its lease, or a store, but it lives:
     /// whoever was tried meanwhile must not be condemned for that.
     pub(super) async fn acquit(&mut self) {
-        if !self.suspects {
+        if !self.has_suspected {
             return;
         }
         // What is settled and not acknowledged comes again.
@@ -91,20 +91,32 @@ impl Pipeline<'_> {
         known: &HashMap<Fingerprint, i16>,
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
-        let context = self.context;
+        let (context, partition) = (self.context, self.partition);
         let tries = known.get(&digest(delivery.body())).copied().unwrap_or_default();
         let solitude = context.solitude.enter(tries).await;
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match trial.await? {
-            Trial::Condemned(_) => self.condemn(delivery, stop).await,
+            Trial::Condemned(_) => Some(self.condemn(delivery, stop).await),
             Trial::None | Trial::Alone(_) => {
                 let trial = Box::pin(self.batch(std::slice::from_ref(delivery), stop));
-                solitude.run(trial).await
+                solitude.run(partition, trial).await
             }
         };
-        if matches!(left, Ok(None | Some(Left::Stopped))) {
+        let Some(left) = self.tried(left, solitude).await else { return Ok(Some(Left::Stopped)) };
+        if left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
             self.settled.push(digest(delivery.body()));
-        } else {
+        }
+        left
+    }
+
+    /// After a try: what did not come to its end is [acquitted](Self::acquit) before anybody else is tried. One that was
+    /// broken off (`None`) subscribes anew and waits for its turn.
+    pub(super) async fn tried(
+        &mut self,
+        left: Option<Result<Option<Left>, StoreError>>,
+        solitude: Entered<'_>,
+    ) -> Option<Result<Option<Left>, StoreError>> {
+        if !matches!(left, Some(Ok(None | Some(Left::Stopped)))) {
             self.acquit().await;
         }
         drop(solitude);

@@ -1,11 +1,16 @@
-//! Taking commands that have waited one by one where one of them may be what kills workers.
+//! Taking commands that have waited and are due: together, or one by one where one of them may be what kills workers.
 
-use taskflow_stores::StoreError;
-use taskflow_stores::postgres::waiting::Waiting;
+use taskflow_stores::postgres::waiting::{self, Waiting};
 use taskflow_stores::postgres::{leases, suspects};
+use taskflow_stores::{StoreError, clock};
+use tokio_util::sync::CancellationToken;
 
-use super::Pipeline;
+use super::{Left, Pipeline};
+use crate::bisect::bury_dead;
+use crate::pause;
+use crate::pulse::Doing;
 use crate::suspect::{self, DEATHS, Trial};
+use crate::waiting::{Due, Room};
 
 /// Whether what is due is taken one by one, and for how many more commands.
 pub(super) struct Careful {
@@ -27,13 +32,60 @@ impl Careful {
 }
 
 impl Pipeline<'_> {
+    /// Commands that have waited and are due, if there are any.
+    pub(super) async fn due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
+        if !self.room.is_due() {
+            return Ok(None);
+        }
+        if !self.careful.is_on() {
+            return self.take_due(stop).await;
+        }
+        let solitude = self.context.solitude.enter_alone().await;
+        let left = solitude.run(self.partition, Box::pin(self.take_due(stop))).await;
+        self.tried(left, solitude).await.unwrap_or(Ok(Some(Left::Stopped)))
+    }
+
+    /// A batch like any other, but nothing to acknowledge.
+    async fn take_due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
+        let context = self.context;
+        let postgres = &context.stores.postgres;
+        let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
+        let mut rows = waiting::due(postgres, &self.name, clock::now(), most).await?;
+        self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
+        self.pulse.is_at(Doing::Applying);
+        let due = Due { context, partition: self.partition, rows };
+        let trial = self.try_alone(&due.rows).await?;
+        let mut items = match trial {
+            Trial::Condemned(_) => due.remains(),
+            Trial::None | Trial::Alone(_) => due.items(),
+        };
+        bury_dead(&items, &due).await?;
+        due.bury_foreign(&items).await?;
+        // Their own lines are tried from the beginning; who joins a line meets it as it is.
+        let mut lines = self.room.lines.clone();
+        for subject in due.lines() {
+            lines.remove(&subject);
+        }
+        if !items.is_empty() {
+            let left = self.apply(&mut items, &mut lines, &due, stop).await;
+            self.hand_over().await;
+            if let Some(left) = left? {
+                return Ok(Some(left));
+            }
+        }
+        self.survived(trial).await?;
+        self.room = Room { lines, next_due: waiting::next_due(postgres, &self.name).await? };
+        self.pulse.finished(None);
+        Ok(self.held_by.is_some().then_some(Left::Stopped))
+    }
+
     /// Notes that the one command that is due is tried alone, if this is the time to be careful.
-    pub(super) async fn try_alone(&mut self, rows: &[Waiting]) -> Result<Trial, StoreError> {
+    async fn try_alone(&mut self, rows: &[Waiting]) -> Result<Trial, StoreError> {
         let [row] = rows else { return Ok(Trial::None) };
         if !self.careful.is_on() {
             return Ok(Trial::None);
         }
-        self.suspects = true;
+        self.has_suspected = true;
         let postgres = &self.context.stores.postgres;
         let trial = suspect::try_alone(postgres, &self.name, self.epoch, &row.body).await?;
         if let Trial::Condemned(_) = trial {
@@ -46,7 +98,7 @@ impl Pipeline<'_> {
     }
 
     /// The commands that were due came to their end, and this process with them.
-    pub(super) async fn survived(&mut self, trial: Trial) -> Result<(), StoreError> {
+    async fn survived(&mut self, trial: Trial) -> Result<(), StoreError> {
         let postgres = &self.context.stores.postgres;
         if let Trial::Alone(digest) | Trial::Condemned(digest) = trial {
             suspects::forget(postgres, &[digest]).await?;
