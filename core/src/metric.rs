@@ -97,6 +97,8 @@ metrics! {
         "1 where this scheduler leads.";
     JOB_RUNS = "taskflow_job_runs_total" Kind::Counter, ["job", "outcome"],
         "Runs of jobs that ended, and due times without a run: completed, failed, timed_out, cancelled, retried, missed, coalesced, overlapped, outside_window.";
+    JOB_DUE_TIMES = "taskflow_job_due_times_total" Kind::Counter, ["job", "met"],
+        "Due times of schedules, by how they were met: on_time, late, caught_up, missed, coalesced, overlapped, outside_window.";
     JOB_DURATION = "taskflow_job_duration_seconds" Kind::Histogram(JOB_SECONDS), ["job"],
         "Time of each try of a job.";
     JOB_LAST_SUCCESS = "taskflow_job_last_success_timestamp_seconds" Kind::Gauge, ["job"],

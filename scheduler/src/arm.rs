@@ -11,6 +11,7 @@ use taskflow_stores::postgres::job_runs::{self, New};
 use taskflow_stores::postgres::job_schedules::{self, Arm};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
 
+use crate::fire;
 use crate::schedules::{Schedule, Schedules};
 
 /// Due times that are written in one statement.
@@ -29,7 +30,7 @@ pub(crate) async fn settle(schedules: &Schedules, fence: &Fence) -> Result<(), F
     job_runs::write(&mut transaction, fence.epoch(), &missed).await?;
     leader::commit(transaction).await?;
     for row in &missed {
-        observe::counter(&metric::JOB_RUNS, &[("job", row.job), ("outcome", row.met.as_str())]).increment(1);
+        fire::count(row);
         tracing::warn!(schedule = row.schedule, due_at = %row.due_at, "A due time is missed: its schedule was changed.");
     }
     let mut arms = Vec::new();

@@ -56,13 +56,22 @@ pub(crate) async fn fire(
     job_schedules::arm(&mut transaction, &arms).await?;
     leader::commit(transaction).await?;
     crash::point("fired");
+    rows.iter().for_each(count);
     for row in rows.iter().filter(|row| !row.met.runs()) {
-        observe::counter(&metric::JOB_RUNS, &[("job", row.job), ("outcome", row.met.as_str())]).increment(1);
         if row.met != Met::Coalesced {
             tracing::warn!(schedule = row.schedule, due_at = %row.due_at, met = row.met.as_str(), "A due time gets no run.");
         }
     }
     Ok(())
+}
+
+/// Counts a due time that is in the ledger.
+pub(crate) fn count(row: &New) {
+    let met = row.met.as_str();
+    observe::counter(&metric::JOB_DUE_TIMES, &[("job", row.job), ("met", met)]).increment(1);
+    if !row.met.runs() {
+        observe::counter(&metric::JOB_RUNS, &[("job", row.job), ("outcome", met)]).increment(1);
+    }
 }
 
 /// Ends what is ready and would begin outside the maintenance window: what is tried again, what an earlier leader left,

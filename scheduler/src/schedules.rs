@@ -257,6 +257,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_has_bounds() {
+        let with = |lease_ms| Schedules::read(&Settings { lease_ms, ..Settings::default() });
+        for lease_ms in [1_000, Settings::default().lease_ms, LEASE_MAX_MS] {
+            assert!(with(lease_ms).is_ok(), "{lease_ms}");
+        }
+        for lease_ms in [0, 999, LEASE_MAX_MS + 1, u64::MAX] {
+            let error = with(lease_ms).map(drop).expect_err("a fault");
+            assert!(error.starts_with(&format!("scheduler.lease_ms: {lease_ms} is not between")), "{error}");
+        }
+    }
+
+    #[test]
     fn a_job_may_have_further_schedules() {
         let set = JobSettings {
             job: Some("retention.tasks".into()),

@@ -65,6 +65,7 @@ pub async fn restore(
     }
     let unfinished = format!("{into}{UNFINISHED}");
     make_empty(pool, &unfinished, progress).await?;
+    taskflow_stores::crash::point("created");
     let filled = async {
         let fill = Fill { vault, identities, programs: &programs, database: &unfinished, manifest, progress };
         match only {

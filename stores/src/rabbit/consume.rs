@@ -1,7 +1,7 @@
 //! Consuming a partition queue in the order in which the broker took the messages, whoever dies.
 //!
 //! A quorum queue keeps what is given back in a line of its own, behind which everything else waits. Found out on
-//! RabbitMQ 3.10, each with a test beside it (`tests/rabbit_order.rs`):
+//! RabbitMQ 3.10, each with a test (`tests/it/faults/broker/order.rs`):
 //!
 //! * A consumer gets that line first, whole, if its prefetch is as large as the line; what it gives back is then
 //!   again in order. With a smaller prefetch the part it held goes *behind* the rest. So no consumer of a partition
@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer};
+use lapin::Consumer;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::AMQPValue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::consumer_channel::ConsumerChannel;
 use super::link::Link;
 use super::publish::ACCEPTED;
 use super::topology::Partition;
@@ -133,7 +134,7 @@ impl Opened {
 
 /// A consumer of one partition.
 pub struct Subscription {
-    channel: Channel,
+    channel: ConsumerChannel,
     consumer: Consumer,
 }
 
@@ -166,13 +167,8 @@ impl Subscription {
             pause = (pause * 2).min(Duration::from_millis(250));
         }
         let subscribed = tokio::time::timeout(SUBSCRIBE, async {
-            let channel = link.channel().await?;
-            let qos = channel.basic_qos(prefetch.max(PREFETCH), BasicQosOptions::default());
-            qos.await.map_err(failed("set the prefetch"))?;
-            let options = BasicConsumeOptions::default();
-            let consumer =
-                channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
-            let consumer = consumer.await.map_err(failed("consume"))?;
+            let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;
+            let consumer = channel.consume(&queue, BasicConsumeOptions::default(), "consume").await?;
             Ok(Opened::Subscribed(Self { channel, consumer }))
         });
         subscribed
@@ -189,7 +185,7 @@ impl Subscription {
             // A consumer that was made while its connection broke may never be told (seen in the soak).
             match tokio::time::timeout(LOOK_EVERY, self.consumer.next()).await {
                 Ok(next) => return read(next),
-                Err(_) if self.channel.status().connected() => {}
+                Err(_) if self.channel.is_open() => {}
                 Err(_) => return Err(StoreError::unavailable(STORE, "consume", "the channel is gone")),
             }
         }
@@ -203,8 +199,7 @@ impl Subscription {
     /// Leaves: what is held goes back to the head of the queue, in order. The broker may need a few milliseconds more
     /// until the queue has no consumer; whoever opens the next subscription waits for that.
     pub async fn release(self) {
-        let closed = self.channel.close(200, "bye".into());
-        if tokio::time::timeout(LEAVE, closed).await.is_err() {
+        if !self.channel.close(LEAVE).await {
             tracing::debug!("The broker did not say goodbye in time.");
         }
     }
@@ -218,13 +213,5 @@ fn read(next: Option<lapin::Result<lapin::message::Delivery>>) -> Result<Deliver
         Some(Ok(delivery)) => Ok(Delivery(delivery)),
         Some(Err(error)) => Err(failed("consume")(error)),
         None => Err(StoreError::unavailable(STORE, "consume", "the broker ended the consumer")),
-    }
-}
-
-impl Drop for Subscription {
-    /// Without this the client library would cancel the consumer before it closes the channel. The first look at the
-    /// close writes it; nobody waits for the answer.
-    fn drop(&mut self) {
-        let _ = self.channel.close(200, "bye".into()).now_or_never();
     }
 }

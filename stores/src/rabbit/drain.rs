@@ -6,12 +6,13 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer};
+use lapin::Consumer;
 use serde_json::{Map, Value, json};
 use taskflow_core::dead_letter::Death;
 
+use super::consumer_channel::ConsumerChannel;
 use super::dead_letters::{ATTEMPT, DETAIL, DIED, LETTER, QUEUE, REASON, RETURNS, ROUTING_KEY};
 use super::link::Link;
 use super::publish::ACCEPTED;
@@ -41,7 +42,7 @@ const DETAIL_MAX: usize = 1_024;
 /// A consumer of the dead-letter queue. Several may be at work: the order of letters means nothing.
 pub struct Drain {
     link: Link,
-    channel: Channel,
+    channel: ConsumerChannel,
     consumer: Consumer,
     /// A test's fault: nothing that comes is heard.
     deaf: bool,
@@ -50,13 +51,9 @@ pub struct Drain {
 impl Drain {
     pub async fn open(link: &Link) -> Result<Self, StoreError> {
         let opened = tokio::time::timeout(ANSWER, async {
-            let channel = link.channel().await?;
-            let qos = channel.basic_qos(PREFETCH, BasicQosOptions::default());
-            qos.await.map_err(failed("set the prefetch"))?;
+            let channel = ConsumerChannel::open(link, PREFETCH).await?;
             let options = BasicConsumeOptions::default();
-            let consumer =
-                channel.basic_consume(DEAD_LETTERS.into(), "".into(), options, FieldTable::default());
-            let consumer = consumer.await.map_err(failed("drain the dead letters"))?;
+            let consumer = channel.consume(DEAD_LETTERS, options, "drain the dead letters").await?;
             Ok(Self { link: link.clone(), channel, consumer, deaf: crash::deaf(NAME) })
         });
         opened.await.unwrap_or_else(|_| Err(unavailable("no answer in time")))
@@ -94,7 +91,7 @@ impl Drain {
             if let Ok(next) = tokio::time::timeout(LOOK_EVERY, next).await {
                 return Ok(next);
             }
-            if !self.channel.status().connected() {
+            if !self.channel.is_open() {
                 return Err(unavailable("the channel is gone"));
             }
             looks += 1;
@@ -108,8 +105,7 @@ impl Drain {
 
     /// Leaves: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
-        let closed = self.channel.close(200, "bye".into());
-        let _ = tokio::time::timeout(ANSWER, closed).await;
+        self.channel.close(ANSWER).await;
     }
 }
 

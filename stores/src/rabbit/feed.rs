@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer};
+use lapin::Consumer;
 use taskflow_core::stream::Place;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use super::consumer_channel::ConsumerChannel;
 use super::link::Link;
 use super::publish::PLACE;
 use super::topology::EVENTS;
@@ -34,7 +33,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Events as they come.
 pub struct Feed {
     link: Link,
-    channel: Channel,
+    channel: ConsumerChannel,
     consumer: Consumer,
     queue: String,
     look: Interval,
@@ -50,9 +49,7 @@ impl Feed {
     /// Begins to listen: whatever is told from now on comes, until an error.
     pub async fn open(link: &Link) -> Result<Self, StoreError> {
         let opened = tokio::time::timeout(ANSWER, async {
-            let channel = link.channel().await?;
-            let qos = channel.basic_qos(PREFETCH, BasicQosOptions::default());
-            qos.await.map_err(failed("set the prefetch"))?;
+            let channel = ConsumerChannel::open(link, PREFETCH).await?;
             let mut arguments = FieldTable::default();
             // Quorum queues can't be exclusive.
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
@@ -72,9 +69,7 @@ impl Feed {
             );
             bound.await.map_err(failed("bind a feed's queue"))?;
             let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-            let consumer =
-                channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
-            let consumer = consumer.await.map_err(failed("listen to the events"))?;
+            let consumer = channel.consume(&queue, options, "listen to the events").await?;
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             Ok(Self { link: link.clone(), channel, consumer, queue, look })
@@ -129,8 +124,7 @@ impl Feed {
 
     /// Leaves; the queue goes.
     pub async fn close(self) {
-        let closed = self.channel.close(200, "bye".into());
-        let _ = tokio::time::timeout(ANSWER, closed).await;
+        self.channel.close(ANSWER).await;
     }
 }
 

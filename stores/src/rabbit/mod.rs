@@ -4,6 +4,7 @@
 //! off, since it would replay acknowledgements and promises of the old one.
 
 pub mod consume;
+mod consumer_channel;
 pub mod dead_letters;
 pub mod drain;
 pub mod feed;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
     ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
@@ -21,6 +21,7 @@ pub use taskflow_core::partition::Partition;
 use taskflow_core::partition::{Course, Layout};
 use taskflow_core::{partition, slot};
 
+use super::consumer_channel::ConsumerChannel;
 use super::link::{Depth, Link};
 use super::{STORE, Settings, dead_letters, failed};
 use crate::StoreError;
@@ -188,12 +189,10 @@ pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, St
 /// acknowledged. By a consumer: the broker gives nothing else out of a queue with a single active one.
 async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, StoreError> {
     let unavailable = |why| StoreError::unavailable(STORE, "carry a message", why);
-    let channel = link.channel().await?;
+    let channel = ConsumerChannel::open(link, 1).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("ask for confirms"))?;
-    channel.basic_qos(1, BasicQosOptions::default()).await.map_err(failed("set the prefetch"))?;
     let options = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(partition.queue().into(), "".into(), options, FieldTable::default());
-    let mut consumer = consumer.await.map_err(failed("take messages"))?;
+    let mut consumer = channel.consume(&partition.queue(), options, "take messages").await?;
     let (_, slots) = exchanges(partition.low);
     let mut carried = 0;
     while carried < ready {
@@ -216,7 +215,7 @@ async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, Sto
         }
         carried += 1;
     }
-    let _ = channel.close(200, "bye".into()).await;
+    channel.close(ANSWER).await;
     Ok(carried)
 }
 

@@ -19,6 +19,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_vhost("broker: a dropped subscription gives back in order", async |url| {
             lift(order::a_dropped_subscription_gives_back_in_order(&url).await)
         }),
+        with_vhost("broker: a subscription that is given up leaves no consumer", async |url| {
+            lift(order::a_subscription_that_is_given_up_leaves_no_consumer(&url).await)
+        }),
         with_vhost("broker: a cut wire gives back in order", async |url| {
             lift(order::a_cut_wire_gives_back_in_order(&url).await)
         }),

@@ -3,6 +3,8 @@
 //!
 //! Each case takes the address of a virtual host of its own.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -11,9 +13,12 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::consume::{Opened, Subscription};
+use taskflow_stores::rabbit::drain::Drain;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::rabbit::topology::{COMMANDS, DEAD_LETTERS};
 use tokio_util::sync::CancellationToken;
 
-use super::support::{Client, FIRST, Outcome, Wire, number, take, until};
+use super::support::{Client, FIRST, Outcome, Wire, number, take, to_slot, until};
 
 /// More than one consumer holds.
 const COUNT: u32 = 2_500;
@@ -79,6 +84,60 @@ pub(super) async fn a_dropped_subscription_gives_back_in_order(url: &str) -> Out
         drop(subscription);
     }
     rest(&client, 401).await
+}
+
+/// Looks at a future so many times, then drops it. `None` if it was not done by then.
+async fn looked_at<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = Box::pin(future);
+    let mut looks = 0;
+    poll_fn(|context| {
+        looks += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if looks >= times => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Whoever gives up in the middle of subscribing, wherever that is, leaves no consumer behind: nobody would read it, and
+/// nobody else could have its queue. Its connection goes on.
+pub(super) async fn a_subscription_that_is_given_up_leaves_no_consumer(url: &str) -> Outcome {
+    let client = Client::open(url).await?;
+    client.fill(1..=COUNT).await?;
+    let buried = Message { exchange: COMMANDS.into(), ..to_slot("FF", 1) };
+    client.publisher.publish(buried).await?;
+    let free = async |queue: &str| {
+        until(Duration::from_secs(20), async || {
+            client.consume.depth(queue).await.is_ok_and(|depth| depth.consumers == 0)
+        })
+        .await
+        .map_err(|error| format!("{queue} has a consumer: {error}"))
+    };
+    let mut given_up = 0;
+    let subscription = loop {
+        free(&FIRST.queue()).await?;
+        let opened = Subscription::open(&client.consume, FIRST, 0, &client.stop);
+        if let Some(opened) = looked_at(given_up + 1, opened).await {
+            break opened?.subscription().ok_or("stopped")?;
+        }
+        given_up += 1;
+    };
+    subscription.release().await;
+    // To be told of the depth, the channel, the prefetch and the consumer.
+    assert!(given_up >= 4, "given up at {given_up} points");
+    let mut given_up = 0;
+    let drain = loop {
+        free(DEAD_LETTERS).await?;
+        if let Some(opened) = looked_at(given_up + 1, Drain::open(&client.consume)).await {
+            break opened?;
+        }
+        given_up += 1;
+    };
+    drain.close().await;
+    assert!(given_up >= 3, "given up at {given_up} points");
+    rest(&client, 1).await
 }
 
 /// A connection that breaks under its consumer.

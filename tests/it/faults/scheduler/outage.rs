@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use chrono::Timelike;
 use libtest_mimic::Trial;
-use taskflow_tests::{Result, Site, World, wait};
+use taskflow_tests::{Client, Result, Site, World, wait};
 
 use super::{
     come_to_rest, completed, each_second_once, jobs, make_effects, probes, scheduler, until_completed,
@@ -62,7 +62,8 @@ async fn a_day(site: Arc<Site>) -> Result {
               UPDATE job_schedules SET next_due_at = next_due_at - interval '24 hours', next_begins_at = next_due_at - interval '24 hours'
               WHERE next_due_at IS NOT NULL")
         .await?;
-    let second = scheduler(&cluster, &[])?;
+    let listen = taskflow_tests::free_address()?;
+    let second = scheduler(&cluster, &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
     until_completed(&site, "each", 10).await?;
     until_completed(&site, "once", 1).await?;
     let count = async |schedule: &str, met: &str| -> Result<i64> {
@@ -95,6 +96,13 @@ async fn a_day(site: Arc<Site>) -> Result {
     );
     let shared = "SELECT count(*) FROM job_runs WHERE schedule = 'often' AND through IS NOT NULL";
     ensure!(site.count(shared).await? == 1, "the oldest due times do not share a row");
+    let metrics = Client::new(&format!("http://{listen}"))?.get("/metrics").await?.text().await?;
+    let counted = |met: &str| {
+        let start = format!("taskflow_job_due_times_total{{job=\"test.probe\",met=\"{met}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok())
+    };
+    ensure!(counted("missed") == Some(24 + 14), "{metrics}");
+    ensure!(counted("caught_up") >= Some(1 + 10 + 1), "{metrics}");
     second.stop().await
 }
 
