@@ -154,13 +154,14 @@ pub async fn recover(
     progress.begin("replay the log of writes", 0);
     let login = Login { user: order.user, database: order.database };
     let target = &order.target;
-    let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await;
+    let full = |error| space::explain(error, order.data);
+    let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await.map_err(full);
     if replayed.is_err() && !pieces.rest.is_empty() {
         if let Some(damage) = archive.verify(&mut pieces.rest, segment_bytes, identities, progress).await? {
             pieces.gap = Some(damage);
         }
         bring(&archive, &pieces.rest, &folder, identities, progress).await?;
-        replayed = replay::replay(order.data, &folder, target, &login, progress).await;
+        replayed = replay::replay(order.data, &folder, target, &login, progress).await.map_err(full);
     }
     let (server, pool, facts) = match (replayed, pieces.gap) {
         // What was wanted lies behind the gap, or may.

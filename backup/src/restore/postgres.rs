@@ -3,7 +3,7 @@
 //! It is restored under another name and gets its own when everything was checked, so a restore that dies leaves nothing
 //! that looks like a database of ours; the next one removes what is left.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use taskflow_stores::backoff::Backoff;
@@ -46,7 +46,7 @@ pub async fn restore(
     let started = Instant::now();
     let Order { manifest, into, url, pool, only } = order;
     let programs = Programs::find(&vault.settings, url)?;
-    check(vault, identities, &programs, manifest, pool, progress).await?;
+    let folder = check(vault, identities, &programs, manifest, pool, progress).await?;
     if let Some(table) = only
         && !manifest.sums.contains_key(table)
     {
@@ -82,6 +82,10 @@ pub async fn restore(
     let (counts, checked) = match filled {
         Ok(found) => found,
         Err(error) => {
+            let error = match &folder {
+                Some(folder) => space::explain(error, folder),
+                None => error,
+            };
             if let Err(left) = admin::drop_database(pool, &unfinished).await {
                 return Err(error.during(format!(
                     "{unfinished} can't be removed now ({left}); the next restore does it"
@@ -101,7 +105,7 @@ pub async fn restore(
     })
 }
 
-/// Everything that can be known before anything is written.
+/// Everything that can be known before anything is written. Returns where the server's files are, if they are here.
 async fn check(
     vault: &Vault,
     identities: &Identities,
@@ -109,7 +113,7 @@ async fn check(
     manifest: &Manifest,
     pool: &PgPool,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<Option<PathBuf>> {
     if manifest.kind != Kind::Postgres {
         return Err(Error::refused(format!(
             "{} is a backup of {}, not a dump of Postgres",
@@ -129,12 +133,12 @@ async fn check(
         ));
     }
     // The server's disk can be looked at only where the server is here.
-    if let Some(folder) = admin::data_directory(pool).await?
-        && Path::new(&folder).is_dir()
-    {
-        space::must_fit(Path::new(&folder), manifest.restored_bytes)?;
+    let folder = admin::data_directory(pool).await?.map(PathBuf::from).filter(|folder| folder.is_dir());
+    if let Some(folder) = &folder {
+        space::must_fit(folder, manifest.restored_bytes)?;
     }
-    vault.verify(manifest, Some(identities), progress).await
+    vault.verify(manifest, Some(identities), progress).await?;
+    Ok(folder)
 }
 
 /// A schema that this program does not know would be served wrongly.

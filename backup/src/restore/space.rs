@@ -6,6 +6,8 @@ use crate::error::{Error, Result, Trouble};
 
 /// What a restore needs beyond the data itself: the log of writes, sorting for indexes.
 const MARGIN: f64 = 1.2;
+/// Bytes below which a disk counts as full: a file of the log of writes does not fit.
+const FULL: u64 = 16 * 1024 * 1024;
 
 /// Bytes that are free where a folder lies.
 pub fn free(folder: &Path) -> Result<u64> {
@@ -17,6 +19,22 @@ pub fn free(folder: &Path) -> Result<u64> {
 /// Says that there is not enough before the disk does.
 pub fn must_fit(folder: &Path, bytes: u64) -> Result<()> {
     must_have(&folder.display().to_string(), free(folder)?, bytes)
+}
+
+/// What broke where a disk is full by now, said as what it is: programs that meet a full disk often tell something else.
+pub fn explain(error: Error, folder: &Path) -> Error {
+    match free(folder) {
+        Ok(free) if free < FULL => Error::new(
+            Trouble::Full,
+            format!(
+                "{} has only {} MiB free by now: make room, and restore again ({})",
+                folder.display(),
+                free >> 20,
+                error.text
+            ),
+        ),
+        _ => error,
+    }
 }
 
 /// The same for a place of which somebody has told how much is free.

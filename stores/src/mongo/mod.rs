@@ -91,7 +91,15 @@ pub async fn version(database: &Database) -> Result<String, StoreError> {
 }
 
 pub(crate) fn failed(call: &'static str) -> impl Fn(mongodb::error::Error) -> StoreError {
-    move |error| StoreError::new(STORE, call, kind(&error), &error)
+    move |error| StoreError::new(STORE, call, kind(&error), explain(&error))
+}
+
+/// The error in words, and what caused it: the client's own text ends with the server's answer as bytes.
+fn explain(error: &mongodb::error::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{}: {cause}", error.kind),
+        None => error.kind.to_string(),
+    }
 }
 
 fn kind(error: &mongodb::error::Error) -> Kind {

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
+use lapin::Consumer;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::Consumer;
 use taskflow_core::stream::Place;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 

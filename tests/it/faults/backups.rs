@@ -25,7 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-async fn filled(site: &Site) -> Result {
+pub(super) async fn filled(site: &Site) -> Result {
     let cluster = cluster(site)?;
     let worker = cluster.worker()?;
     Stream::start(site, 8, 30).end().await?;

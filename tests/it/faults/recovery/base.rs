@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use sqlx::PgPool;
-use taskflow_tests::backups::{Backups, own, write_key};
+use taskflow_tests::backups::{Backups, own, text, write_key};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
-use taskflow_tests::{Cluster, Result, Site, World, wait};
+use taskflow_tests::{Cluster, Result, Site, World, disk, wait};
 
+use super::full::fill_at;
 use super::{Folder, archived, now, reached, start, until_archived};
 use crate::PROGRAM;
 use crate::faults::backups::{At, die, whole};
@@ -43,7 +44,7 @@ async fn all(world: &World) -> Result {
     rows.more(6).await?;
     until_archived(&backups, now(&site).await?).await?;
     damaged(&backups, &folder.0, &first, &other).await?;
-    full_disk(&backups, &folder.0).await?;
+    full_disk(&backups, &folder.0, &rows).await?;
     pruned(&backups, &folder.0, &first, &mut rows).await?;
     killed(&backups, &folder.0, &rows).await?;
     scheduler.stop().await
@@ -141,8 +142,9 @@ async fn damaged(backups: &Backups<'_>, folder: &Path, base: &str, other: &Path)
     refuse(&["--identity", &other.display().to_string()], "none of the identities").await
 }
 
-/// A destination without room: said before anything is written. Takes root.
-async fn full_disk(backups: &Backups<'_>, folder: &Path) -> Result {
+/// A destination without room: said before anything is written; one that gets full meanwhile: the restore may be made
+/// again. Takes root.
+async fn full_disk(backups: &Backups<'_>, folder: &Path, rows: &Rows<'_>) -> Result {
     if !nix::unistd::Uid::effective().is_root() {
         return Ok(());
     }
@@ -153,7 +155,10 @@ async fn full_disk(backups: &Backups<'_>, folder: &Path) -> Result {
         ensure!(ended.success(), "{program} {args:?}");
         Ok(())
     };
-    run("mount", &["-t", "tmpfs", "-o", "size=16m,mode=0777", "tmpfs"]).await?;
+    let mount = async |size: &str| {
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={size},mode=0777"), "tmpfs"]).await
+    };
+    mount("16m").await?;
     let data = full.join("data");
     let refused = backups.refused(&["restore", "--data", &data.display().to_string()], &[]).await;
     let left = std::fs::read_dir(&data).map_or(0, Iterator::count);
@@ -161,7 +166,22 @@ async fn full_disk(backups: &Backups<'_>, folder: &Path) -> Result {
     let (code, said) = refused?;
     ensure!(code == Some(1) && said.contains("MiB free"), "{code:?} {said}");
     ensure!(left == 0, "{left} files of a restore that has no room");
-    Ok(())
+    mount("600m").await?;
+    let tried = filled_up(backups, &full, folder, rows).await;
+    run("umount", &["--lazy"]).await?;
+    tried
+}
+
+async fn filled_up(backups: &Backups<'_>, full: &Path, folder: &Path, rows: &Rows<'_>) -> Result {
+    let data = full.join("data");
+    let to = data.display().to_string();
+    let args = ["restore", "--data", &to];
+    let ended = fill_at("unpacked", full, backups, &args).await?;
+    let said = text(&ended);
+    ensure!(!ended.status.success() && said.contains("MiB free by now: make room"), "{said}");
+    disk::clear(full)?;
+    backups.ask(&args).await?;
+    rows.must_be_in(&data, folder).await
 }
 
 /// The log before the oldest base backup goes, and what is left leads from there to the end.

@@ -3,6 +3,7 @@
 
 mod base;
 mod drills;
+mod full;
 mod log;
 mod moments;
 
@@ -38,6 +39,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "a slot that keeps too much of the log is given up, and the archive begins anew",
             base::slot,
         ),
+        with_own_servers("restores onto disks that get full say so and can be made again", full::run),
         with_own_servers("the archived log has no gap, whoever is killed", log::killed),
         with_own_servers("a drill proves the newest backups, and names what can't be restored", drills::run),
     ]

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use taskflow_stores::clock;
-use taskflow_tests::backups::{Backups, own};
+use taskflow_tests::backups::{Backups, own, text};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Process, Result, Site, World, wait};
@@ -95,6 +96,7 @@ async fn to_moments(world: &World) -> Result {
         }
         check_before(&site, &backups, &folder.0, before, &load).await?;
         check_point(&site, &backups, &folder.0, &point, at_point).await?;
+        check_seals(&site, &backups, &folder.0).await?;
         // The last one is where everybody goes on from.
         let data = folder.0.join("back");
         let mark = marks.swap_remove(2);
@@ -107,6 +109,28 @@ async fn to_moments(world: &World) -> Result {
         (load, data, journal)
     };
     go_on(&mut site, &folder.0, &data, &journal, load).await
+}
+
+/// A restore of the cluster ends with the seals, over the live trail beside it: a trail that is whole, and one in which
+/// an event was changed.
+async fn check_seals(site: &Site, backups: &Backups<'_>, folder: &Path) -> Result {
+    let restore = async |name: &str, code: i32| -> Result<Value> {
+        let data = folder.join(name).display().to_string();
+        let output = backups.run(&["restore", "--data", &data, "--json"], &[]).await?;
+        ensure!(output.status.code() == Some(code), "{}", text(&output));
+        let restored: Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+        Ok(restored[0]["seals"]["verified"].clone())
+    };
+    let said = restore("sealed", 0).await?;
+    ensure!(said["found"] == json!({}) && said["proved"].as_u64() > Some(0), "{said}");
+    let events = site.mongo.collection::<Document>("event_logs");
+    let event = events.find_one(doc! { "run.leaf": { "$gte": 0 } }).await?.context("no sealed event")?;
+    let id = doc! { "_id": event.get_object_id("_id")? };
+    events.update_one(id.clone(), doc! { "$set": { "payload.title": "bent" } }).await?;
+    let said = restore("bent", 1).await?;
+    ensure!(said["found"] == json!({ "event_changed": 1 }), "{said}");
+    events.replace_one(id, event).await?;
+    Ok(())
 }
 
 async fn check_mark(site: &Site, backups: &Backups<'_>, folder: &Path, data: &Path, mark: &Mark) -> Result {
