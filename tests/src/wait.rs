@@ -1,5 +1,7 @@
 //! Waiting for a condition. Tests never sleep for a guess.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -34,4 +36,19 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>)
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Looks at a future so many times, then drops it, as a caller does that gives up there. `None` if it was not done by then.
+pub async fn looked_at<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = Box::pin(future);
+    let mut looks = 0;
+    poll_fn(|context| {
+        looks += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if looks >= times => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }

@@ -8,7 +8,7 @@ use taskflow_core::system_event::{self, Change};
 use uuid::Uuid;
 
 use super::tasks::unknown_word;
-use super::{failed, system_events};
+use super::{begin, failed, system_events};
 use crate::StoreError;
 
 const COLUMNS: &str =
@@ -29,7 +29,7 @@ pub async fn create(
     change: &Change<'_>,
 ) -> Result<(), StoreError> {
     let call = "create an API key";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = begin(pool).await.map_err(failed(call))?;
     sqlx::query(
         "/* create_api_key */
         INSERT INTO api_keys (id, name, digest, scopes, source_prefix, created_at, created_by, expires_at)
@@ -81,7 +81,7 @@ pub async fn list(pool: &PgPool, before: Option<Uuid>, limit: i64) -> Result<Vec
 /// Revokes a key. One that is revoked already stays as it is; `None` if there is none.
 pub async fn revoke(pool: &PgPool, id: Uuid, change: &Change<'_>) -> Result<Option<ApiKey>, StoreError> {
     let call = "revoke an API key";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = begin(pool).await.map_err(failed(call))?;
     let revoked = sqlx::query(sqlx::AssertSqlSafe(format!(
         "/* revoke_api_key */
         UPDATE api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING {COLUMNS}"

@@ -12,9 +12,8 @@ use taskflow_core::state::Role;
 use taskflow_core::{Folded, Receipt, State, Task, cache_tag};
 use uuid::Uuid;
 
-use super::failed;
 use super::outbox::{self, Payload};
-use super::{tasks, users};
+use super::{begin, failed, tasks, users};
 use crate::StoreError;
 
 /// Removes relayed batches of the partition `$1` from the outbox and notes when each store had them. The arguments are
@@ -108,7 +107,7 @@ impl BatchTransaction {
     pub async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
         let begun = match self.begun.take() {
             Some(begun) => begun,
-            None => self.pool.begin().await.map_err(failed("begin a batch"))?,
+            None => begin(&self.pool).await.map_err(failed("begin a batch"))?,
         };
         Ok(self.begun.insert(begun))
     }

@@ -118,7 +118,7 @@ pub async fn discard(pool: &PgPool, id: Uuid, by: By<'_>) -> Result<(), Refused>
 }
 
 async fn lock(pool: &PgPool, id: Uuid) -> Result<(Transaction<'static, Postgres>, Letter), Refused> {
-    let mut transaction = pool.begin().await.map_err(failed("lock a dead letter"))?;
+    let mut transaction = super::begin(pool).await.map_err(failed("lock a dead letter"))?;
     let letter = sqlx::query("/* lock_dead_letter */ SELECT * FROM dead_letters WHERE id = $1 FOR UPDATE")
         .bind(id)
         .try_map(read_letter)
@@ -271,7 +271,7 @@ pub struct Publishing {
 
 /// Takes the letters that are to be published next; `None` if somebody else publishes at the moment.
 pub async fn publishing(pool: &PgPool, limit: i64) -> Result<Option<Publishing>, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("take replays"))?;
+    let mut transaction = super::begin(pool).await.map_err(failed("take replays"))?;
     let mine: bool = sqlx::query_scalar("/* publish_replays */ SELECT pg_try_advisory_xact_lock($1)")
         .bind(PUBLISHING)
         .fetch_one(&mut *transaction)

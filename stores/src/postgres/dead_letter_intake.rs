@@ -11,7 +11,7 @@ use taskflow_core::dead_letter::{Attempt, Death, History, Outline, key, pattern}
 use uuid::Uuid;
 
 use super::dead_letters::state;
-use super::failed;
+use super::{begin, failed};
 use crate::{StoreError, clock};
 
 /// What became of a batch of deaths.
@@ -42,7 +42,7 @@ struct Entry {
 /// # Errors
 /// [`crate::Kind::Conflict`] when somebody else stores the same letter just now.
 pub async fn store(pool: &PgPool, deaths: &[Death]) -> Result<Stored, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("store dead letters"))?;
+    let mut transaction = begin(pool).await.map_err(failed("store dead letters"))?;
     let keys: Vec<[u8; 32]> = deaths.iter().map(|death| key(&death.body)).collect();
     let mut rows = load(&mut transaction, &keys).await?;
     let mut by_key: HashMap<[u8; 32], Vec<usize>> = HashMap::new();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::dead_letter_deeds::{By, Replay, begin_all, unsettled};
 use super::dead_letters::{Filter, Letter, read_letter};
-use super::failed;
+use super::{begin, failed};
 use crate::StoreError;
 
 /// Letters a second, at most.
@@ -162,7 +162,7 @@ struct Due {
 
 /// Takes the next step of a replay that is due, if there is one that nobody else works at.
 pub async fn step(pool: &PgPool, now: DateTime<Utc>) -> Result<Step, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("work at a replay"))?;
+    let mut transaction = begin(pool).await.map_err(failed("work at a replay"))?;
     let due: Option<Due> = sqlx::query_as(
         "/* due_replay */
         SELECT id, filter, rate_per_s, author, why, taken, created_at FROM dead_letter_replays

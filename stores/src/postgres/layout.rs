@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use taskflow_core::partition::{Course, Layout, PARTITIONS_MAX, Partition, Phase, Side};
 use uuid::Uuid;
 
-use super::failed;
+use super::{begin, failed};
 use crate::StoreError;
 
 /// The key of the advisory lock: `tflayout` in ASCII.
@@ -141,7 +141,7 @@ pub struct Hold {
 pub async fn hold(pool: &PgPool, fresh: Layout) -> Result<Hold, StoreError> {
     // Before the lock: the transaction is given up at its end.
     course(pool, fresh).await?;
-    let mut transaction = pool.begin().await.map_err(failed("hold the layout"))?;
+    let mut transaction = begin(pool).await.map_err(failed("hold the layout"))?;
     sqlx::query("/* hold_layout */ SELECT pg_advisory_xact_lock_shared($1)")
         .bind(LOCK)
         .execute(&mut *transaction)
@@ -160,7 +160,7 @@ pub struct Turn {
 
 /// The right to take the next step; `None` if somebody else has it, or declares just now.
 pub async fn turn(pool: &PgPool, fresh: Layout) -> Result<Option<Turn>, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("take a step"))?;
+    let mut transaction = begin(pool).await.map_err(failed("take a step"))?;
     let ours: bool = sqlx::query_scalar("/* take_turn */ SELECT pg_try_advisory_xact_lock($1)")
         .bind(LOCK)
         .fetch_one(&mut *transaction)

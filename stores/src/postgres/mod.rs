@@ -39,6 +39,7 @@ pub mod system_events;
 pub mod task_lists;
 pub mod task_search;
 pub mod tasks;
+mod transaction;
 pub mod upkeep;
 pub mod user_activity;
 pub mod user_deeds;
@@ -54,6 +55,8 @@ use sqlx::Connection;
 pub use sqlx::PgConnection;
 pub use sqlx::postgres::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+pub use self::transaction::begin;
 
 use crate::{Kind, StoreError};
 

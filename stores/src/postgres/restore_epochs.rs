@@ -40,7 +40,7 @@ pub async fn begin(pool: &PgPool, author: &str) -> Result<Epoch, StoreError> {
         return Ok(open);
     }
     // The newest receipt is not looked for by an index: there is a block range index only.
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = super::begin(pool).await.map_err(failed(call))?;
     sqlx::query("SET LOCAL enable_seqscan = on").execute(&mut *transaction).await.map_err(failed(call))?;
     sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await.map_err(failed(call))?;
     let epoch = sqlx::query_as(
@@ -90,7 +90,7 @@ pub async fn system_chain(pool: &PgPool) -> Result<(i64, Option<DateTime<Utc>>),
 /// newest batch of each partition that any other store knows.
 pub async fn jump(pool: &PgPool, seen: &BTreeMap<String, i64>) -> Result<(), StoreError> {
     let call = "move the epochs forward";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = super::begin(pool).await.map_err(failed(call))?;
     let partitions: Vec<&str> = seen.keys().map(String::as_str).collect();
     let batches: Vec<i64> = seen.values().copied().collect();
     sqlx::query(
@@ -137,6 +137,23 @@ pub async fn with_receipt(pool: &PgPool, commands: &[Uuid]) -> Result<HashSet<Uu
     Ok(found.into_iter().collect())
 }
 
+/// Those of these batches that were committed: they have a link in the audit trail's chain, which is never removed, or are
+/// from before there were links.
+pub async fn committed(pool: &PgPool, batches: &[(&str, i64)]) -> Result<HashSet<(String, i64)>, StoreError> {
+    let (partitions, numbers): (Vec<&str>, Vec<i64>) = batches.iter().copied().unzip();
+    let found: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT DISTINCT n.partition, n.number FROM UNNEST($1::text[], $2::bigint[]) AS n (partition, number)
+         WHERE EXISTS (SELECT FROM audit_links l WHERE (l.partition, l.number) = (n.partition, n.number))
+            OR n.number < (SELECT min(l.number) FROM audit_links l WHERE l.partition = n.partition)",
+    )
+    .bind(&partitions)
+    .bind(&numbers)
+    .fetch_all(pool)
+    .await
+    .map_err(failed("look for batches"))?;
+    Ok(found.into_iter().collect())
+}
+
 /// Commands from a time on that have caused events, in the order of their ids behind `after`, with when they were accepted
 /// and how many events they have (the events' ids follow from all that). What still
 /// waits in the outbox is left out: it is on its way.
@@ -169,7 +186,7 @@ pub async fn end(
     event: &Occurrence,
 ) -> Result<(), StoreError> {
     let call = "end a restore epoch";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = super::begin(pool).await.map_err(failed(call))?;
     sqlx::query(
         "UPDATE restore_epochs SET ended_at = clock_timestamp(), undone_commands = $2, undone_events = $3,
                 missing_events = $4, keys_removed = $5 WHERE epoch = $1",

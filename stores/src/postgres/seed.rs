@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 use taskflow_core::{Task, User};
 
-use super::{failed, tasks, users};
+use super::{begin, failed, tasks, users};
 use crate::StoreError;
 
 /// Inserts what is not there yet. Returns how many users and tasks were new.
@@ -12,7 +12,7 @@ pub async fn insert(
     sample_users: &[User],
     sample_tasks: &[Task],
 ) -> Result<(usize, usize), StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("begin to seed"))?;
+    let mut transaction = begin(pool).await.map_err(failed("begin to seed"))?;
     // One seeding at a time.
     sqlx::query("LOCK TABLE users, tasks IN SHARE ROW EXCLUSIVE MODE")
         .execute(&mut *transaction)

@@ -7,7 +7,7 @@ use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
 use super::audit_chain::SYSTEM;
-use super::failed;
+use super::{begin, failed};
 use crate::{Kind, StoreError};
 
 /// Writes what happened, in the transaction of the change itself.
@@ -44,7 +44,7 @@ pub async fn with_event<T>(
     event: &Occurrence,
     change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed("begin a change"))?;
+    let mut transaction = begin(pool).await.map_err(failed("begin a change"))?;
     let changed = change(&mut transaction).await?;
     insert(&mut transaction, std::slice::from_ref(event)).await?;
     transaction.commit().await.map_err(failed("commit a change"))?;
@@ -72,7 +72,7 @@ pub struct Taken {
 /// Takes the oldest events that nobody else delivers, at most `limit`.
 pub async fn take(pool: &PgPool, limit: i64) -> Result<Taken, StoreError> {
     type Row = (i64, Vec<u8>, Vec<u8>, Option<i64>);
-    let mut transaction = pool.begin().await.map_err(failed("take system events"))?;
+    let mut transaction = begin(pool).await.map_err(failed("take system events"))?;
     let rows: Vec<Row> = sqlx::query_as(
         "/* take_system_events */
         SELECT place, event, salt, link FROM system_events ORDER BY place LIMIT $1 FOR UPDATE SKIP LOCKED",

@@ -8,7 +8,7 @@ use taskflow_core::Task;
 use uuid::Uuid;
 
 use super::task_lists::{At, POSITION, found};
-use super::{failed, tasks};
+use super::{begin, failed, tasks};
 use crate::StoreError;
 
 /// Tasks that a search looks through without the index: some 40 µs each.
@@ -34,7 +34,7 @@ pub struct Query {
 /// The best matches first; `None` if the index lacks too much.
 pub async fn search(pool: &PgPool, query: &Query) -> Result<Option<At<Vec<Task>>>, StoreError> {
     const CALL: &str = "search tasks";
-    let mut transaction = pool.begin().await.map_err(failed(CALL))?;
+    let mut transaction = begin(pool).await.map_err(failed(CALL))?;
     sqlx::query("/* limit_search */ SELECT set_config('statement_timeout', $1, true)")
         .bind(TIME_MAX)
         .execute(&mut *transaction)
@@ -97,7 +97,7 @@ pub async fn lacks_more_than(pool: &PgPool, notes: i64) -> Result<bool, StoreErr
 /// Brings the index up to date with at most `limit` notes. Returns how many it took; 0 also if somebody else is at it.
 pub async fn index(pool: &PgPool, limit: i64) -> Result<u64, StoreError> {
     const CALL: &str = "index tasks";
-    let mut transaction = pool.begin().await.map_err(failed(CALL))?;
+    let mut transaction = begin(pool).await.map_err(failed(CALL))?;
     // By a statement of its own: the next one's snapshot must be younger than the last indexer's end.
     let mine: bool = sqlx::query_scalar("/* lock_search_index */ SELECT pg_try_advisory_xact_lock($1)")
         .bind(LOCK)

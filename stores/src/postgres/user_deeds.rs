@@ -9,7 +9,7 @@ use taskflow_core::state::Role;
 use taskflow_core::system_event::{self, Change, Occurrence};
 use uuid::Uuid;
 
-use super::{failed, system_events, users};
+use super::{begin, failed, system_events, users};
 use crate::StoreError;
 
 /// Any number that nobody else uses for an advisory lock in this database: roles change one after the other, or two
@@ -35,7 +35,7 @@ pub async fn change_role(
     change: &Change<'_>,
 ) -> Result<User, Refused> {
     let call = "change a role";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = begin(pool).await.map_err(failed(call))?;
     sqlx::query("/* one_role_at_a_time */ SELECT pg_advisory_xact_lock($1)")
         .bind(ROLES)
         .execute(&mut *transaction)
@@ -81,7 +81,7 @@ pub async fn change_password(
     change: &Change<'_>,
 ) -> Result<User, Refused> {
     let call = "change a password";
-    let mut transaction = pool.begin().await.map_err(failed(call))?;
+    let mut transaction = begin(pool).await.map_err(failed(call))?;
     let before = lock(&mut transaction, user).await?;
     let after =
         User { password_hash: hash.to_owned(), updated_at: change.at, version: before.version + 1, ..before };

@@ -178,7 +178,7 @@ async fn cancelled(site: Arc<Site>) -> Result {
     let scheduler = cluster.spawn("scheduler", &[])?;
     led(&site).await?;
     // A transaction that sees the table keeps the build from its end.
-    let mut holder = site.postgres.begin().await?;
+    let mut holder = taskflow_stores::postgres::begin(&site.postgres).await?;
     sqlx::query("LOCK TABLE bloated IN ROW EXCLUSIVE MODE").execute(&mut *holder).await?;
     let asked = cluster.run(&["jobs", "run", "maintenance.postgres", "--no-wait", "--json"], &[]).await?;
     let asked: Value = serde_json::from_slice(&asked.stdout)?;

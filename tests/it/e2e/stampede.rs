@@ -84,7 +84,7 @@ async fn answers(site: Arc<Site>) -> Result {
     // Nothing is kept, and making it takes until all of them have come.
     site.redis_forget("task:search:*").await?;
     let before = runs(&site, "search_tasks").await?;
-    let mut lock = site.postgres.begin().await?;
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
     sqlx::raw_sql("LOCK TABLE task_texts IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await?;
     let asking = ask(&clients, path);
     wait::until("all of them have found nothing", async || Ok(looks(&clients, "miss").await? >= all)).await?;
@@ -110,7 +110,7 @@ async fn answers(site: Arc<Site>) -> Result {
         dear["version"], dear["etag"]
     );
     let before = runs(&site, "search_tasks").await?;
-    let mut lock = site.postgres.begin().await?;
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
     sqlx::raw_sql("LOCK TABLE task_texts IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await?;
     site.redis_set(key, &text).await?;
     // With the lock held: they are answered at once by what is there.
@@ -148,7 +148,7 @@ async fn tasks(site: Arc<Site>) -> Result {
         .await?;
     site.redis_forget("task:*").await?;
     let before = [runs(&site, "read_tasks").await?, runs(&site, "moment").await?];
-    let mut lock = site.postgres.begin().await?;
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
     sqlx::raw_sql("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await?;
     let asking = ask(&clients, &format!("/v1/tasks/{task}"));
     wait::until("both processes wait for Postgres", async || {

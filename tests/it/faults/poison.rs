@@ -144,7 +144,7 @@ async fn beside(site: Arc<Site>) -> Result {
     worker.stop().await?;
     let bystander = send(command("task.update", task, json!({ "title": "still a bystander" }))).await?;
     let dead = pill(&site, 3).await?;
-    let mut lock = site.postgres.begin().await?;
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
     sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *lock).await?;
     sqlx::query("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE").bind(task).execute(&mut *lock).await?;
     let mut crashes = 0;

@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{Context, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use sqlx::postgres::PgPoolOptions;
+use taskflow_core::envelope;
 use taskflow_servers::Server;
-use taskflow_tests::commands::{command, id};
+use taskflow_stores::clock;
+use taskflow_stores::postgres::begin;
+use taskflow_stores::rabbit::publish::Message;
+use taskflow_tests::commands::{command, id, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
+use taskflow_tests::wait::looked_at;
 use taskflow_tests::{Result, Site, World, wait};
 
-use crate::{cluster, with_world};
+use crate::{cluster, with_site, with_world};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Store {
@@ -30,6 +36,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         }),
         with_world("mongodb dies and comes back under load", async |world| dies(world, Store::MongoDb).await),
         with_world("redis dies and comes back under load", async |world| dies(world, Store::Redis).await),
+        with_site("a transaction that is given up while it begins is not left open", given_up),
+        with_site("a row that another session holds is named, and who stands before it is applied", held_row),
     ]
 }
 
@@ -64,6 +72,66 @@ async fn dies(world: &World, store: Store) -> Result {
     accepted.others = usize::from(store == Store::Postgres);
     promise::check(&site, &accepted).await?;
     api.stop().await?;
+    worker.stop().await
+}
+
+/// A caller that goes away while a transaction begins, wherever that is: what is written on the same connection afterwards
+/// is committed.
+async fn given_up(site: Arc<Site>) -> Result {
+    site.sql("CREATE TABLE marks (n BIGINT)").await?;
+    let options = site.postgres.connect_options().as_ref().clone();
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await?;
+    for looks in 1..20 {
+        let begun = looked_at(looks, begin(&pool)).await;
+        let is_begun = begun.transpose()?.is_some();
+        let n = looks as i64;
+        sqlx::query("INSERT INTO marks VALUES ($1)").bind(n).execute(&pool).await?;
+        let marks = site.count("SELECT count(*) FROM marks").await?;
+        ensure!(
+            marks == n,
+            "what was written after a transaction was given up at look {looks} is not committed"
+        );
+        if is_begun {
+            ensure!(looks > 1, "nothing was given up");
+            return Ok(());
+        }
+    }
+    bail!("no transaction began")
+}
+
+async fn held_row(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_POSTGRES__LOCK_TIMEOUT_MS", "2000")])?;
+    let [first, held, last] = [(); 3].map(|()| subject_in_slot(7));
+    let publish = async |values: &[Value]| -> Result {
+        for value in values {
+            let command = envelope::read(value.clone())?;
+            site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+        }
+        Ok(())
+    };
+    let is_done = async |value: &Value| -> Result<bool> {
+        let id = value["id"].as_str().context("no id")?;
+        Ok(site.count(&format!("SELECT count(*) FROM receipts WHERE id = '{id}'")).await? == 1)
+    };
+    let create = |subject| command("task.create", subject, json!({ "title": "mine" }));
+    publish(&[first, held, last].map(create)).await?;
+    applied(&site, 3).await?;
+    let mut session = begin(&site.postgres).await?;
+    sqlx::query("SELECT FROM tasks WHERE id = $1 FOR UPDATE").bind(held).execute(&mut *session).await?;
+    let update = |subject| command("task.update", subject, json!({ "title": "yours" }));
+    let updates = [first, held, last].map(update);
+    publish(&updates).await?;
+    wait::until("who stands before it is applied", async || is_done(&updates[0]).await).await?;
+    let named = format!(
+        "command {}: does another session hold its row?",
+        updates[1]["id"].as_str().unwrap_or_default()
+    );
+    wait::until("the log names it", async || Ok(worker.log().contains(&named))).await?;
+    ensure!(!is_done(&updates[1]).await?, "it was applied though its row was locked");
+    session.rollback().await?;
+    wait::until("all are applied", async || Ok(is_done(&updates[1]).await? && is_done(&updates[2]).await?))
+        .await?;
     worker.stop().await
 }
 

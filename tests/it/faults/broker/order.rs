@@ -3,8 +3,6 @@
 //!
 //! Each case takes the address of a virtual host of its own.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -16,6 +14,7 @@ use taskflow_stores::rabbit::consume::{Opened, Subscription};
 use taskflow_stores::rabbit::drain::Drain;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::{COMMANDS, DEAD_LETTERS};
+use taskflow_tests::wait::looked_at;
 use tokio_util::sync::CancellationToken;
 
 use super::support::{Client, FIRST, Outcome, Wire, number, take, to_slot, until};
@@ -84,21 +83,6 @@ pub(super) async fn a_dropped_subscription_gives_back_in_order(url: &str) -> Out
         drop(subscription);
     }
     rest(&client, 401).await
-}
-
-/// Looks at a future so many times, then drops it. `None` if it was not done by then.
-async fn looked_at<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = Box::pin(future);
-    let mut looks = 0;
-    poll_fn(|context| {
-        looks += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending if looks >= times => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Whoever gives up in the middle of subscribing, wherever that is, leaves no consumer behind: nobody would read it, and

@@ -1,0 +1,15 @@
+//! Beginning a transaction.
+
+use sqlx::{Error, PgPool, Postgres, Transaction};
+
+/// Begins a transaction. It is rolled back when it is dropped, also by a caller that goes away before it has it.
+///
+/// In a task of its own: the library counts a transaction only when the server has said that it has begun. A connection
+/// whose caller is gone by then goes back to its pool inside a transaction that nobody knows of, and what the next one
+/// writes on it is never committed (sqlx 0.9.0; its issue 4385).
+pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Error> {
+    let pool = pool.clone();
+    #[expect(clippy::disallowed_methods, reason = "nobody drops it here")]
+    let begun = tokio::spawn(async move { pool.begin().await });
+    begun.await.unwrap_or(Err(Error::WorkerCrashed))
+}
