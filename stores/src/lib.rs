@@ -18,5 +18,7 @@ pub mod seldom;
 pub mod spool;
 pub mod supervise;
 pub mod vitals;
+mod within;
 
 pub use error::{Kind, StoreError};
+pub use within::within;

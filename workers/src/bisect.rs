@@ -2,7 +2,7 @@
 //! halved until the guilty command stands alone. That one is dead; its neighbours apply.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use taskflow_core::batch::Content;
@@ -19,6 +19,9 @@ use taskflow_stores::backoff::Backoff;
 
 /// Conflicts in a row before the batch is halved: smaller batches meet fewer others.
 const CONFLICTS_MAX: u32 = 8;
+/// How long conflicts may take before it is halved. One that takes long is a row that somebody has locked: running the
+/// whole batch again does not help those that could be applied.
+const CONFLICTS_LONGEST: Duration = Duration::from_secs(5);
 /// Times that a batch is run again at once while the store is away, before the partition lets go of its messages.
 const UNAVAILABLE_MAX: u32 = 3;
 
@@ -98,7 +101,11 @@ pub(crate) async fn apply_all(
             ranges.push((from, middle));
         } else if error.kind == Kind::Conflict {
             // It stands alone and still somebody is always faster: the store is the trouble, not the command.
-            return Err(StoreError { kind: Kind::Unavailable, ..error });
+            let detail = format!(
+                "{}; it is command {}: does another session hold its row?",
+                error.detail, items[from].id
+            );
+            return Err(StoreError { kind: Kind::Unavailable, detail, ..error });
         } else {
             give_up(&mut items[from], from, &error, source).await?;
             ranges.push((from, to));
@@ -135,6 +142,7 @@ async fn persist(
     stop: &CancellationToken,
 ) -> Result<Option<Applied>, StoreError> {
     let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
+    let started = Instant::now();
     loop {
         let error = match apply(context, fence, range, lines, relayed, source, clock::now()).await {
             Ok(applied) => return Ok(applied),
@@ -145,7 +153,8 @@ async fn persist(
             Kind::Unavailable => ("unavailable", UNAVAILABLE_MAX),
             Kind::Data | Kind::Bug => return Err(error),
         };
-        if backoff.tries() >= most {
+        let is_long = error.kind == Kind::Conflict && started.elapsed() >= CONFLICTS_LONGEST;
+        if backoff.tries() >= most || is_long {
             return Err(error);
         }
         observe::counter(&metric::BATCH_RETRIES, &[("reason", reason)]).increment(1);

@@ -16,7 +16,7 @@ use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Heartbeat, Membership, Reach};
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::{StoreError, observe, seldom, supervise};
+use taskflow_stores::{StoreError, observe, seldom, supervise, within};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,11 @@ struct Held {
 
 /// A pipeline that panics again and again rests longer each time, up to this.
 const REST_MAX: Duration = Duration::from_secs(30);
+
+/// How long Postgres may take for a lease, beside what its own limits allow.
+const ANSWER: Duration = Duration::from_secs(15);
+/// The shortest pause between two heartbeats, however soon a lease ends.
+const WAKE_MIN: Duration = Duration::from_millis(20);
 
 /// What the keeper of the leases knows.
 struct Keeper {
@@ -63,6 +68,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
     };
     while !stop.is_cancelled() {
         let asked = Instant::now();
+        let mut first_end = None;
         let cut_off = keeper.is_cut_off(asked, lease);
         let me = Heartbeat {
             worker: context.worker,
@@ -72,7 +78,8 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
             reached: &keeper.reached(),
             cut_off,
         };
-        match leases::heartbeat(&context.stores.postgres, me).await {
+        let beat = leases::heartbeat(&context.stores.postgres, me);
+        match within(lease, "postgres", "renew leases", beat).await {
             Ok(membership) => {
                 observe::store_up("postgres", true);
                 keeper.valid_until.send_replace(asked + lease);
@@ -82,6 +89,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
                 if let Some(course) = membership.course {
                     change::learn(context, course);
                 }
+                first_end = membership.first_ends_in.map(|ends_in| Instant::now() + ends_in);
                 keeper.follow(&membership).await;
             }
             Err(error) => {
@@ -93,8 +101,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            // Four renewals a lease: one that fails is no reason to stop.
-            () = tokio::time::sleep(lease / 8) => {}
+            () = tokio::time::sleep(pause(lease, first_end)) => {}
         }
     }
     for one in keeper.held.values() {
@@ -105,9 +112,17 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         context.watched.remove(partition);
         give_back(context, partition).await;
     }
-    if let Err(error) = leases::leave(&context.stores.postgres, context.worker).await {
+    let left = leases::leave(&context.stores.postgres, context.worker);
+    if let Err(error) = within(ANSWER, "postgres", "leave the workers", left).await {
         tracing::warn!(%error, "Could not say that this worker leaves; its entry runs out by itself.");
     }
+}
+
+/// Between two heartbeats: eight a lease, so that some which fail are no reason to stop. Less when the lease of somebody
+/// else ends before, which nobody renews: its holder is dead, and no time is to be lost.
+fn pause(lease: Duration, first_end: Option<Instant>) -> Duration {
+    let until_end = first_end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+    until_end.max(WAKE_MIN).min(lease / 8)
 }
 
 impl Keeper {
@@ -192,8 +207,8 @@ impl Keeper {
         let context = &self.context;
         let name = partition.to_string();
         let lease_ms = context.settings.lease_ms as i64;
-        let lease =
-            leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, newest).await?;
+        let acquired = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, newest);
+        let lease = within(ANSWER, "postgres", "acquire a lease", acquired).await?;
         let Some(lease) = lease else { return Ok(None) };
         tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
         gauge(&name, true);
@@ -229,7 +244,8 @@ impl Keeper {
                 supervise::died("partition", &format!("partition {partition}: {cause}"));
                 let name = partition.to_string();
                 let postgres = &self.context.stores.postgres;
-                if let Err(error) = leases::abandon(postgres, &name, self.context.worker).await {
+                let abandoned = leases::abandon(postgres, &name, self.context.worker);
+                if let Err(error) = within(ANSWER, "postgres", "abandon a lease", abandoned).await {
                     tracing::warn!(partition = name, %error, "A lease could not be abandoned; it runs out by itself.");
                 }
                 gauge(&name, false);
@@ -245,7 +261,8 @@ impl Keeper {
 async fn give_back(context: &Context, partition: Partition) {
     let name = partition.to_string();
     gauge(&name, false);
-    if let Err(error) = leases::release(&context.stores.postgres, &name, context.worker).await
+    let released = leases::release(&context.stores.postgres, &name, context.worker);
+    if let Err(error) = within(ANSWER, "postgres", "release a lease", released).await
         && seldom::worth_a_line(&error)
     {
         tracing::warn!(partition = name, %error, "A lease could not be given back; it runs out by itself.");

@@ -2,6 +2,8 @@
 //!
 //! All times are the server's, so the workers' clocks do not matter.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use taskflow_core::partition::Course;
@@ -45,6 +47,8 @@ pub struct Membership {
     pub held: Vec<String>,
     /// Partitions whose lease somebody else holds.
     pub taken: Vec<String>,
+    /// When the first of those leases ends if nobody renews it, from now.
+    pub first_ends_in: Option<Duration>,
     /// What operators hold back.
     pub pauses: Pauses,
     /// Which partitions there are; `None` if nobody has said so yet.
@@ -79,6 +83,8 @@ pub async fn heartbeat(pool: &PgPool, me: Heartbeat<'_>) -> Result<Membership, S
         FROM workers WHERE expires_at > now() OR id = $1
         UNION ALL SELECT 'held', partition, NULL FROM renewed
         UNION ALL SELECT 'taken', partition, NULL FROM partition_leases WHERE holder <> $1 AND expires_at > now()
+        UNION ALL SELECT 'ends', ceil(EXTRACT(EPOCH FROM min(expires_at) - now()) * 1000)::bigint::text, NULL
+            FROM partition_leases WHERE holder <> $1 AND expires_at > now()
         UNION ALL SELECT 'paused', scope, NULL FROM pauses
         UNION ALL SELECT 'layout', row_to_json(l)::text, NULL FROM partition_layout l",
     )
@@ -100,6 +106,10 @@ pub async fn heartbeat(pool: &PgPool, me: Heartbeat<'_>) -> Result<Membership, S
             ("back", _, Some(id)) => membership.workers.push((id, Reach::Back)),
             ("cut_off", _, Some(id)) => membership.workers.push((id, Reach::CutOff)),
             ("held", Some(partition), _) => membership.held.push(partition),
+            ("ends", millis, _) => {
+                membership.first_ends_in =
+                    millis.and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
+            }
             // A type that a newer program knows can't come here: this one would not read such a command either.
             ("paused", Some(scope), _) => paused.extend(scope.parse::<Scope>().ok()),
             ("layout", Some(row), _) => membership.course = Some(layout::decode(&row)?),
@@ -200,7 +210,8 @@ pub struct Lease {
 /// Takes a partition's lease if it is free and `step` is the newest of the layout; `None` if not.
 ///
 /// Raising the epoch waits for a batch that the last holder may still be committing; after it, that holder can
-/// commit nothing. The layout's row is locked against a step that is taken meanwhile.
+/// commit nothing. It waits for an eighth of a lease at most: a holder that sleeps in the middle of its batch must not keep
+/// this worker from renewing the leases that it has. The layout's row is locked against a step that is taken meanwhile.
 pub async fn acquire(
     pool: &PgPool,
     partition: &str,
@@ -211,7 +222,7 @@ pub async fn acquire(
     let row: Option<(i64, i64, i16)> = sqlx::query_as(
         "/* acquire_lease */
         WITH known AS (
-            SELECT 1 FROM partition_layout WHERE step = $4 FOR SHARE
+            SELECT set_config('lock_timeout', $5, true) FROM partition_layout WHERE step = $4 FOR SHARE
         ), orphan AS (
             SELECT 1 FROM partition_leases WHERE partition = $1 AND expires_at <= now()
         ), lease AS (
@@ -230,6 +241,7 @@ pub async fn acquire(
     .bind(worker)
     .bind(lease_ms)
     .bind(step)
+    .bind((lease_ms / 8).max(1).to_string())
     .fetch_optional(pool)
     .await
     .map_err(failed("acquire a lease"))?;

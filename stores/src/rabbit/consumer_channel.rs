@@ -16,9 +16,9 @@ use super::failed;
 use super::link::Link;
 use crate::StoreError;
 
-/// A channel with one consumer, closed when it is dropped, at whatever point. Keep it before the consumer in a
-/// struct, and make it before in a function: closed first, the consumer is not cancelled, which would give what it holds
-/// back out of order.
+/// A channel with one consumer, closed when it is dropped, at whatever point. It has to be dropped before the consumer:
+/// keep the two in a struct or a tuple, in this order. Closed first, the consumer is not cancelled, which would give what
+/// it holds back out of order.
 pub(super) struct ConsumerChannel(Channel);
 
 impl ConsumerChannel {

@@ -23,6 +23,8 @@ use crate::StoreError;
 
 /// Messages in the queue before the broker drops the oldest.
 const LENGTH_MAX: u32 = 200_000;
+/// Milliseconds after which a queue goes that has no consumer.
+const UNUSED_MS: i64 = 60_000;
 /// How often the length is looked at. No exchange of ours tells half of the bound in that time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Messages that one process holds.
@@ -54,6 +56,8 @@ impl Feed {
             // Quorum queues can't be exclusive.
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
             arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(i64::from(LENGTH_MAX)));
+            // Where it is not listened to, since opening was given up half-way, it goes before its connection does.
+            arguments.insert("x-expires".into(), AMQPValue::LongLongInt(UNUSED_MS));
             arguments.insert("x-overflow".into(), AMQPValue::LongString("drop-head".into()));
             let options =
                 QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };

@@ -50,6 +50,11 @@ impl Shares {
                     return share;
                 }
                 Err(one_less) => {
+                    // The source had nothing on its way in between, and was forgotten with those who wait: they wait
+                    // for what is there now.
+                    if let Some(old) = waited.take_if(|old| !Arc::ptr_eq(old, &one_less)) {
+                        old.notify_waiters();
+                    }
                     one_less.notified().await;
                     waited = Some(one_less);
                 }

@@ -192,11 +192,13 @@ async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, Sto
     let channel = ConsumerChannel::open(link, 1).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("ask for confirms"))?;
     let options = BasicConsumeOptions::default();
-    let mut consumer = channel.consume(&partition.queue(), options, "take messages").await?;
+    let consumer = channel.consume(&partition.queue(), options, "take messages").await?;
+    // Dropped in this order, wherever it ends.
+    let mut taking = (channel, consumer);
     let (_, slots) = exchanges(partition.low);
     let mut carried = 0;
     while carried < ready {
-        let next = tokio::time::timeout(ANSWER, consumer.next()).await;
+        let next = tokio::time::timeout(ANSWER, taking.1.next()).await;
         let delivery = match next {
             Ok(Some(delivery)) => delivery.map_err(failed("take a message"))?,
             Ok(None) => return Err(unavailable("the broker ended the consumer")),
@@ -204,7 +206,7 @@ async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, Sto
         };
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let (key, properties) = (delivery.routing_key.clone(), dead_letters::carried(&delivery.properties));
-        let confirm = channel.basic_publish(slots.into(), key, options, &delivery.data, properties);
+        let confirm = taking.0.basic_publish(slots.into(), key, options, &delivery.data, properties);
         let confirm = confirm.await.map_err(failed("carry a message"))?;
         if !matches!(confirm.await.map_err(failed("carry a message"))?, Confirmation::Ack(None)) {
             return Err(unavailable("its new queue does not take it"));
@@ -215,7 +217,7 @@ async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, Sto
         }
         carried += 1;
     }
-    channel.close(ANSWER).await;
+    taking.0.close(ANSWER).await;
     Ok(carried)
 }
 

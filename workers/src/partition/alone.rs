@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::StoreError;
-use taskflow_stores::postgres::suspects;
+use taskflow_stores::postgres::{leases, suspects};
 use taskflow_stores::rabbit::consume::Delivery;
 use tokio_util::sync::CancellationToken;
 
@@ -118,6 +118,13 @@ impl Pipeline<'_> {
     ) -> Option<Result<Option<Left>, StoreError>> {
         if !matches!(left, Some(Ok(None | Some(Left::Stopped)))) {
             self.acquit().await;
+        }
+        if left.is_none() {
+            // A commit that was broken off may have lasted: the sinks learn of its batch from the head.
+            let newest = leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch);
+            if let Ok(Ok(Some(newest))) = tokio::time::timeout(HANDED_OVER, newest).await {
+                self.newest = self.newest.max(newest);
+            }
         }
         drop(solitude);
         left
