@@ -16,6 +16,8 @@ use crate::load::{self, Beside};
 use crate::schedules::Schedules;
 use crate::{Settings, Stores, audit};
 
+/// How far Postgres's clock and this machine's may be apart where something is removed for its age.
+const CLOCKS_APART_MAX: TimeDelta = TimeDelta::hours(12);
 /// How often a write to MongoDB is tried that came too late.
 const TRIES: u32 = 5;
 /// Lines of a run's log, and characters of each.
@@ -248,8 +250,17 @@ impl Context {
     }
 
     /// So many days ago, by Postgres's time: what is older may go.
-    pub(crate) fn days_ago(&self, days: u16) -> DateTime<Utc> {
-        self.now() - TimeDelta::days(i64::from(days))
+    ///
+    /// # Errors
+    /// That server's clock and this machine's do not agree: by a clock that is far ahead, what is young would go.
+    pub(crate) fn days_ago(&self, days: u16) -> Result<DateTime<Utc>, Failure> {
+        let (theirs, ours) = (self.now(), clock::now());
+        if (theirs - ours).abs() > CLOCKS_APART_MAX {
+            return Err(Failure::Again(format!(
+                "Postgres's clock says {theirs} and this machine's {ours}: nothing is removed until they agree"
+            )));
+        }
+        Ok(theirs - TimeDelta::days(i64::from(days)))
     }
 
     /// Writes to MongoDB for as long as this scheduler leads, by that server's own clock. What came too late is done again

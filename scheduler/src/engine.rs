@@ -1,9 +1,11 @@
 //! The leader's work: one look a second, or when the next schedule is due, and what follows from it.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use taskflow_core::event::Retention;
 use taskflow_core::job::{Met, State};
 use taskflow_core::metric;
@@ -12,7 +14,7 @@ use taskflow_stores::postgres::job_schedules::{self, Look};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
 use taskflow_stores::postgres::{job_history, system_events};
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{crash, observe};
+use taskflow_stores::{crash, observe, within};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +22,7 @@ use uuid::Uuid;
 
 use crate::context::{Context, ServerClock, Stop, Stopped};
 use crate::schedules::Schedules;
-use crate::{Settings, Stores, arm, audit, fire, run};
+use crate::{Settings, Stores, arm, audit, fire, jobs, run};
 
 /// The longest time between two looks: what people ask for is seen within it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -44,6 +46,13 @@ pub(crate) struct Engine {
 
 /// Runs at work, by their numbers.
 type Runs = HashMap<i64, Stop>;
+
+/// A run that is at work no more.
+struct Over {
+    run: i64,
+    /// Whether its end was written down, or belongs to another leader.
+    is_written: bool,
+}
 
 impl Engine {
     pub(crate) fn new(
@@ -94,7 +103,7 @@ impl Engine {
         mut until: Instant,
         stop: &CancellationToken,
         runs: &mut Runs,
-        tasks: &mut JoinSet<i64>,
+        tasks: &mut JoinSet<Over>,
     ) -> Stopped {
         let complaints = Seldom::new();
         let (mut settled, mut newest) = (false, chrono::DateTime::<chrono::Utc>::MIN_UTC);
@@ -115,10 +124,14 @@ impl Engine {
                     until = asked + self.lease();
                     settled &= look.now + JUMP >= newest;
                     newest = look.now;
-                    match self.follow(fence, &look, &mut settled, runs, tasks).await {
-                        Ok(()) => pause(&look),
+                    let followed = self.follow(fence, &look, &mut settled, runs, tasks);
+                    match within(self.lease(), "postgres", "do what is due", followed).await {
+                        Ok(true) => pause(&look),
+                        Ok(false) => LOOK_SOONEST,
                         Err(Fenced::Out) => return Stopped::Out,
                         Err(Fenced::Store(error)) => {
+                            // A commit that seemed to fail may have lasted: a run may have begun that nobody works on.
+                            settled = false;
                             if complaints.due().is_some() {
                                 tracing::warn!(%error, "The scheduler could not do what is due; it tries again.");
                             }
@@ -127,6 +140,7 @@ impl Engine {
                     }
                 }
                 Ok(Err(error)) => {
+                    settled = false;
                     if complaints.due().is_some() {
                         tracing::warn!(%error, "The scheduler can't look what is due.");
                     }
@@ -141,36 +155,37 @@ impl Engine {
                 () = stop.cancelled() => return Stopped::Leaving,
                 () = tokio::time::sleep(pause) => {}
                 Some(ended) = tasks.join_next() => {
-                    // A run of ours catches its job's panics itself; its number is gone only with the runtime.
-                    if let Ok(ended) = ended {
-                        runs.remove(&ended);
+                    if let Ok(over) = ended {
+                        runs.remove(&over.run);
+                        settled &= over.is_written;
                     }
                 }
             }
         }
     }
 
+    /// Returns whether everything that was seen is dealt with.
     async fn follow(
         &self,
         fence: &Fence,
         look: &Look,
         settled: &mut bool,
         runs: &mut Runs,
-        tasks: &mut JoinSet<i64>,
-    ) -> Result<(), Fenced> {
+        tasks: &mut JoinSet<Over>,
+    ) -> Result<bool, Fenced> {
         let clock = ServerClock::new(look.now);
         if !*settled {
             self.take_over(fence, runs).await?;
             arm::settle(&self.schedules, fence).await?;
             self.show_successes().await?;
             *settled = true;
-            return Ok(());
+            return Ok(true);
         }
         if !look.unarmed.is_empty() {
             arm::repair(&self.schedules, fence, &look.unarmed, look.now).await?;
         }
         self.cancel(fence, &look.cancel, runs).await?;
-        fire::fire(&self.schedules, fence, &look.due, look.now).await?;
+        let all = fire::fire(&self.schedules, fence, &look.due, look.now).await?;
         fire::outside_window(&self.schedules, fence, &look.ready, look.now).await?;
         for id in &look.ready {
             if runs.len() >= self.settings.at_once {
@@ -178,36 +193,38 @@ impl Engine {
             }
             self.begin(fence, *id, clock, runs, tasks).await?;
         }
-        Ok(())
+        Ok(all && !look.is_full())
     }
 
-    /// Deals with what an earlier leader began and did not end. Whether it took effect is not known: it is tried again
-    /// only where its schedule says so.
+    /// Deals with what an earlier leader began and did not end, or this one without knowing. Whether it took effect is not
+    /// known: it is tried again only where its schedule says so.
     async fn take_over(&self, fence: &Fence, runs: &Runs) -> Result<(), Fenced> {
         let mut transaction = fence.begin().await?;
         let orphans = job_runs::orphans(&mut transaction, fence.epoch()).await?;
         leader::commit(transaction).await?;
         for run in orphans.iter().filter(|run| !runs.contains_key(&run.id)) {
-            let detail = "the scheduler that ran it is gone; how far it got is not known".to_owned();
-            let Some(schedule) = self.schedules.get(&run.schedule) else {
-                let mut transaction = fence.begin().await?;
-                job_runs::end(&mut transaction, fence.epoch(), run.id, &failed(detail)).await?;
-                leader::commit(transaction).await?;
-                continue;
+            let detail = "nobody works on it any more; how far it got is not known".to_owned();
+            let end = match self.schedules.get(&run.schedule) {
+                Some(schedule) => run::again(schedule, run, detail).unwrap_or_else(failed),
+                None => failed(detail),
             };
-            let end = run::again(schedule, run, detail).unwrap_or_else(failed);
-            run::try_end(fence, schedule.job, run, &end).await?;
+            run::try_end(fence, run, &end).await?;
         }
         Ok(())
     }
 
     /// What was completed before this process began is in its metrics too.
     async fn show_successes(&self) -> Result<(), Fenced> {
+        // A job may have several schedules.
+        let mut newest = HashMap::new();
         for (name, at) in job_history::successes(&self.stores.postgres).await? {
             if let Some(schedule) = self.schedules.get(&name) {
-                observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", schedule.job.name)])
-                    .set(at.timestamp() as f64);
+                let known = newest.entry(schedule.job.name).or_insert(at);
+                *known = at.max(*known);
             }
+        }
+        for (job, at) in newest {
+            observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", job)]).set(at.timestamp() as f64);
         }
         Ok(())
     }
@@ -217,6 +234,15 @@ impl Engine {
         if !waiting.is_empty() {
             let mut transaction = fence.begin().await?;
             let cancelled = job_runs::cancel_waiting(&mut transaction, &waiting).await?;
+            for run in cancelled.iter().filter(|run| run.attempt > 0) {
+                // Its beginning is told; so is its end.
+                let detail = format!("cancelled by {}", run.cancel_asked_by.as_deref().unwrap_or_default());
+                let end =
+                    End { state: State::Cancelled, again_after: None, detail: Some(detail), told: None };
+                let event = jobs::named(&run.job)
+                    .and_then(|job| job.ended_event(run, &end, taskflow_stores::clock::now()));
+                system_events::insert(&mut transaction, event.as_slice()).await?;
+            }
             leader::commit(transaction).await?;
             for run in cancelled {
                 tracing::info!(
@@ -225,8 +251,8 @@ impl Engine {
                     by = run.cancel_asked_by,
                     "A waiting run is cancelled."
                 );
-                if let Some(schedule) = self.schedules.get(&run.schedule) {
-                    let labels = [("job", schedule.job.name), ("outcome", State::Cancelled.as_str())];
+                if let Some(job) = jobs::named(&run.job) {
+                    let labels = [("job", job.name), ("outcome", State::Cancelled.as_str())];
                     observe::counter(&metric::JOB_RUNS, &labels).increment(1);
                 }
             }
@@ -246,7 +272,7 @@ impl Engine {
         id: i64,
         clock: ServerClock,
         runs: &mut Runs,
-        tasks: &mut JoinSet<i64>,
+        tasks: &mut JoinSet<Over>,
     ) -> Result<(), Fenced> {
         let mut transaction = fence.begin().await?;
         let Some(run) = job_runs::begin(&mut transaction, fence.epoch(), &self.host, id).await? else {
@@ -254,14 +280,12 @@ impl Engine {
         };
         let Some(schedule) = self.schedules.get(&run.schedule) else {
             let detail = "the settings no longer have this schedule".to_owned();
-            job_runs::end(&mut transaction, fence.epoch(), id, &failed(detail)).await?;
-            return leader::commit(transaction).await;
+            return run::end_in(transaction, fence, &run, &failed(detail)).await;
         };
         let words =
             run.arguments.iter().filter_map(|words| words.0.as_object()).flat_map(serde_json::Map::keys);
         if let Err(unknown) = schedule.job.knows(words.map(String::as_str)) {
-            job_runs::end(&mut transaction, fence.epoch(), id, &failed(unknown)).await?;
-            return leader::commit(transaction).await;
+            return run::end_in(transaction, fence, &run, &failed(unknown)).await;
         }
         let event = schedule.job.begun_event(&run, &self.host, taskflow_stores::clock::now());
         system_events::insert(&mut transaction, event.as_slice()).await?;
@@ -290,8 +314,9 @@ impl Engine {
         runs.insert(id, stop);
         let schedule = schedule.clone();
         tasks.spawn(async move {
-            run::work(context, schedule, run).await;
-            id
+            // What it does about its job's panics is not all that may panic.
+            let worked = AssertUnwindSafe(run::work(context, schedule, run)).catch_unwind().await;
+            Over { run: id, is_written: worked.is_ok() }
         });
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Writes due times into the ledger, before anything is run, together with each schedule's next due time: one
 //! transaction, so that no due time is forgotten or written twice.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -20,20 +21,22 @@ use crate::schedules::{Schedule, Schedules};
 const ROWS_MAX: usize = 2_000;
 const THINK_MAX: Duration = Duration::from_millis(500);
 
-/// Deals with schedules whose due time has come; those that are not dealt with come again at the next look.
+/// Deals with schedules whose due time has come; those that are not dealt with come again at the next look. Returns whether
+/// all are.
 pub(crate) async fn fire(
     schedules: &Schedules,
     fence: &Fence,
     due: &[(String, DateTime<Utc>)],
     now: DateTime<Utc>,
-) -> Result<(), Fenced> {
+) -> Result<bool, Fenced> {
     if due.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let mut transaction = fence.begin().await?;
     let names: Vec<&str> = due.iter().map(|(name, _)| name.as_str()).collect();
     let mut unfinished = job_runs::unfinished(&mut transaction, &names).await?;
-    let (mut rows, mut arms, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut arms, mut replaced) = (Vec::new(), Vec::new(), HashSet::new());
+    let mut all = true;
     let started = Instant::now();
     for (name, armed) in due {
         let Some(schedule) = schedules.get(name) else { continue };
@@ -42,27 +45,34 @@ pub(crate) async fn fire(
         let (new, replaces) = decide(schedule, schedules, plan.dues, before, now);
         rows.extend(new);
         if replaces {
-            replaced.push(name.as_str());
+            replaced.insert(name.as_str());
         }
         arms.push(arm(schedule, Some(*armed), plan.next.unwrap_or_else(never)));
         if rows.len() >= ROWS_MAX || started.elapsed() >= THINK_MAX {
+            all = arms.len() >= due.len();
             break;
         }
     }
+    let written = job_runs::write(&mut transaction, fence.epoch(), &rows).await?;
+    // A due time that has its row already, since the clock went back, takes nobody's place.
+    let new = written.iter().map(|(place, _)| &rows[*place]).filter(|row| row.met.runs());
+    let replaced: Vec<&str> =
+        new.map(|row| row.schedule.as_str()).filter(|schedule| replaced.contains(schedule)).collect();
     if !replaced.is_empty() {
-        job_runs::replace(&mut transaction, &replaced).await?;
+        let ids: Vec<i64> = written.iter().map(|(_, id)| *id).collect();
+        job_runs::replace(&mut transaction, &replaced, &ids).await?;
     }
-    job_runs::write(&mut transaction, fence.epoch(), &rows).await?;
     job_schedules::arm(&mut transaction, &arms).await?;
     leader::commit(transaction).await?;
     crash::point("fired");
-    rows.iter().for_each(count);
-    for row in rows.iter().filter(|row| !row.met.runs()) {
-        if row.met != Met::Coalesced {
+    for (place, _) in written {
+        let row = &rows[place];
+        count(row);
+        if !row.met.runs() && row.met != Met::Coalesced {
             tracing::warn!(schedule = row.schedule, due_at = %row.due_at, met = row.met.as_str(), "A due time gets no run.");
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Counts a due time that is in the ledger.
@@ -95,14 +105,13 @@ pub(crate) async fn outside_window(
     for one in ended.iter().filter(|one| one.run.attempt > 0) {
         let end =
             End { state: State::Failed, again_after: None, detail: Some(one.detail.clone()), told: None };
-        let job = jobs::all().find(|job| job.name == one.run.job);
-        let event = job.and_then(|job| job.ended_event(&one.run, &end, now));
+        let event = jobs::named(&one.run.job).and_then(|job| job.ended_event(&one.run, &end, now));
         system_events::insert(&mut transaction, event.as_slice()).await?;
     }
     leader::commit(transaction).await?;
     for Outside { run, detail } in ended {
         let outcome = if run.attempt > 0 { State::Failed.as_str() } else { Met::OutsideWindow.as_str() };
-        if let Some(job) = jobs::all().find(|job| job.name == run.job) {
+        if let Some(job) = jobs::named(&run.job) {
             observe::counter(&metric::JOB_RUNS, &[("job", job.name), ("outcome", outcome)]).increment(1);
         }
         tracing::warn!(schedule = run.schedule, run = run.id, outcome, detail, "A run is not begun.");

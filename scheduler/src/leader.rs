@@ -5,7 +5,7 @@ use std::time::Duration;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leader;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{crash, observe};
+use taskflow_stores::{StoreError, crash, observe, within};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,14 +20,7 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
     gauge.set(0.0);
     while !stop.is_cancelled() {
         let asked = Instant::now();
-        match leader::take(
-            &engine.stores.postgres,
-            engine.holder,
-            &engine.host,
-            engine.lease().as_millis() as i64,
-        )
-        .await
-        {
+        match take(engine).await {
             Ok(Some(epoch)) => {
                 tracing::info!(epoch, host = engine.host, "This scheduler leads.");
                 gauge.set(1.0);
@@ -38,7 +31,10 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
                 }
                 gauge.set(0.0);
                 recovery::hide();
-                if let Err(error) = leader::leave(&engine.stores.postgres, engine.holder, epoch).await {
+                let left = leader::leave(&engine.stores.postgres, engine.holder, epoch);
+                if let Err(error) =
+                    within(engine.lease(), "postgres", "leave the scheduler's lead", left).await
+                {
                     tracing::debug!(%error, "The lead could not be given back; it runs out.");
                 }
             }
@@ -55,6 +51,12 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+async fn take(engine: &Engine) -> Result<Option<i64>, StoreError> {
+    let lease_ms = engine.lease().as_millis() as i64;
+    let taken = leader::take(&engine.stores.postgres, engine.holder, &engine.host, lease_ms);
+    within(engine.lease(), "postgres", "take the scheduler's lead", taken).await
 }
 
 /// Time between two tries to take the lead: several in a lease, and never in step with others.

@@ -10,14 +10,16 @@ use taskflow_core::metric;
 use taskflow_stores::postgres::job_runs::{self, End, Run};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
 use taskflow_stores::postgres::system_events;
-use taskflow_stores::{clock, crash, observe, supervise};
+use taskflow_stores::{clock, crash, observe, supervise, within};
 
 use crate::context::{Context, Failure, Stopped};
-use crate::jobs::Job;
+use crate::jobs;
 use crate::schedules::Schedule;
 
 /// How long a run that is told to stop has for it before it is dropped.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long Postgres may take to write an end down: longer than it lets the statements take.
+const ANSWER: Duration = Duration::from_secs(15);
 /// Time between two tries to write an end down.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -113,8 +115,8 @@ pub(crate) fn again(schedule: &Schedule, run: &Run, detail: String) -> Result<En
 async fn write_end(fence: &Fence, schedule: &Schedule, run: &Run, end: &End, stop: &crate::context::Stop) {
     let mut told = false;
     loop {
-        match try_end(fence, schedule.job, run, end).await {
-            Ok(_) => return,
+        match within(ANSWER, "postgres", "end a run", try_end(fence, run, end)).await {
+            Ok(()) => return,
             Err(Fenced::Out) => {
                 tracing::warn!(
                     schedule = schedule.name,
@@ -138,20 +140,35 @@ async fn write_end(fence: &Fence, schedule: &Schedule, run: &Run, end: &End, sto
 }
 
 /// Writes an end down, with the event that tells of it.
-pub(crate) async fn try_end(fence: &Fence, job: &'static Job, run: &Run, end: &End) -> Result<bool, Fenced> {
-    let mut transaction = fence.begin().await?;
+pub(crate) async fn try_end(fence: &Fence, run: &Run, end: &End) -> Result<(), Fenced> {
+    end_in(fence.begin().await?, fence, run, end).await
+}
+
+/// The same in a transaction that is begun, and is committed.
+pub(crate) async fn end_in(
+    mut transaction: leader::Open,
+    fence: &Fence,
+    run: &Run,
+    end: &End,
+) -> Result<(), Fenced> {
+    // One whose job this program does not know any more has no event and no figures.
+    let job = jobs::named(&run.job);
     if !job_runs::end(&mut transaction, fence.epoch(), run.id, end).await? {
-        return Ok(false);
+        return Ok(());
     }
-    let event = job.ended_event(run, end, clock::now());
+    let event = job.and_then(|job| job.ended_event(run, end, clock::now()));
     system_events::insert(&mut transaction, event.as_slice()).await?;
     leader::commit(transaction).await?;
     let outcome = if end.state == State::Waiting { "retried" } else { end.state.as_str() };
-    observe::counter(&metric::JOB_RUNS, &[("job", job.name), ("outcome", outcome)]).increment(1);
+    if let Some(job) = job {
+        observe::counter(&metric::JOB_RUNS, &[("job", job.name), ("outcome", outcome)]).increment(1);
+    }
     match end.state {
         State::Completed => {
             let now = clock::now().timestamp() as f64;
-            observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", job.name)]).set(now);
+            if let Some(job) = job {
+                observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", job.name)]).set(now);
+            }
             tracing::info!(schedule = run.schedule, run = run.id, "A job is done.");
         }
         _ => {
@@ -159,5 +176,5 @@ pub(crate) async fn try_end(fence: &Fence, job: &'static Job, run: &Run, end: &E
             tracing::warn!(schedule = run.schedule, run = run.id, outcome, detail, "A job is not done.");
         }
     }
-    Ok(true)
+    Ok(())
 }

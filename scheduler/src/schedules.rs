@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use taskflow_core::job::expression::Expression;
 use taskflow_core::job::outage::Timing;
 use taskflow_core::job::window::Window;
-use taskflow_core::job::{Missed, Overlap, Retries};
+use taskflow_core::job::{Missed, Overlap, QUEUE_MAX, Retries};
 use taskflow_stores::postgres::job_schedules::Wanted;
 use taskflow_stores::postgres::leader::LEASE_MAX_MS;
 
@@ -181,6 +181,13 @@ fn read(name: &str, set: &JobSettings, zone: Tz) -> Result<Schedule, String> {
     if timeout_s == 0 {
         return Err(format!("{}: 0 would end each run at once", at("timeout_s")));
     }
+    let catch_up_max = set.catch_up_max.unwrap_or(24);
+    if catch_up_max > QUEUE_MAX {
+        return Err(format!(
+            "{}: {catch_up_max} is more than {QUEUE_MAX}, which may wait",
+            at("catch_up_max")
+        ));
+    }
     Ok(Schedule {
         name: name.to_owned(),
         job,
@@ -189,7 +196,7 @@ fn read(name: &str, set: &JobSettings, zone: Tz) -> Result<Schedule, String> {
         timeout_s,
         overlap: set.overlap.unwrap_or(job.overlap),
         missed: set.missed.unwrap_or(job.missed),
-        catch_up_max: set.catch_up_max.unwrap_or(24),
+        catch_up_max,
         retries: set.retries.unwrap_or(Retries { most: job.retries, ..Retries::default() }),
         enabled: set.enabled.unwrap_or(job.enabled),
     })
@@ -254,6 +261,11 @@ mod tests {
             JobSettings { time_zone: Some("Berlin".into()), ..JobSettings::default() },
         );
         assert!(error.contains(".time_zone:"), "{error}");
+        let error = with(
+            "retention.events",
+            JobSettings { catch_up_max: Some(QUEUE_MAX + 1), ..JobSettings::default() },
+        );
+        assert!(error.contains(".catch_up_max: 101 is more than 100"), "{error}");
     }
 
     #[test]

@@ -42,9 +42,13 @@ pub struct Plan {
 }
 
 impl Timing<'_> {
-    /// When a due time's run begins.
+    /// When a due time's run begins: not after the next due time, or runs that wait for theirs would look like an outage.
     pub fn begins(&self, due: DateTime<Utc>) -> DateTime<Utc> {
-        due + jitter(self.name, due, self.jitter_s)
+        let jitter = jitter(self.name, due, self.jitter_s);
+        if jitter == TimeDelta::zero() {
+            return due;
+        }
+        due + self.expression.after(due).map_or(jitter, |next| jitter.min(next - due))
     }
 
     /// Says of all due times from `armed` (the first that nobody has looked at) to `now` how they are met.

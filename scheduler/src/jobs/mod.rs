@@ -133,6 +133,11 @@ pub fn all() -> impl Iterator<Item = &'static Job> {
     JOBS.iter()
 }
 
+/// The job of this name.
+pub(crate) fn named(name: &str) -> Option<&'static Job> {
+    all().find(|job| job.name == name)
+}
+
 static JOBS: &[Job] = &[
     retention_events::JOB,
     retention_holds::JOB,

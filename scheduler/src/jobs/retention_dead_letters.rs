@@ -23,7 +23,7 @@ pub(super) const JOB: Job = Job {
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = context.days_ago(context.retention.dead_letters_days);
+        let before = context.days_ago(context.retention.dead_letters_days)?;
         if context.dry_run() {
             let (kept, all, held) = dead_letters::past(&context.stores.postgres, before).await?;
             context.set("letters_past", all);

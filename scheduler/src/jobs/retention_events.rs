@@ -57,7 +57,7 @@ async fn plan(context: &Context) -> Result<(), Failure> {
         for kind in
             TYPES.into_iter().chain(SYSTEM_TYPES).filter(|kind| context.retention.class_of(kind) == class)
         {
-            let before = context.days_ago(context.retention.days_of(kind));
+            let before = context.days_ago(context.retention.days_of(kind))?;
             let started = Instant::now();
             let counted = trail::count(&context.stores.mongo, kind, before, &holds).await?;
             all += counted.all;

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use taskflow_core::retention::{self, Holds, stamp};
-use taskflow_stores::mongo::retention::{self as trail, Subject};
+use taskflow_stores::mongo::retention::{self as trail, From, Subject};
 use taskflow_stores::postgres::leader;
 use taskflow_stores::postgres::legal_holds::{self, Hold};
 use tokio::sync::Mutex;
@@ -27,6 +28,8 @@ pub(super) const JOB: Job = Job {
 
 /// Events of one step.
 const TOGETHER: i64 = 500;
+/// How much later than it was made an event comes to the trail, as a rule.
+const LATE_MAX: TimeDelta = TimeDelta::hours(1);
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
@@ -74,12 +77,19 @@ pub(super) async fn look_after(context: &Context) -> Result<(), Failure> {
 }
 
 /// Also what an older hold has marked gets this one's mark: a leader that was stopped while it lifted the older one, and
-/// goes on, finds it changed.
+/// goes on, finds it changed. Once all events are marked only new ones are looked at, and all again on another day: an
+/// event that came to the trail much later than it was made has months until anybody removes it.
 async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
     let own = retention::mark(hold.since);
+    let today = context.now().date_naive();
+    let mut from = match hold.appliedat {
+        Some(applied) if applied.date_naive() == today => From::Time(applied - LATE_MAX),
+        _ => From::Start,
+    };
     loop {
         let started = Instant::now();
-        let found = trail::unmarked(&context.stores.mongo, subject(hold), own, TOGETHER).await?;
+        let found = trail::unmarked(&context.stores.mongo, subject(hold), own, from, TOGETHER).await?;
+        from = found.last().map_or(from, From::behind);
         let stamps: Vec<_> = found.iter().map(|event| (event, own)).collect();
         if !stamps.is_empty() {
             context.in_mongo(|until| trail::stamp(&context.stores.mongo, &stamps, until)).await?;
@@ -94,15 +104,15 @@ async fn mark(context: &Context, hold: &Hold) -> Result<(), Failure> {
 }
 
 async fn lift(context: &Context, hold: &Hold) -> Result<(), Failure> {
-    let mut cursor = None;
+    let mut from = From::Start;
     loop {
         let started = Instant::now();
-        let found = trail::held(&context.stores.mongo, subject(hold), cursor, TOGETHER).await?;
+        let found = trail::held(&context.stores.mongo, subject(hold), from, TOGETHER).await?;
         let holds = standing(context).await?;
         let stamps = found.iter().map(|event| (event, stamp(&context.retention, &holds, &event.kept())));
         let stamps: Vec<_> = stamps.filter(|(event, right)| *right != event.expires_at).collect();
         // What another hold keeps stays as it is, and is passed over.
-        cursor = found.last().map(|event| event.id).or(cursor);
+        from = found.last().map_or(from, From::behind);
         if !stamps.is_empty() {
             context.in_mongo(|until| trail::stamp(&context.stores.mongo, &stamps, until)).await?;
             context.add("events_lifted", stamps.len() as u64);

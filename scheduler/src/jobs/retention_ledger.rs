@@ -30,7 +30,7 @@ const TOGETHER: i64 = 500;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = context.days_ago(context.retention.job_runs_days);
+        let before = context.days_ago(context.retention.job_runs_days)?;
         if context.dry_run() {
             context.set("before", before.to_rfc3339());
             return Ok(());

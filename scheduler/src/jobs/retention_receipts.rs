@@ -39,7 +39,7 @@ const COUNT_MAX: i64 = 100_000;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = context.days_ago(context.retention.receipts_days);
+        let before = context.days_ago(context.retention.receipts_days)?;
         if context.dry_run() {
             context.set("before", before.to_rfc3339());
             let past = pruning::receipts_count(&context.stores.postgres, before, COUNT_MAX).await?;

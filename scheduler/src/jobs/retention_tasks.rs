@@ -25,7 +25,7 @@ const TOGETHER: i64 = 500;
 
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
-        let before = context.days_ago(context.retention.deleted_tasks_days);
+        let before = context.days_ago(context.retention.deleted_tasks_days)?;
         if context.dry_run() {
             let (past, held) = pruning::deleted_tasks_count(&context.stores.postgres, before).await?;
             context.set("tasks_past", past);

@@ -65,31 +65,64 @@ pub async fn behind(database: &Database, id: Option<[u8; 12]>, limit: i64) -> Re
     find(database, filter, doc! { "_id": 1 }, limit).await
 }
 
+/// From where on a subject's events are looked at, in the order in which they were made.
+#[derive(Debug, Clone, Copy)]
+pub enum From {
+    Start,
+    Time(DateTime<Utc>),
+    /// Behind this event.
+    Behind(DateTime<Utc>, [u8; 12]),
+}
+
+impl From {
+    pub fn behind(event: &Found) -> Self {
+        Self::Behind(event.created_at, event.id)
+    }
+}
+
 /// Events of a subject that do not bear a mark, or one of an older hold.
 pub async fn unmarked(
     database: &Database,
     subject: Subject,
     mark: DateTime<Utc>,
+    from: From,
     limit: i64,
 ) -> Result<Vec<Found>, StoreError> {
-    let mut filter = of(subject);
-    filter.insert("expiresAt", doc! { "$lt": date(mark) });
-    find(database, filter, Document::new(), limit).await
+    page(database, subject, doc! { "$lt": date(mark) }, from, limit).await
 }
 
-/// Events of a subject that bear a hold's mark, behind one of them.
+/// Events of a subject that bear a hold's mark.
 pub async fn held(
     database: &Database,
     subject: Subject,
-    after: Option<[u8; 12]>,
+    from: From,
+    limit: i64,
+) -> Result<Vec<Found>, StoreError> {
+    page(database, subject, doc! { "$gte": date(held_until()) }, from, limit).await
+}
+
+/// In the order of the indexes `{entityId|actorId, createdAt, _id}`: no event is read twice, however many there are.
+async fn page(
+    database: &Database,
+    subject: Subject,
+    expires: Document,
+    from: From,
     limit: i64,
 ) -> Result<Vec<Found>, StoreError> {
     let mut filter = of(subject);
-    filter.insert("expiresAt", doc! { "$gte": date(held_until()) });
-    if let Some(after) = after {
-        filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
+    filter.insert("expiresAt", expires);
+    match from {
+        From::Start => {}
+        From::Time(at) => drop(filter.insert("createdAt", doc! { "$gte": date(at) })),
+        From::Behind(at, id) => {
+            let at = date(at);
+            filter.insert("createdAt", doc! { "$gte": at });
+            let later = doc! { "createdAt": { "$gt": at } };
+            let same = doc! { "createdAt": at, "_id": { "$gt": ObjectId::from_bytes(id) } };
+            filter.insert("$or", [later, same].to_vec());
+        }
     }
-    find(database, filter, doc! { "_id": 1 }, limit).await
+    find(database, filter, doc! { "createdAt": 1, "_id": 1 }, limit).await
 }
 
 pub(super) fn of(subject: Subject) -> Document {
@@ -106,8 +139,7 @@ async fn find(
     limit: i64,
 ) -> Result<Vec<Found>, StoreError> {
     let fields = doc! { "type": 1, "entityId": 1, "actorId": 1, "createdAt": 1, "expiresAt": 1 };
-    let options = FindOptions::builder().projection(fields).limit(limit);
-    let options = if sort.is_empty() { options.build() } else { options.sort(sort).build() };
+    let options = FindOptions::builder().projection(fields).limit(limit).sort(sort).build();
     let found = collection(database).find(filter).with_options(options).await;
     let documents = found.map_err(failed("find events"))?;
     let documents: Vec<Document> = documents.try_collect().await.map_err(failed("find events"))?;

@@ -25,10 +25,15 @@ pub struct New {
     pub detail: Option<String>,
 }
 
-/// Writes due times down; one that is written already stays as it is.
-pub async fn write(connection: &mut PgConnection, epoch: i64, new: &[New]) -> Result<(), StoreError> {
+/// Writes due times down; one that is written already stays as it is. Returns the numbers of the new ones' rows, each with
+/// its place in `new`.
+pub async fn write(
+    connection: &mut PgConnection,
+    epoch: i64,
+    new: &[New],
+) -> Result<Vec<(usize, i64)>, StoreError> {
     let state = |new: &New| if new.met.runs() { State::Waiting } else { State::NotRun };
-    sqlx::query(
+    let written: Vec<(i64, String, DateTime<Utc>)> = sqlx::query_as(
         "/* write_due_times */
         INSERT INTO job_runs (schedule, job, due_at, through, met, state, begins_at, detail, epoch, ended_at)
         SELECT schedule, job, due_at, through, met, state, begins_at, detail, $9,
@@ -37,7 +42,7 @@ pub async fn write(connection: &mut PgConnection, epoch: i64, new: &[New]) -> Re
                     $7::timestamptz[], $8::text[])
             WITH ORDINALITY AS n (schedule, job, due_at, through, met, state, begins_at, detail, place)
         ORDER BY place
-        ON CONFLICT (schedule, due_at) DO NOTHING",
+        ON CONFLICT (schedule, due_at) DO NOTHING RETURNING id, schedule, due_at",
     )
     .bind(new.iter().map(|new| new.schedule.as_str()).collect::<Vec<_>>())
     .bind(new.iter().map(|new| new.job).collect::<Vec<_>>())
@@ -48,10 +53,15 @@ pub async fn write(connection: &mut PgConnection, epoch: i64, new: &[New]) -> Re
     .bind(new.iter().map(|new| new.begins_at).collect::<Vec<_>>())
     .bind(new.iter().map(|new| new.detail.as_deref()).collect::<Vec<_>>())
     .bind(epoch)
-    .execute(connection)
+    .fetch_all(connection)
     .await
     .map_err(failed("write due times down"))?;
-    Ok(())
+    let mut ids: HashMap<(&str, DateTime<Utc>), i64> =
+        written.iter().map(|(id, schedule, due_at)| ((schedule.as_str(), *due_at), *id)).collect();
+    let places = new.iter().enumerate();
+    Ok(places
+        .filter_map(|(place, new)| Some((place, ids.remove(&(new.schedule.as_str(), new.due_at))?)))
+        .collect())
 }
 
 /// How many runs of each of these schedules wait or run.
@@ -71,14 +81,19 @@ pub async fn unfinished(
     Ok(rows.into_iter().map(|(schedule, count)| (schedule, count as usize)).collect())
 }
 
-/// Asks for the end of all unfinished runs of these schedules: a newer one takes their place.
-pub async fn replace(connection: &mut PgConnection, schedules: &[&str]) -> Result<(), StoreError> {
+/// Asks for the end of all unfinished runs of these schedules but the `new` ones, which take their place.
+pub async fn replace(
+    connection: &mut PgConnection,
+    schedules: &[&str],
+    new: &[i64],
+) -> Result<(), StoreError> {
     sqlx::query(
         "/* replace_runs */
         UPDATE job_runs SET cancel_asked_at = now(), cancel_asked_by = 'its schedule: the next run is due'
-        WHERE state IN ('waiting', 'running') AND schedule = ANY($1) AND cancel_asked_at IS NULL",
+        WHERE state IN ('waiting', 'running') AND schedule = ANY($1) AND id <> ALL($2) AND cancel_asked_at IS NULL",
     )
     .bind(schedules)
+    .bind(new)
     .execute(connection)
     .await
     .map_err(failed("cancel runs for newer ones"))?;
@@ -117,8 +132,7 @@ pub async fn begin(
 ) -> Result<Option<Run>, StoreError> {
     sqlx::query_as(
         "/* begin_run */
-        UPDATE job_runs SET state = 'running', attempt = attempt + 1, epoch = $2, host = $3, started_at = now(),
-            detail = NULL
+        UPDATE job_runs SET state = 'running', attempt = attempt + 1, epoch = $2, host = $3, started_at = now()
         WHERE id = $1 AND state = 'waiting' AND cancel_asked_at IS NULL
         RETURNING id, schedule, job, due_at, met, attempt, arguments, begins_at, cancel_asked_by",
     )
@@ -143,6 +157,7 @@ pub struct End {
     pub state: State,
     /// How long it waits for its next try, if its state is that it waits.
     pub again_after: Option<TimeDelta>,
+    /// `None` keeps what was said before: why an earlier try has failed.
     pub detail: Option<String>,
     /// What it told; `None` keeps what was written before.
     pub told: Option<Told>,
@@ -153,7 +168,7 @@ pub async fn end(connection: &mut PgConnection, epoch: i64, id: i64, end: &End) 
     let ended = sqlx::query(
         "/* end_run */
         UPDATE job_runs SET state = $3, ended_at = CASE WHEN $3 = 'waiting' THEN NULL ELSE now() END,
-            begins_at = COALESCE(clock_timestamp() + $4 * interval '1 millisecond', begins_at), detail = $5, figures = COALESCE($6, figures), log = COALESCE($7, log),
+            begins_at = COALESCE(clock_timestamp() + $4 * interval '1 millisecond', begins_at), detail = COALESCE($5, detail), figures = COALESCE($6, figures), log = COALESCE($7, log),
             epoch = $2
         WHERE id = $1 AND state = 'running'",
     )
@@ -224,12 +239,12 @@ pub async fn cancel_waiting(connection: &mut PgConnection, ids: &[i64]) -> Resul
     .map_err(failed("cancel waiting runs"))
 }
 
-/// Runs that an earlier leader began and did not end.
+/// Runs that were begun and not ended, under this epoch or an earlier one. Which of them are at work the leader knows.
 pub async fn orphans(connection: &mut PgConnection, epoch: i64) -> Result<Vec<Run>, StoreError> {
     sqlx::query_as(
         "/* orphaned_runs */
         SELECT id, schedule, job, due_at, met, attempt, arguments, begins_at, cancel_asked_by FROM job_runs
-        WHERE state = 'running' AND epoch < $1 ORDER BY id FOR UPDATE",
+        WHERE state = 'running' AND epoch <= $1 ORDER BY id FOR UPDATE",
     )
     .bind(epoch)
     .fetch_all(connection)

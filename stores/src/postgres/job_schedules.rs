@@ -32,6 +32,14 @@ pub struct Look {
     pub next: Option<DateTime<Utc>>,
 }
 
+impl Look {
+    /// Whether there may be more than one look brings.
+    pub fn is_full(&self) -> bool {
+        let most = TOGETHER as usize;
+        self.due.len() >= most || self.unarmed.len() >= most
+    }
+}
+
 /// What was seen, and of it a schedule's name, a run's number, a time.
 type Seen = (String, Option<String>, Option<i64>, Option<DateTime<Utc>>);
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::failed;
+use super::{begin, failed};
 use crate::StoreError;
 
 /// The longest that a fenced transaction may stand still, or one of its statements take, in milliseconds: a successor
@@ -85,6 +85,9 @@ pub enum Fenced {
     Store(#[from] StoreError),
 }
 
+/// A transaction under the fence: [`commit`] it.
+pub type Open = Transaction<'static, Postgres>;
+
 /// The right of one epoch to write.
 #[derive(Debug, Clone)]
 pub struct Fence {
@@ -102,8 +105,8 @@ impl Fence {
     }
 
     /// Begins a transaction that can only be committed while this epoch lasts. Its statements are short ones.
-    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, Fenced> {
-        let mut transaction = self.pool.begin().await.map_err(failed("begin under the leader's fence"))?;
+    pub async fn begin(&self) -> Result<Open, Fenced> {
+        let mut transaction = begin(&self.pool).await.map_err(failed("begin under the leader's fence"))?;
         // KEY SHARE: the leader's own renewals go on beside it, a successor's FOR UPDATE waits.
         let held = sqlx::query(
             "/* fence_leader */
@@ -151,6 +154,6 @@ impl Fence {
 }
 
 /// Commits a fenced transaction.
-pub async fn commit(transaction: Transaction<'static, Postgres>) -> Result<(), Fenced> {
+pub async fn commit(transaction: Open) -> Result<(), Fenced> {
     Ok(transaction.commit().await.map_err(failed("commit under the leader's fence"))?)
 }

@@ -1,6 +1,7 @@
 //! What is removed when its time is over, and what is not.
 
 mod held;
+mod many;
 mod stopped;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a stamp is not put over the mark that a hold has left meanwhile", marked_meanwhile),
         with_site("receipts, batches, tasks, runs, leases and sockets go when their time is over", rows),
     ];
-    [own, held::tests(), stopped::tests()].into_iter().flatten().collect()
+    [own, held::tests(), many::tests(), stopped::tests()].into_iter().flatten().collect()
 }
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -176,7 +177,7 @@ async fn events(site: Arc<Site>) -> Result {
 
     // A newer hold on the same event leaves another mark: a leader that was stopped when it was about to lift the older
     // one's lifts nothing.
-    let seen = trail::held(&site.mongo, trail::Subject::Entity(of_held), None, 1).await?;
+    let seen = trail::held(&site.mongo, trail::Subject::Entity(of_held), trail::From::Start, 1).await?;
     let seen = seen.first().context("it is not on hold")?;
     let newer = put("--entity", of_held).await?;
     let until = fence::moment(&site.mongo).await?.lasts(LEAD);

@@ -1,5 +1,6 @@
 //! The scheduler's promises: each due time has one row and at most one effect, whoever dies, stands still or is cut off.
 
+mod blip;
 mod clock;
 mod leader;
 mod many;
@@ -13,10 +14,16 @@ use serde_json::Value;
 use taskflow_tests::{Cluster, Process, Site, wait};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [clock::tests(), leader::tests(), many::tests(), outage::tests(), runs::tests(), window::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let groups = [
+        blip::tests(),
+        clock::tests(),
+        leader::tests(),
+        many::tests(),
+        outage::tests(),
+        runs::tests(),
+        window::tests(),
+    ];
+    groups.into_iter().flatten().collect()
 }
 
 /// Makes the table that the probe writes into, and the settings of schedules that run it.
