@@ -48,6 +48,8 @@ pub struct Verified {
     pub through: i64,
     /// Events that are as they were sealed.
     pub proved: u64,
+    /// Seconds that the look took.
+    pub took_s: f64,
     /// By kind, what is wrong.
     pub found: std::collections::BTreeMap<String, u64>,
     /// In words; the first ones.

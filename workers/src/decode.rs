@@ -54,8 +54,15 @@ pub(crate) fn decode(deliveries: &[Delivery], patience: &Patience, now: DateTime
 fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String> {
     match envelope::parse(delivery.body()) {
         Ok(command) => {
-            let subject = command.subject;
-            Ok(in_its_slot(Item::command(command, accepted_at), subject, delivery))
+            let (subject, expires_at) = (command.subject, command.expires_at);
+            let mut item = Item::command(command, accepted_at);
+            let was_in_time = |applied_at| expires_at.is_some_and(|expiry| expiry >= applied_at);
+            if let Content::Command(command) = &mut item.content
+                && delivery.applied_at().is_some_and(was_in_time)
+            {
+                command.expires_at = None;
+            }
+            Ok(in_its_slot(item, subject, delivery))
         }
         Err(malformed) => {
             let detail = malformed.summary();

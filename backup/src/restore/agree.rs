@@ -1,7 +1,8 @@
 //! After Postgres has gone back in time: the other stores are brought to agree with it, and what differs is listed.
 //!
-//! Postgres says what is true. An event of a command that has no receipt tells of what has not happened: it is marked
-//! with the epoch of this restore and kept apart, under an id of its own. So is an event of the system itself whose link
+//! Postgres says what is true. An event of a command that has no receipt, and whose batch is no link of the chain (a
+//! receipt may have been removed for its age), tells of what has not happened: it is marked with the epoch of this restore
+//! and kept apart, under an id of its own. So is an event of the system itself whose link
 //! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. Events
 //! that should be there and are not (MongoDB went back further than Postgres) are listed; what of them still lies in the
 //! outbox comes by itself. Epochs of leases and numbers of batches jump beyond everything that was ever used, and the
@@ -17,10 +18,11 @@ use serde_json::json;
 use taskflow_core::event::EventId;
 use taskflow_core::system_event;
 use taskflow_stores::clock;
-use taskflow_stores::mongo::Database;
+use taskflow_stores::mongo::retention::Subject;
 use taskflow_stores::mongo::undone::{self, By, Told};
-use taskflow_stores::postgres::PgPool;
+use taskflow_stores::mongo::{Database, erasure};
 use taskflow_stores::postgres::restore_epochs::{self as epochs, Outcome};
+use taskflow_stores::postgres::{PgPool, audit_seals};
 use taskflow_stores::redis::Redis;
 use uuid::Uuid;
 
@@ -48,6 +50,8 @@ pub struct Difference {
     /// Commands whose events MongoDB lacks, the first ten thousand.
     pub missing: BTreeSet<Uuid>,
     pub missing_events: u64,
+    /// Events whose data was to be erased, and was there again: MongoDB came from a backup of before the order.
+    pub erased_again: u64,
     /// Keys removed from Redis; none of a cluster, which has to be emptied node by node.
     pub keys_removed: Option<u64>,
 }
@@ -85,6 +89,8 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     let seen = mark(stores, point - MARGIN, epoch.epoch, &mut difference, progress).await?;
     progress.begin("compare receipts with events", 0);
     missing(stores, since, &mut difference, progress).await?;
+    progress.begin("erase what was to be erased", 0);
+    difference.erased_again = erase_again(stores, progress).await?;
     epochs::jump(stores.postgres, &seen).await?;
     taskflow_stores::crash::point("agreed");
     progress.begin("empty the caches", 0);
@@ -123,17 +129,22 @@ async fn mark(
     let mut telling = undone::read(stores.mongo, since).await?;
     while let Some(told) = telling.next(BATCH).await? {
         progress.check()?;
-        let mut asked = Vec::with_capacity(told.len());
+        let (mut asked, mut batches) = (Vec::with_capacity(told.len()), BTreeSet::new());
         for event in &told {
             if let By::Command { id, partition } = &event.by {
                 let newest = seen.entry(partition.clone()).or_insert(event.batch);
                 *newest = (*newest).max(event.batch);
                 asked.push(*id);
+                batches.insert((partition.as_str(), event.batch));
             }
         }
         let known = epochs::with_receipt(stores.postgres, &asked).await?;
+        let batches: Vec<(&str, i64)> = batches.into_iter().collect();
+        let committed = epochs::committed(stores.postgres, &batches).await?;
         let is_unknown = |event: &&Told| match &event.by {
-            By::Command { id, .. } => !known.contains(id),
+            By::Command { id, partition } => {
+                !known.contains(id) && !committed.contains(&(partition.clone(), event.batch))
+            }
             By::System => event.batch > last_link,
         };
         let unknown = || told.iter().filter(is_unknown);
@@ -154,6 +165,23 @@ async fn mark(
     difference.undone_commands = commands.len() as u64;
     difference.undone = commands.into_iter().take(LISTED_MAX).collect();
     Ok(seen)
+}
+
+/// Carries out again what was ordered to be erased: a backup of before the order has brought it back.
+async fn erase_again(stores: &Stores<'_>, progress: &Progress) -> Result<u64> {
+    let mut again = 0;
+    for (scope, subject, ordered_at) in audit_seals::orders(stores.postgres).await? {
+        let whose = if scope == "entity" { Subject::Entity(subject) } else { Subject::Actor(subject) };
+        loop {
+            progress.check()?;
+            let step = erasure::step(stores.mongo, whose, Some(ordered_at), clock::now()).await?;
+            again += step.erased + step.unsealed;
+            if !step.more {
+                break;
+            }
+        }
+    }
+    Ok(again)
 }
 
 /// Lists the commands whose events are not there.

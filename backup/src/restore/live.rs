@@ -149,6 +149,8 @@ async fn mongodb(
             restore_point = wal::note_place(live.postgres, "restore").await;
             let saving = vault.because(reason(&manifest.id));
             let saved = trail::create(&saving, live.mongo, clock::now(), progress).await?.id;
+            // Whoever began to work meanwhile has written what is not saved and would be lost.
+            must_rest(live.postgres).await?;
             // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
             refill::set_mark(live.mongo, &[EMPTIED.to_owned(), saved.clone()], &[]).await?;
             taskflow_stores::crash::point("marked");

@@ -344,6 +344,12 @@ fn print_difference(difference: &Difference) {
     difference.undone.iter().for_each(|id| println!("    undone {id}"));
     println!("{} events are missing in MongoDB", difference.missing_events);
     difference.missing.iter().for_each(|id| println!("    missing events of {id}"));
+    if difference.erased_again > 0 {
+        println!(
+            "{} events are erased again: their data came back with MongoDB's backup",
+            difference.erased_again
+        );
+    }
     match difference.keys_removed {
         Some(keys) => println!("{keys} keys of Redis are removed"),
         None => println!("Redis is a cluster: empty each of its masters (FLUSHDB) before anybody works"),

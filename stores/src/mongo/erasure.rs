@@ -30,11 +30,19 @@ pub struct Erased {
     pub more: bool,
 }
 
-/// Erases what the next events of a subject tell.
-pub async fn step(database: &Database, subject: Subject, now: DateTime<Utc>) -> Result<Erased, StoreError> {
+/// Erases what the next events of a subject tell; only those that were made up to a time, if one is given.
+pub async fn step(
+    database: &Database,
+    subject: Subject,
+    until: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<Erased, StoreError> {
     const CALL: &str = "erase events' data";
     let mut filter = of(subject);
     filter.insert("erasedAt", doc! { "$exists": false });
+    if let Some(until) = until {
+        filter.insert("createdAt", doc! { "$lte": bson::DateTime::from_millis(until.timestamp_millis()) });
+    }
     let events = database.collection::<RawDocumentBuf>(COLLECTION);
     let found = events.find(filter).limit(TOGETHER).max_time(LOOK).await;
     let found: Vec<RawDocumentBuf> =

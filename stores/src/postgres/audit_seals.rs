@@ -184,6 +184,16 @@ pub async fn erased(pool: &PgPool, id: Uuid, events: u64, at: DateTime<Utc>) -> 
     Ok(())
 }
 
+/// All orders: the newest of each scope and subject, and when it was given.
+pub async fn orders(pool: &PgPool) -> Result<Vec<(String, Uuid, DateTime<Utc>)>, StoreError> {
+    sqlx::query_as(
+        "/* erasure_orders */ SELECT scope, subject, max(ordered_at) FROM audit_erasures GROUP BY scope, subject",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(failed("read erasures"))
+}
+
 /// Which of some subjects there is an order for, as `(scope, subject)`.
 pub async fn ordered(pool: &PgPool, subjects: &[Uuid]) -> Result<HashSet<(String, Uuid)>, StoreError> {
     let rows: Vec<(String, Uuid)> = sqlx::query_as(

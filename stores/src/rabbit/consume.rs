@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::consumer_channel::ConsumerChannel;
 use super::link::Link;
-use super::publish::ACCEPTED;
+use super::publish::{ACCEPTED, APPLIED};
 use super::topology::Partition;
 use super::{STORE, failed};
 use crate::StoreError;
@@ -63,6 +63,14 @@ impl Delivery {
         match self.header(ACCEPTED) {
             Some(AMQPValue::LongLongInt(micros)) => DateTime::from_timestamp_micros(*micros),
             _ => DateTime::from_timestamp(i64::try_from((*self.0.properties.timestamp())?).ok()?, 0),
+        }
+    }
+
+    /// When it was applied the first time, if it is published once more since that was undone.
+    pub fn applied_at(&self) -> Option<DateTime<Utc>> {
+        match self.header(APPLIED) {
+            Some(AMQPValue::LongLongInt(micros)) => DateTime::from_timestamp_micros(*micros),
+            _ => None,
         }
     }
 

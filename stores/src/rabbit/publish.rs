@@ -31,6 +31,8 @@ const IN_FLIGHT_BYTES: usize = 8 * 1024;
 pub(super) const PERSISTENT: u8 = 2;
 /// When a command was accepted, in microseconds since 1970.
 pub const ACCEPTED: &str = "taskflow-accepted";
+/// When a command that is published once more was applied the first time, in microseconds since 1970.
+pub(super) const APPLIED: &str = "taskflow-applied";
 /// Where an event stands, on its message: [`Place`](taskflow_core::stream::Place) as text.
 pub(super) const PLACE: &str = "taskflow-place";
 
@@ -68,6 +70,15 @@ impl Message {
             mandatory: true,
             lane: slot,
         }
+    }
+
+    /// A command that was applied before, and is undone: it does not expire a second time.
+    pub fn again(command: &Command, accepted_at: DateTime<Utc>, applied_at: DateTime<Utc>) -> Self {
+        let mut message = Self::command(command, accepted_at, None);
+        let mut headers = message.properties.headers().clone().unwrap_or_default();
+        headers.insert(APPLIED.into(), AMQPValue::LongLongInt(applied_at.timestamp_micros()));
+        message.properties = message.properties.with_headers(headers);
+        message
     }
 
     /// An event, for whoever has bound a queue. What no command causes has no place.

@@ -43,7 +43,7 @@ pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) 
     .await?;
     let (mut erased, mut unsealed) = (0, 0);
     loop {
-        let step = erasure::step(&stores.mongo, whose, clock::now()).await?;
+        let step = erasure::step(&stores.mongo, whose, None, clock::now()).await?;
         erased += step.erased;
         unsealed += step.unsealed;
         if !step.more {

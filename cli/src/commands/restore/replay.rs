@@ -62,7 +62,8 @@ pub(super) async fn run(
             confirm(pending, &mut sent).await?;
         }
         // As it was accepted then: its events have the same ids.
-        let message = Message::command(&command, record.accepted_at.unwrap_or_else(clock::now), None);
+        let accepted_at = record.accepted_at.unwrap_or_else(clock::now);
+        let message = Message::again(&command, accepted_at, record.at);
         window.push_back(stores.publisher.send(message).await.map_err(StoreError::from)?);
     }
     for pending in window {

@@ -1,5 +1,7 @@
 //! The end of a restore: the audit trail's seals, over the pair of stores that would go on with what was restored.
 
+use std::time::Instant;
+
 use chrono::{DateTime, Utc};
 use taskflow_backup::restore::{Restored, Seals, Verified};
 use taskflow_scheduler::audit::restored::{Checked, check};
@@ -26,11 +28,13 @@ pub(super) struct Pair {
 impl Pair {
     /// Verifies the seals. What can't be done is said, and no reason to fail: the restore itself has passed its checks.
     pub(super) async fn verify(self, settings: &Settings) -> Seals {
+        let started = Instant::now();
         match self.try_verify(settings).await {
             Ok(Checked::Not(why)) => Seals::NotVerified(why),
             Ok(Checked::Through(through, report)) => Seals::Verified(Verified {
                 through,
                 proved: report.counts.proved,
+                took_s: started.elapsed().as_secs_f64(),
                 found: report.found.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
                 findings: report.findings.iter().take(SHOWN).map(ToString::to_string).collect(),
             }),
@@ -65,8 +69,8 @@ pub(super) fn told(seals: &Seals) -> Vec<String> {
     match seals {
         Seals::NotVerified(why) => vec![format!("the seals of the audit trail are not verified: {why}")],
         Seals::Verified(verified) if verified.found.is_empty() => vec![format!(
-            "checked: the audit trail is as it was sealed, up to seal {}: {} events",
-            verified.through, verified.proved
+            "checked: the audit trail is as it was sealed, up to seal {}: {} events ({:.1} s)",
+            verified.through, verified.proved, verified.took_s
         )],
         Seals::Verified(verified) => {
             let kinds: Vec<String> =

@@ -1,6 +1,7 @@
 //! A cluster brought back to moments in time, held against what had been committed then; and the other stores brought to
 //! agree with it.
 
+mod agree;
 mod base;
 mod drills;
 mod full;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use libtest_mimic::Trial;
 use mongodb::bson::Document;
 use serde_json::{Value, json};
@@ -26,13 +27,17 @@ use taskflow_tests::commands::{command, id};
 use taskflow_tests::{Cluster, Result, Site, wait};
 use uuid::Uuid;
 
-use crate::with_own_servers;
+use crate::{with_own_servers, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_own_servers(
             "a cluster is restored to random moments exactly, and the stores agree afterwards",
             moments::run,
+        ),
+        with_site(
+            "a restore undoes nothing of what retention has removed, and erases again what was to be erased",
+            agree::aged_and_erased,
         ),
         with_own_servers("base backups of the shipped roles, damaged, killed and pruned", base::run),
         with_own_servers(
@@ -113,18 +118,25 @@ async fn start(data: &Path, folder: &Path, database: &str) -> Result<(Recovered,
 struct Load {
     sent: Vec<Value>,
     versions: BTreeMap<Uuid, usize>,
+    /// Until when what comes first of a subject is to be applied.
+    expiry: DateTime<Utc>,
 }
 
 impl Load {
     fn new(subjects: usize) -> Self {
-        Self { sent: Vec::new(), versions: (0..subjects).map(|_| (id(), 0)).collect() }
+        let expiry = clock::now() + TimeDelta::seconds(40);
+        Self { sent: Vec::new(), versions: (0..subjects).map(|_| (id(), 0)).collect(), expiry }
     }
 
     async fn send(&mut self, site: &Site, rounds: usize) -> Result {
         for _ in 0..rounds {
             for (subject, version) in &mut self.versions {
                 let value = match *version {
-                    0 => command("task.create", *subject, json!({ "title": "version 1" })),
+                    0 => {
+                        let mut first = command("task.create", *subject, json!({ "title": "version 1" }));
+                        first["expirytime"] = json!(self.expiry.to_rfc3339());
+                        first
+                    }
                     before => command(
                         "task.update",
                         *subject,
