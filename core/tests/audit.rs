@@ -141,6 +141,7 @@ impl World {
             let known = trail::Known {
                 set_back: false,
                 sealed: self.head.number,
+                head: self.head.number,
                 begun: (0, 0),
                 classes: texts.get(&stray.place.number).map(Vec::as_slice),
             };
@@ -363,4 +364,30 @@ fn a_collection_that_was_set_back_is_told_as_such() {
     assert_eq!(set_back.len(), 1, "{findings:?}");
     assert_eq!(set_back[0].batch, Some(world.batches[2].0));
     assert_eq!(findings.iter().filter(|one| one.kind == Kind::EventMissing).count(), 6);
+}
+
+#[test]
+fn a_link_beside_the_chain_vouches_for_nothing() {
+    let world = world(&[vec![(0, "a task".to_owned(), 0)]]);
+    let mut seen = world.seen().remove(0);
+    let classes = world.batches[0].2.classes.clone();
+    let mut of = |head, number, classes| {
+        seen.place.number = number;
+        let known = trail::Known { sealed: 1, head, begun: (0, 0), set_back: false, classes };
+        trail::stray(&seen, known, &mut trail::Counts::default()).map(|found| found.kind)
+    };
+    let inserted = Some(Kind::EventInserted);
+    // Behind the newest seal and within the chain its turn comes; not so beyond both, nor before the chain begins.
+    assert_eq!(of(5, 4, Some(&classes[..])), None);
+    assert_eq!(of(5, 5, Some(&classes[..])), None);
+    for (head, number) in [(5, 6), (0, 2), (5, 0), (5, -3)] {
+        assert_eq!(of(head, number, Some(&classes[..])), inserted, "batch {number} of a chain up to {head}");
+    }
+    assert_eq!(of(5, 4, None), inserted);
+    // One that says another time than its batch's has no turn.
+    let mut late = world.seen().remove(0);
+    (late.place.number, late.created_ms) = (4, BEGIN_MS - 1);
+    let known = trail::Known { sealed: 1, head: 5, begun: (0, 0), set_back: false, classes: Some(&classes) };
+    let found = trail::stray(&late, known, &mut trail::Counts::default());
+    assert_eq!(found.map(|found| found.kind), inserted);
 }

@@ -272,6 +272,9 @@ impl Suspect {
 pub struct Known<'k> {
     /// Up to which batch its partition is sealed.
     pub sealed: i64,
+    /// Up to which batch its chain goes now; 0 if Postgres knows no such partition. Seals go no further, whatever links
+    /// stand beyond.
+    pub head: i64,
     /// Up to which batch its partition had no leaves, and when the first seal was made, in milliseconds since 1970: only
     /// what is older may be without a leaf.
     pub begun: (i64, i64),
@@ -289,21 +292,24 @@ pub fn stray(seen: &Seen, known: Known<'_>, counts: &mut Counts) -> Option<Findi
         let finding = Finding::new(Kind::EventInserted, detail).batch(partition, *number);
         Some(finding.event(seen.id))
     };
-    if *number > known.sealed {
-        // Its turn comes with a later seal. A batch has its link before its events are told.
-        let unheard_of = known.classes.is_none() && !known.set_back;
-        return if unheard_of { inserted("there is no such batch") } else { None };
-    }
     let Some(classes) = known.classes else {
+        if *number > known.sealed {
+            // A batch has its link before its events are told.
+            return if known.set_back { None } else { inserted("there is no such batch") };
+        }
         if leaf.is_none() && (1..=known.begun.0).contains(number) && seen.created_ms <= known.begun.1 {
             counts.unsealed += 1;
             return None;
         }
         return inserted("its batch had no events");
     };
+    // A chain is walked from its beginning to its head: nobody ever comes to a link that stands beside it.
+    if !(1..=known.head.max(known.sealed)).contains(number) {
+        return inserted("the link of its batch stands beside the chain");
+    }
     let root = classes.iter().find(|root| root.class == *class);
     let within = root.is_some_and(|root| (root.first_ms..=root.last_ms).contains(&seen.created_ms));
-    // Where its batch is looked at, it will be seen.
+    // Where its batch is looked at, it will be seen: with its seal, or with what none has sealed yet.
     if within { None } else { inserted("it was not made when its batch was") }
 }
 

@@ -1,7 +1,7 @@
 //! What a verification asks about single events: who has ordered an erasure, and where an event belongs that is no part of
 //! the batches that were looked at.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::link;
@@ -93,6 +93,10 @@ impl Verifier {
             strays.iter().map(|stray| (stray.place.partition.clone(), stray.place.number)).collect();
         let keys: Vec<(String, i64)> = keys.into_iter().collect();
         let texts = audit_chain::classes_of(&self.stores.postgres, &keys).await?;
+        // After the events were read: whatever is told has its link by now, and the chain leads there.
+        let heads = audit_chain::heads(&self.stores.postgres).await?;
+        let heads: HashMap<&str, i64> =
+            heads.iter().map(|head| (head.partition.as_str(), head.number)).collect();
         for stray in strays {
             let place = &stray.place;
             let classes =
@@ -101,6 +105,7 @@ impl Verifier {
             let known = Known {
                 set_back: self.set_back,
                 sealed: head(&self.newest).unwrap_or(0),
+                head: heads.get(place.partition.as_str()).copied().unwrap_or(0),
                 begun: (
                     match self.first_links.get(&place.partition) {
                         Some(first) => *first - 1,

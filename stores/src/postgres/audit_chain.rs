@@ -113,7 +113,8 @@ pub async fn first_links(pool: &PgPool) -> Result<HashMap<String, i64>, StoreErr
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "/* audit_first_links */ SELECT p.partition, l.number
         FROM (SELECT partition FROM partition_heads UNION ALL SELECT $1) AS p
-        CROSS JOIN LATERAL (SELECT number FROM audit_links WHERE partition = p.partition ORDER BY number LIMIT 1) AS l",
+        CROSS JOIN LATERAL (
+            SELECT number FROM audit_links WHERE partition = p.partition AND number > 0 ORDER BY number LIMIT 1) AS l",
     )
     .bind(SYSTEM)
     .fetch_all(pool)

@@ -95,6 +95,7 @@ async fn events(site: Arc<Site>) -> Result {
     }
 
     inserted(&sealed, &event).await?;
+    linked(&sealed, &event).await?;
 
     // Emptied as an erasure does it, but nobody has ordered one.
     let erased = taskflow_stores::mongo::retention::Subject::Actor(ADMIN);
@@ -153,6 +154,37 @@ async fn inserted(sealed: &Sealed<'_>, event: &Document) -> Result {
     let bent = sealed.verify().await?;
     ensure!(named(&bent, "event_changed")? == [id.to_hex()], "{bent}\nbefore: {report}");
     sealed.events().replace_one(doc! { "_id": id }, &unsealed).await?;
+    sealed.is_whole().await.map(|_| ())
+}
+
+/// Events that were slipped in with a link of their own, where no walk along a chain comes by: in a partition that there
+/// is not, behind a chain's head, and before its beginning. The application's user may do so in both stores.
+async fn linked(sealed: &Sealed<'_>, event: &Document) -> Result {
+    let site = sealed.site;
+    let head: (String, i64) =
+        sqlx::query_as("SELECT partition, batch FROM partition_heads ORDER BY 1 LIMIT 1")
+            .fetch_one(&site.postgres)
+            .await?;
+    let made = 1_000_000_000_000_i64;
+    for (partition, number) in [("zz", 1), (head.0.as_str(), head.1 + 500), (head.0.as_str(), -3)] {
+        let id = ObjectId::new();
+        let mut forged = event.clone();
+        forged.extend(doc! {
+            "_id": id, "createdAt": DateTime::from_millis(made),
+            "run": { "p": partition, "n": number, "i": 0, "class": "task_events", "leaf": 0 },
+        });
+        let classes = json!([["task_events", 1, made, made, "00".repeat(32), id.to_hex()]]);
+        site.sql(&format!(
+            "INSERT INTO audit_links VALUES ('{partition}', {number}, '{classes}', sha256('forged'))"
+        ))
+        .await?;
+        sealed.events().insert_one(&forged).await?;
+        let report = sealed.verify().await?;
+        let found = named(&report, "event_inserted").with_context(|| format!("{partition} {number}"))?;
+        ensure!(found == [id.to_hex()], "{partition} {number}: {report}");
+        sealed.events().delete_one(doc! { "_id": id }).await?;
+        site.sql("DELETE FROM audit_links WHERE hash = sha256('forged')").await?;
+    }
     sealed.is_whole().await.map(|_| ())
 }
 
