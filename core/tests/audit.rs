@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
+use taskflow_core::audit::apart::{self, Apart, Group};
 use taskflow_core::audit::chain::{self, Batch, Link};
 use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::key::{PublicKey, SecretKey, Signature};
@@ -91,6 +92,7 @@ impl World {
             created_ms: event.created_at.timestamp_millis(),
             hash: Some(leaf.hash),
             erased: false,
+            undone: false,
             entity: event.entity,
             actor: event.actor,
         };
@@ -390,4 +392,56 @@ fn a_link_beside_the_chain_vouches_for_nothing() {
     let known = trail::Known { sealed: 1, head: 5, begun: (0, 0), set_back: false, classes: Some(&classes) };
     let found = trail::stray(&late, known, &mut trail::Counts::default());
     assert_eq!(found.map(|found| found.kind), inserted);
+}
+
+proptest! {
+    #[test]
+    fn events_that_were_set_apart_are_whole_under_their_link_and_bent_ones_are_named(
+        world in told(), which in any::<prop::sample::Index>()
+    ) {
+        let of = |seen: &Seen| Apart {
+            id: EventId(Hash::of(&[&seen.id.0]).0[..12].try_into().expect("twelve bytes")),
+            class: seen.place.class,
+            created_ms: seen.created_ms,
+            leaf: apart::leaf(&seen.hash.expect("a leaf"), seen.id, 1, BEGIN_MS),
+        };
+        let events: Vec<Apart> = world.seen().iter().map(of).collect();
+        let group = Group::of(&events);
+        let place = |(event, leaf): (&Apart, &u32)| Seen {
+            id: event.id,
+            hash: Some(event.leaf),
+            created_ms: event.created_ms,
+            undone: true,
+            place: trail::Place {
+                partition: "system".to_owned(), number: 7, class: event.class, leaf: Some(*leaf),
+            },
+            ..world.seen().remove(0)
+        };
+        let mut seen: Vec<Seen> = events.iter().zip(&group.places).map(place).collect();
+        let classes = link::read(&link::text(&group.classes)).expect("classes");
+        let judge = |seen: Vec<Seen>| {
+            let batch = Batch { partition: "system".to_owned(), number: 7, classes: classes.clone() };
+            let mut trail = Trail::new(vec![batch]);
+            assert!(seen.into_iter().all(|one| trail.see(one).is_none()));
+            trail.end(|_| i64::MIN)
+        };
+        let whole = judge(seen.clone());
+        prop_assert_eq!((whole.counts.proved, whole.suspects.len()), (events.len() as u64, 0));
+        let which = which.index(seen.len());
+        // As if another restore had set it apart.
+        seen[which].hash = Some(apart::leaf(&world.seen()[which].hash.expect("a leaf"), events[which].id, 2, BEGIN_MS));
+        let lists: HashMap<Class, LeafList> = group.lists.into_iter().collect();
+        let (_, found) = judge(seen).suspects.remove(0).explain(&lists, |_| i64::MIN);
+        prop_assert_eq!(found.len(), 1, "{:?}", found);
+        prop_assert_eq!((found[0].kind, found[0].event), (Kind::EventChanged, Some(events[which].id)));
+    }
+}
+
+#[test]
+fn an_event_that_is_changed_where_it_stands_is_no_stranger_elsewhere() {
+    let id = EventId([7; 12]);
+    let found = |kind| Finding::new(kind, "").event(id).batch(PARTITION, 3);
+    let mut findings = vec![found(Kind::EventInserted), found(Kind::EventChanged)];
+    trail::conclude(&mut findings, &HashMap::new());
+    assert_eq!(findings, vec![found(Kind::EventChanged)]);
 }

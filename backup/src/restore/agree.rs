@@ -3,7 +3,8 @@
 //! Postgres says what is true. An event of a command that has no receipt, and whose batch is no link of the chain (a
 //! receipt may have been removed for its age), tells of what has not happened: it is marked with the epoch of this restore
 //! and kept apart, under an id of its own. So is an event of the system itself whose link
-//! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. Events
+//! went back with its chain: Postgres does not know any more what it tells of, or is about to deliver it again. What is set
+//! apart gets links of its own in the chain of the system's events, so that the seals vouch for it as for all else. Events
 //! that should be there and are not (MongoDB went back further than Postgres) are listed; what of them still lies in the
 //! outbox comes by itself. Epochs of leases and numbers of batches jump beyond everything that was ever used, and the
 //! caches are emptied: they may be ahead of the data.
@@ -20,7 +21,8 @@ use taskflow_core::system_event;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::retention::Subject;
 use taskflow_stores::mongo::undone::{self, By, Told};
-use taskflow_stores::mongo::{Database, erasure};
+use taskflow_stores::mongo::{Database, apart, erasure};
+use taskflow_stores::postgres::audit_chain::{self, Addition};
 use taskflow_stores::postgres::restore_epochs::{self as epochs, Outcome};
 use taskflow_stores::postgres::{PgPool, audit_seals};
 use taskflow_stores::redis::Redis;
@@ -85,13 +87,18 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(point)) - MARGIN;
     let mut difference = Difference { epoch: epoch.epoch, point: epoch.point, ..Difference::default() };
 
+    let (last_link, pending) = epochs::system_chain(stores.postgres).await?;
+    // What was told late is told again.
+    let told_since = pending.map_or(point - MARGIN, |pending| pending.min(point - MARGIN));
     progress.begin("compare events with receipts", 0);
-    let seen = mark(stores, point - MARGIN, epoch.epoch, &mut difference, progress).await?;
+    let seen = mark(stores, told_since, last_link, &mut difference, progress).await?;
     progress.begin("compare receipts with events", 0);
     missing(stores, since, &mut difference, progress).await?;
     progress.begin("erase what was to be erased", 0);
     difference.erased_again = erase_again(stores, progress).await?;
     epochs::jump(stores.postgres, &seen).await?;
+    progress.begin("link what is set apart", 0);
+    let apart = link(stores, told_since, progress).await?;
     taskflow_stores::crash::point("agreed");
     progress.begin("empty the caches", 0);
     difference.keys_removed = stores.redis.empty().await?;
@@ -107,7 +114,7 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
         "missingEvents": outcome.missing_events, "point": difference.point,
     });
     let event = system_event::restored(clock::new_id(), epoch.epoch, author, &figures, clock::now());
-    epochs::end(stores.postgres, epoch.epoch, author, &outcome, &event).await?;
+    epochs::end(stores.postgres, epoch.epoch, author, &outcome, &apart, &event).await?;
     Ok(difference)
 }
 
@@ -116,16 +123,13 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
 async fn mark(
     stores: &Stores<'_>,
     since: DateTime<Utc>,
-    epoch: i64,
+    last_link: i64,
     difference: &mut Difference,
     progress: &Progress,
 ) -> Result<BTreeMap<String, i64>> {
     let mut seen = BTreeMap::<String, i64>::new();
     let mut commands = BTreeSet::new();
-    let at = clock::now();
-    let (last_link, pending) = epochs::system_chain(stores.postgres).await?;
-    // What was told late is told again.
-    let since = pending.map_or(since, |pending| since.min(pending));
+    let (epoch, at) = (difference.epoch, clock::now());
     let mut telling = undone::read(stores.mongo, since).await?;
     while let Some(told) = telling.next(BATCH).await? {
         progress.check()?;
@@ -182,6 +186,31 @@ async fn erase_again(stores: &Stores<'_>, progress: &Progress) -> Result<u64> {
         }
     }
     Ok(again)
+}
+
+/// Names in the marks of what is set apart the links that vouch for it from now on; they go into the chain of the system's
+/// events when the epoch ends. What has its link from an earlier restore keeps it, unless that went back with Postgres.
+async fn link(stores: &Stores<'_>, since: DateTime<Utc>, progress: &Progress) -> Result<Addition> {
+    let (after, _) = epochs::system_chain(stores.postgres).await?;
+    let mut addition = Addition { after, links: Vec::new() };
+    let mut marks = apart::read(stores.mongo, since).await?;
+    loop {
+        progress.check()?;
+        let mut group = marks.next(BATCH).await?;
+        if group.is_empty() {
+            return Ok(addition);
+        }
+        let named: BTreeSet<i64> = group.iter().filter_map(|event| event.link).collect();
+        let named: Vec<(String, i64)> =
+            named.into_iter().map(|number| (audit_chain::SYSTEM.to_owned(), number)).collect();
+        let known = audit_chain::classes_of(stores.postgres, &named).await?;
+        let is_known = |number| known.contains_key(&(audit_chain::SYSTEM.to_owned(), number));
+        group.retain(|event| !event.link.is_some_and(is_known));
+        if !group.is_empty() {
+            let number = after + 1 + i64::try_from(addition.links.len()).unwrap_or(i64::MAX);
+            addition.links.push(apart::name_link(stores.mongo, number, &group).await?);
+        }
+    }
 }
 
 /// Lists the commands whose events are not there.

@@ -63,14 +63,7 @@ impl Leaves {
             let of_class = events.iter().filter(|event| event.class() == class);
             let times = of_class.clone().map(|event| event.created_at.timestamp_millis());
             let ids: Vec<EventId> = of_class.map(|event| event.id).collect();
-            Some(ClassRoot {
-                class,
-                count: tree.len() as u32,
-                first_ms: times.clone().min()?,
-                last_ms: times.max()?,
-                root: tree::root(&tree::with_ids(&ids, tree))?,
-                only: ids.first().copied().filter(|_| tree.len() == 1),
-            })
+            root_of(class, &ids, tree, times)
         });
         Self { classes: classes.collect(), leaves }
     }
@@ -79,6 +72,23 @@ impl Leaves {
     pub fn link(&self) -> Option<String> {
         (!self.classes.is_empty()).then(|| link::text(&self.classes))
     }
+}
+
+/// What a link tells of the leaves of a class; `None` if there are none.
+pub(super) fn root_of(
+    class: Class,
+    ids: &[EventId],
+    leaves: &[Hash],
+    times: impl Iterator<Item = i64> + Clone,
+) -> Option<ClassRoot> {
+    Some(ClassRoot {
+        class,
+        count: leaves.len() as u32,
+        first_ms: times.clone().min()?,
+        last_ms: times.max()?,
+        root: tree::root(&tree::with_ids(ids, leaves))?,
+        only: ids.first().copied().filter(|_| leaves.len() == 1),
+    })
 }
 
 impl Event {

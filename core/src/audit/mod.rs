@@ -10,8 +10,9 @@
 //!
 //! Digests are SHA-256. A first byte keeps apart what is hashed, so that nothing can be taken for something else:
 //! 0 a leaf, 1 a node of a tree, 2 the data of an event, 3 a link, 4 the beginning of a
-//! chain, 5 the ids of a class of a batch.
+//! chain, 5 the ids of a class of a batch, 6 the leaf of an event that a restore has set apart ([`apart`]).
 
+pub mod apart;
 pub mod canonical;
 pub mod chain;
 pub mod copies;

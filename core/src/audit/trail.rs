@@ -34,6 +34,8 @@ pub struct Seen {
     /// Its leaf, made anew; `None` if the event has not the form in which events are written.
     pub hash: Option<Hash>,
     pub erased: bool,
+    /// Whether a restore has set it apart: its place is then in the chain of the system's events.
+    pub undone: bool,
     pub entity: Uuid,
     pub actor: Uuid,
 }
@@ -43,14 +45,14 @@ pub struct Seen {
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
     pub batches: u64,
-    /// Events that are as they were sealed; those that were erased since are counted too.
+    /// Events that are as they were sealed; those that were erased or undone since are counted too.
     pub proved: u64,
     pub erased: u64,
     /// Events that are gone, and may be by their class and age.
     pub expired: u64,
     /// Events from before there were seals: nothing can be said about them.
     pub unsealed: u64,
-    /// Events of commands that a restore has undone, set apart with a mark.
+    /// Events of what a restore has undone, set apart with a mark.
     pub undone: u64,
 }
 
@@ -328,6 +330,10 @@ pub fn conclude(findings: &mut Vec<Finding>, present: &HashMap<String, i64>) {
             one.detail = format!("it says that it stands elsewhere than where it was sealed: {}", one.detail);
         }
     }
+    // One that is changed where it stands is no stranger where its time says that it was made.
+    let changed = of(findings, Kind::EventChanged);
+    findings
+        .retain(|one| one.kind != Kind::EventInserted || one.event.is_none_or(|id| !changed.contains(&id)));
     let mut ends: HashMap<String, BTreeSet<i64>> = HashMap::new();
     for one in findings.iter().filter(|one| one.kind == Kind::EventMissing) {
         if let (Some(partition), Some(batch)) = (&one.partition, one.batch)

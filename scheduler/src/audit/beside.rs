@@ -41,31 +41,26 @@ impl Verifier {
     /// leaves, and what was slipped in among them.
     pub(super) async fn before(&mut self, before_ms: i64) -> Result<(), Error> {
         let begun_ms = self.first.as_ref().map_or(0, |seal| seal.at_ms);
-        let (mut unsealed, mut strays, mut left_out) = (0, Vec::new(), 0_u64);
-        let links = &self.first_links;
-        let each = |seen: Seen| {
+        let mut strays = Vec::new();
+        let mut window =
+            mongo::audit_trail::window(&self.stores.mongo, i64::MIN, before_ms.saturating_sub(1)).await?;
+        while let Some(seen) = window.next().await? {
+            self.report.counts.undone += u64::from(seen.undone);
             let place = &seen.place;
             let is_old = place.leaf.is_none()
                 && seen.created_ms <= begun_ms
-                && links.get(&place.partition).is_some_and(|first| (1..*first).contains(&place.number));
+                && self
+                    .first_links
+                    .get(&place.partition)
+                    .is_some_and(|first| (1..*first).contains(&place.number));
             if is_old {
-                unsealed += 1;
-            } else if strays.len() < STRAYS {
-                strays.push(seen);
+                self.report.counts.unsealed += 1;
             } else {
-                left_out += 1;
+                strays.push(seen);
+                self.some_strays(&mut strays).await?;
             }
-        };
-        let mut undone = 0;
-        let mongo = &self.stores.mongo;
-        mongo::audit_trail::window(mongo, i64::MIN, before_ms - 1, each, |_| undone += 1).await?;
-        strays.extend(mongo::audit_trail::undated(mongo, STRAYS).await?);
-        self.report.counts.unsealed += unsealed;
-        self.report.counts.undone += undone;
-        if left_out > 0 {
-            let note = format!("{left_out} more events of before {before_ms} ms belong to no batch");
-            self.report.notes.insert(note);
         }
+        strays.extend(mongo::audit_trail::undated(&self.stores.mongo, STRAYS).await?);
         self.strays(&strays).await
     }
 
@@ -82,6 +77,15 @@ impl Verifier {
         let number = newest.number + 1;
         let not_yet = Seal { number, at_ms: LATEST_MS, heads, restored: None, ..newest.clone() };
         self.stretch(Some(&newest), &not_yet).await.map(|_| ())
+    }
+
+    /// Judges those that there are so far, once they are many: memory is bounded.
+    pub(super) async fn some_strays(&mut self, strays: &mut Vec<Seen>) -> Result<(), Error> {
+        if strays.len() >= STRAYS {
+            self.strays(strays).await?;
+            strays.clear();
+        }
+        Ok(())
     }
 
     /// Judges events that belong to no batch of the stretch.

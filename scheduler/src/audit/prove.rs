@@ -34,6 +34,11 @@ pub async fn prove(stores: &Stores, keys: &[PublicKey], id: EventId) -> Result<P
     let Some(shown) = mongo::audit_trail::one(&stores.mongo, id).await? else {
         return without(format!("there is no event {id} in the audit trail"));
     };
+    if shown.seen.undone {
+        return without(format!(
+            "event {id} was set apart by a restore: what it tells of was undone, and nothing proves that it happened"
+        ));
+    }
     let place = &shown.seen.place;
     let Some(leaf) = place.leaf else {
         return without(format!("event {id} is from before the trail was sealed; nothing proves it"));

@@ -32,7 +32,7 @@ const LINKS_TOGETHER: i64 = 2_000;
 const SLICE: usize = 1_000;
 /// Batches of which the times are sorted together.
 const SORTED: usize = 20_000;
-/// Stray events of a slice that are looked into, and findings that are told of.
+/// Stray events that are looked into together, and findings that are told of.
 pub(super) const STRAYS: usize = 5_000;
 const FINDINGS: usize = 1_000;
 
@@ -321,41 +321,35 @@ impl Verifier {
         until: i64,
     ) -> Result<(), Error> {
         let mut trail = Trail::new(batches);
-        let (mut strays, mut erased, mut left_out) = (Vec::new(), Vec::new(), 0_u64);
-        let each = |seen: Seen| {
-            if seen.erased {
-                erased.push((seen.id, seen.entity, seen.actor));
-            }
-            // Elsewhere in this stretch, and made when its batch was: it has its turn there.
-            let is_elsewhere = |stray: &Seen| {
-                let key = (stray.place.partition.clone(), stray.place.number);
-                let class = known
-                    .get(&key)
-                    .and_then(|classes| classes.iter().find(|root| root.class == stray.place.class));
-                class.is_some_and(|root| (root.first_ms..=root.last_ms).contains(&stray.created_ms))
-            };
-            if let Some(stray) = trail.see(seen)
-                && !is_elsewhere(&stray)
-            {
-                if strays.len() < STRAYS { strays.push(stray) } else { left_out += 1 }
-            }
-        };
+        let (mut strays, mut erased) = (Vec::new(), Vec::new());
         // Stretches overlap where batches of several partitions do; each event that was set apart counts once.
         let touches = |covered: &RangeInclusive<i64>| since <= *covered.end() && until >= *covered.start();
         let covered = self.covered.clone().filter(touches);
-        let mut undone = 0;
-        let set_apart = |made_ms: i64| {
-            undone += u64::from(!covered.as_ref().is_some_and(|covered| covered.contains(&made_ms)));
+        // Elsewhere in this stretch, and made when its batch was: it has its turn there.
+        let is_elsewhere = |stray: &Seen| {
+            let key = (stray.place.partition.clone(), stray.place.number);
+            let class = known
+                .get(&key)
+                .and_then(|classes| classes.iter().find(|root| root.class == stray.place.class));
+            class.is_some_and(|root| (root.first_ms..=root.last_ms).contains(&stray.created_ms))
         };
-        mongo::audit_trail::window(&self.stores.mongo, since, until, each, set_apart).await?;
-        self.report.counts.undone += undone;
+        let mut window = mongo::audit_trail::window(&self.stores.mongo, since, until).await?;
+        while let Some(seen) = window.next().await? {
+            if seen.erased {
+                erased.push((seen.id, seen.entity, seen.actor));
+            }
+            if seen.undone && !covered.as_ref().is_some_and(|covered| covered.contains(&seen.created_ms)) {
+                self.report.counts.undone += 1;
+            }
+            if let Some(stray) = trail.see(seen)
+                && !is_elsewhere(&stray)
+            {
+                strays.push(stray);
+                self.some_strays(&mut strays).await?;
+            }
+        }
         let covered = covered.unwrap_or(since..=until);
         self.covered = Some(*covered.start().min(&since)..=*covered.end().max(&until));
-        if left_out > 0 {
-            let note =
-                format!("{left_out} more events of {since} to {until} ms belong to no batch of their time");
-            self.report.notes.insert(note);
-        }
         self.erased(&erased).await?;
         self.strays(&strays).await?;
         let (newest, now) = (self.newest.clone(), self.now);

@@ -31,20 +31,32 @@ fn key(partition: &str, number: i64) -> String {
 }
 
 /// The list of a batch; `None` if it needs none.
-pub(super) fn document(run: Run<'_>, events: &[Event], leaves: &Leaves) -> Option<RawDocumentBuf> {
+pub(super) fn of_batch(run: Run<'_>, events: &[Event], leaves: &Leaves) -> Option<RawDocumentBuf> {
+    let classes = leaves.classes.iter().filter(|root| root.count > 1).map(|root| {
+        let of_class = leaves.leaves.iter().zip(events).filter(|(leaf, _)| leaf.class == root.class);
+        let (ids, leaves) = of_class.map(|(leaf, event)| (event.id, leaf.hash)).unzip();
+        (root.class, LeafList { ids, leaves })
+    });
+    let until = events.iter().map(|event| event.expires_at.timestamp_millis()).max()?;
+    document(run, &classes.collect(), until)
+}
+
+/// The list with these leaves, kept until a time in milliseconds since 1970; `None` if there are none.
+pub(super) fn document(
+    run: Run<'_>,
+    lists: &HashMap<Class, LeafList>,
+    until_ms: i64,
+) -> Option<RawDocumentBuf> {
     let mut classes = RawDocumentBuf::new();
-    for root in leaves.classes.iter().filter(|root| root.count > 1) {
-        let mut ids = Vec::with_capacity(root.count as usize * 12);
-        let mut hashes = Vec::with_capacity(root.count as usize * 32);
-        for (leaf, event) in leaves.leaves.iter().zip(events).filter(|(leaf, _)| leaf.class == root.class) {
-            ids.extend_from_slice(&event.id.0);
-            hashes.extend_from_slice(&leaf.hash.0);
-        }
-        let mut class = RawDocumentBuf::new();
-        class.append(cstr!("ids"), binary(&ids));
-        class.append(cstr!("leaves"), binary(&hashes));
-        let name: &CStr = root.class.as_str().try_into().ok()?;
-        classes.append(name, class);
+    for class in Class::ALL {
+        let Some(list) = lists.get(&class) else { continue };
+        let ids: Vec<u8> = list.ids.iter().flat_map(|id| id.0).collect();
+        let hashes: Vec<u8> = list.leaves.iter().flat_map(|hash| hash.0).collect();
+        let mut of_class = RawDocumentBuf::new();
+        of_class.append(cstr!("ids"), binary(&ids));
+        of_class.append(cstr!("leaves"), binary(&hashes));
+        let name: &CStr = class.as_str().try_into().ok()?;
+        classes.append(name, of_class);
     }
     if classes.is_empty() {
         return None;
@@ -52,8 +64,7 @@ pub(super) fn document(run: Run<'_>, events: &[Event], leaves: &Leaves) -> Optio
     let mut list = RawDocumentBuf::new();
     list.append(cstr!("_id"), key(run.partition, run.number));
     list.append(cstr!("classes"), classes);
-    let until = events.iter().map(|event| event.expires_at.timestamp_millis()).max()?;
-    list.append(cstr!("until"), DateTime::from_millis(until));
+    list.append(cstr!("until"), DateTime::from_millis(until_ms));
     list.append(ADDED_AT, DateTime::now());
     Some(list)
 }

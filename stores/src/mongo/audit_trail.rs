@@ -5,24 +5,27 @@
 use std::borrow::Cow;
 
 use futures_util::TryStreamExt;
-use mongodb::Database;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::{RawBsonRef, RawDocument};
 use mongodb::bson::{DateTime, RawDocumentBuf, doc};
 use mongodb::options::Hint;
+use mongodb::{Cursor, Database};
 use serde_json::value::RawValue;
 use taskflow_core::audit::Hash;
+use taskflow_core::audit::apart::{self, Apart};
 use taskflow_core::audit::canonical::{Fields, Personal, Salt, leaf};
 use taskflow_core::audit::trail::{Place, Seen};
 use taskflow_core::event::{Class, EventId};
+use taskflow_core::hex;
 use uuid::Uuid;
 
 use super::events::COLLECTION;
+use super::gap::SYSTEM;
 use super::{failed, undone};
 use crate::StoreError;
 
 /// The fields of an event; a document with another one was not written by us.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 17] = [
     "_id",
     "type",
     "actorId",
@@ -39,9 +42,12 @@ const FIELDS: [&str; 16] = [
     "erasedAt",
     "createdAt",
     "expiresAt",
+    undone::FIELD,
 ];
 const METADATA: [&str; 4] = ["userAgent", "ipAddress", "sessionId", "timestamp"];
 const RUN: [&str; 5] = ["p", "n", "i", "class", "leaf"];
+const MARK: [&str; 5] = ["epoch", "at", "id", "n", "leaf"];
+const READ: &str = "read the audit trail";
 /// Events that come in one answer of the server.
 const TOGETHER: u32 = 1_000;
 
@@ -56,18 +62,14 @@ pub struct Shown {
     pub data_digest: Option<Hash>,
 }
 
-/// Reads the events that were made between two times (milliseconds since 1970, both included), in no order.
-///
-/// Those that a restore has set apart are left out, and `undone` is told when they were made: they belong to no batch
-/// any more. An event that only bears the mark is missing from its batch.
-pub async fn window(
-    database: &Database,
-    from_ms: i64,
-    to_ms: i64,
-    mut each: impl FnMut(Seen),
-    mut undone: impl FnMut(i64),
-) -> Result<(), StoreError> {
-    const CALL: &str = "read the audit trail";
+/// Events that were made between two times, in no order.
+pub struct Window {
+    events: Cursor<RawDocumentBuf>,
+    buffer: Vec<u8>,
+}
+
+/// Begins to read the events that were made between two times (milliseconds since 1970, both included).
+pub async fn window(database: &Database, from_ms: i64, to_ms: i64) -> Result<Window, StoreError> {
     let between = doc! { "$gte": DateTime::from_millis(from_ms), "$lte": DateTime::from_millis(to_ms) };
     let found = database
         .collection::<RawDocumentBuf>(COLLECTION)
@@ -75,13 +77,15 @@ pub async fn window(
         .hint(Hint::Name("createdAt_id".to_owned()))
         .batch_size(TOGETHER)
         .await;
-    let mut found = found.map_err(failed(CALL))?;
-    let mut buffer = Vec::new();
-    while let Some(document) = found.try_next().await.map_err(failed(CALL))? {
-        let event = seen(&document, &mut buffer);
-        if document.get_document(undone::FIELD).is_ok() { undone(event.created_ms) } else { each(event) }
+    Ok(Window { events: found.map_err(failed(READ))?, buffer: Vec::new() })
+}
+
+impl Window {
+    /// The next one; none at the end.
+    pub async fn next(&mut self) -> Result<Option<Seen>, StoreError> {
+        let event = self.events.try_next().await.map_err(failed(READ))?;
+        Ok(event.map(|event| seen(&event, &mut self.buffer)))
     }
-    Ok(())
 }
 
 /// Reads the events that no time finds, since what they have in the place of one is of another type: at most `limit`.
@@ -127,10 +131,56 @@ pub(super) fn shown(document: &RawDocument) -> Shown {
     Shown { seen, fields: parts.map(|parts| parts.fields.text()), data, data_digest }
 }
 
+/// An event that a restore has set apart, with the leaf that it has from then on; `None` if it is not in the form in
+/// which events are written and marked.
+pub(super) fn apart(document: &RawDocument) -> Option<Apart> {
+    let (parts, mut buffer) = (read(document)?, Vec::new());
+    Some(Apart {
+        id: EventId(document.get_object_id("_id").ok()?.bytes()),
+        class: class_of(parts.fields.class)?,
+        created_ms: parts.fields.created_at,
+        leaf: parts.mark.as_ref()?.leaf(&parts.leaf(&mut buffer)),
+    })
+}
+
 /// What an event's leaf is made of.
 struct Parts<'d> {
+    /// With the id that it had before a restore has set it apart.
     fields: Fields<'d>,
     data: Data<'d>,
+    mark: Option<Mark>,
+}
+
+impl Parts<'_> {
+    /// The leaf that it had in its batch.
+    fn leaf(&self, buffer: &mut Vec<u8>) -> Hash {
+        let data = self.data.digest(buffer);
+        leaf(&self.fields, &data, buffer)
+    }
+
+    /// The leaf that it must have where it stands; none while it is set apart and no link knows of it.
+    fn hash(&self, buffer: &mut Vec<u8>) -> Option<Hash> {
+        let leaf = self.leaf(buffer);
+        match &self.mark {
+            None => Some(leaf),
+            Some(mark) => mark.is_linked.then(|| mark.leaf(&leaf)),
+        }
+    }
+}
+
+/// That a restore has set the event apart.
+struct Mark {
+    /// The id that it has since.
+    id: EventId,
+    epoch: i64,
+    at_ms: i64,
+    is_linked: bool,
+}
+
+impl Mark {
+    fn leaf(&self, leaf: &Hash) -> Hash {
+        apart::leaf(leaf, self.id, self.epoch, self.at_ms)
+    }
 }
 
 enum Data<'d> {
@@ -150,28 +200,37 @@ impl Data<'_> {
 /// An event, however it looks: what can't be read is nothing.
 fn seen(document: &RawDocument, buffer: &mut Vec<u8>) -> Seen {
     let id = document.get_object_id("_id").map_or(EventId([0; 12]), |id| EventId(id.bytes()));
-    let run = document.get_document("run").ok();
-    let place = run.and_then(|run| {
-        Some(Place {
-            partition: run.get_str("p").ok()?.to_owned(),
-            number: run.get_i64("n").ok()?,
-            class: class_of(run.get_str("class").ok()?)?,
-            leaf: run.get_i32("leaf").ok().and_then(|leaf| u32::try_from(leaf).ok()),
-        })
-    });
+    let place_of = || {
+        let run = document.get_document("run").ok()?;
+        let class = class_of(run.get_str("class").ok()?)?;
+        let leaf_of = |of: &RawDocument| of.get_i32("leaf").ok().and_then(|leaf| u32::try_from(leaf).ok());
+        let link = document.get_document(undone::FIELD).ok().and_then(|mark| {
+            Some(Place {
+                partition: SYSTEM.to_owned(),
+                number: mark.get_i64("n").ok()?,
+                class,
+                leaf: Some(leaf_of(mark)?),
+            })
+        });
+        let undone = link.is_some();
+        let own = || {
+            let (partition, number) = (run.get_str("p").ok()?.to_owned(), run.get_i64("n").ok()?);
+            Some(Place { partition, number, class, leaf: leaf_of(run) })
+        };
+        Some((link.or_else(own)?, undone))
+    };
     // Without a place it belongs to no batch there is.
     let nowhere = || Place { partition: String::new(), number: 0, class: Class::AuditLogs, leaf: Some(0) };
     let uuid = |name| document.get_str(name).ok().and_then(uuid_of).unwrap_or_default();
     let parts = read(document);
+    let (place, undone) = place_of().unwrap_or_else(|| (nowhere(), false));
     Seen {
         id,
-        place: place.unwrap_or_else(nowhere),
+        place,
         created_ms: document.get_datetime("createdAt").map_or(0, DateTime::timestamp_millis),
-        hash: parts.as_ref().map(|parts| {
-            let data = parts.data.digest(buffer);
-            leaf(&parts.fields, &data, buffer)
-        }),
+        hash: parts.as_ref().and_then(|parts| parts.hash(buffer)),
         erased: parts.is_some_and(|parts| matches!(parts.data, Data::Erased(_))),
+        undone,
         entity: uuid("entityId"),
         actor: uuid("actorId"),
     }
@@ -226,8 +285,13 @@ fn read(document: &RawDocument) -> Option<Parts<'_>> {
     let id = |name| uuid_of(text(name)?);
     let told = |name| optional(metadata, name, || metadata.get_str(name).ok());
     let class = run.get_str("class").ok()?;
+    let own = EventId(document.get_object_id("_id").ok()?.bytes());
+    let mark = match document.get(undone::FIELD).ok()? {
+        Some(value) => Some(mark_of(own, value.as_document()?)?),
+        None => None,
+    };
     let fields = Fields {
-        id: EventId(document.get_object_id("_id").ok()?.bytes()),
+        id: mark.as_ref().map_or(own, |(was, _)| *was),
         kind: text("type")?,
         actor_id: id("actorId")?,
         entity_id: id("entityId")?,
@@ -263,7 +327,23 @@ fn read(document: &RawDocument) -> Option<Parts<'_>> {
             Data::Erased(Hash::from_slice(binary("digest")?)?)
         }
     };
-    Some(Parts { fields, data })
+    Some(Parts { fields, data, mark: mark.map(|(_, mark)| mark) })
+}
+
+/// Reads a mark, and the id that the event had before.
+fn mark_of(id: EventId, mark: &RawDocument) -> Option<(EventId, Mark)> {
+    let (epoch, text) = (mark.get_i64("epoch").ok()?, mark.get_str("id").ok()?);
+    let was: [u8; 12] = hex::read(text)?.try_into().ok()?;
+    if !has_only(mark, &MARK) || hex::of(&was) != text || undone::apart(epoch, was) != id.0 {
+        return None;
+    }
+    let number = optional(mark, "n", || mark.get_i64("n").ok()).ok()?;
+    let leaf = optional(mark, "leaf", || mark.get_i32("leaf").ok()).ok()?;
+    if number.is_some() != leaf.is_some() {
+        return None;
+    }
+    let at_ms = mark.get_datetime("at").ok()?.timestamp_millis();
+    Some((EventId(was), Mark { id, epoch, at_ms, is_linked: number.is_some() }))
 }
 
 /// Writes the JSON that a payload was made from, its fields in the order in which they stand; `None` if it holds what we

@@ -69,7 +69,7 @@ impl Documents {
             events.iter().enumerate().map(|(index, event)| document(run, index, event, leaf(index)));
         Ok(Self {
             events: documents.collect::<Result<_, _>>()?,
-            leaves: leaves.and_then(|leaves| audit_leaves::document(run, events, leaves)),
+            leaves: leaves.and_then(|leaves| audit_leaves::of_batch(run, events, leaves)),
         })
     }
 

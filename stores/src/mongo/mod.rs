@@ -1,5 +1,6 @@
 //! MongoDB: the audit trail.
 
+pub mod apart;
 pub mod audit_leaves;
 pub mod audit_seals;
 pub mod audit_trail;

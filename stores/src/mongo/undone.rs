@@ -1,4 +1,5 @@
-//! Events of what was undone, since Postgres has gone back in time: they are marked and kept apart, never removed.
+//! Events of what was undone, since Postgres has gone back in time: they are marked and kept apart, never removed. What
+//! vouches for them from then on is in [`super::apart`].
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
@@ -108,7 +109,7 @@ pub async fn set_apart(
 }
 
 /// The id of an event that was undone: the same however often it is set apart in one epoch.
-fn apart(epoch: i64, id: [u8; 12]) -> [u8; 12] {
+pub fn apart(epoch: i64, id: [u8; 12]) -> [u8; 12] {
     let digest =
         taskflow_core::command::digest(format!("undone {epoch} {}", taskflow_core::hex::of(&id)).as_bytes());
     let mut apart = id;

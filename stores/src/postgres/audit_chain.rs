@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row};
 use taskflow_core::audit::Hash;
 use taskflow_core::audit::chain::Link;
-use taskflow_core::audit::link::genesis;
+use taskflow_core::audit::link::{self, genesis};
 use taskflow_core::audit::seal::Head;
 
 use super::failed;
@@ -136,4 +136,59 @@ pub async fn pending(pool: &PgPool, partition: &str, to: i64) -> Result<HashSet<
     .await
     .map_err(failed("look into the outbox"))?;
     Ok(numbers.into_iter().collect())
+}
+
+/// Links that the chain of the system's events is to be lengthened by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addition {
+    /// The number of its head before.
+    pub after: i64,
+    /// The texts of their classes.
+    pub links: Vec<String>,
+}
+
+/// Locks the head of the chain of the system's events: its number and its digest.
+pub(super) async fn lock_system(connection: &mut PgConnection) -> Result<(i64, Hash), StoreError> {
+    let (number, chain): (i64, Option<Vec<u8>>) =
+        sqlx::query_as("/* lock_system_head */ SELECT number, chain FROM audit_system_head FOR UPDATE")
+            .fetch_one(connection)
+            .await
+            .map_err(failed("lock the head of the system's events"))?;
+    let hash = chain.map_or_else(|| Ok(genesis(SYSTEM)), |chain| hash(&chain, "the head of a chain"))?;
+    Ok((number, hash))
+}
+
+/// Lengthens the chain of the system's events, in the transaction of who may.
+pub async fn extend_system(connection: &mut PgConnection, addition: &Addition) -> Result<(), StoreError> {
+    const CALL: &str = "link undone events";
+    let (mut number, mut hash) = lock_system(connection).await?;
+    if number != addition.after {
+        let detail = format!("the chain is at {number}, and not at {} any more", addition.after);
+        return Err(StoreError::new("postgres", CALL, Kind::Conflict, detail));
+    }
+    let (mut numbers, mut hashes) = (Vec::new(), Vec::new());
+    for classes in &addition.links {
+        number += 1;
+        hash = link::hash(&hash, number, classes);
+        numbers.push(number);
+        hashes.push(hash.0.to_vec());
+    }
+    sqlx::query(
+        "/* extend_system */ WITH linked AS (
+            INSERT INTO audit_links (partition, number, classes, hash)
+            SELECT $1, number, classes, hash FROM UNNEST($2::bigint[], $3::text[], $4::bytea[])
+                AS n (number, classes, hash)
+        )
+        UPDATE audit_system_head SET number = $5, chain = $6",
+    )
+    .bind(SYSTEM)
+    .bind(numbers)
+    .bind(&addition.links)
+    .bind(hashes)
+    .bind(number)
+    .bind(hash.0.as_slice())
+    .execute(connection)
+    .await
+    .map_err(failed(CALL))?;
+    Ok(())
 }

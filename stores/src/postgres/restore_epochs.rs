@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
+use super::audit_chain::{self, Addition};
 use super::{audit_seals, failed, system_events};
 use crate::StoreError;
 
@@ -177,12 +178,14 @@ pub async fn expected_events(
     .map_err(failed("list the events that must be there"))
 }
 
-/// Ends an epoch, with the event that tells of it; the next seal of the audit trail says that `author` has restored.
+/// Ends an epoch, with the links of the events that were set apart and the event that tells of it; the next seal of the
+/// audit trail says that `author` has restored.
 pub async fn end(
     pool: &PgPool,
     epoch: i64,
     author: &str,
     outcome: &Outcome,
+    apart: &Addition,
     event: &Occurrence,
 ) -> Result<(), StoreError> {
     let call = "end a restore epoch";
@@ -199,6 +202,9 @@ pub async fn end(
     .execute(&mut *transaction)
     .await
     .map_err(failed(call))?;
+    if !apart.links.is_empty() {
+        audit_chain::extend_system(&mut transaction, apart).await?;
+    }
     system_events::insert(&mut transaction, std::slice::from_ref(event)).await?;
     audit_seals::say_restored(&mut transaction, author, &format!("restore epoch {epoch}")).await?;
     transaction.commit().await.map_err(failed(call))

@@ -2,11 +2,11 @@
 
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use taskflow_core::audit::canonical::Salt;
-use taskflow_core::audit::{Hash, link};
+use taskflow_core::audit::link;
 use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
-use super::audit_chain::SYSTEM;
+use super::audit_chain::{SYSTEM, lock_system};
 use super::{begin, failed};
 use crate::{Kind, StoreError};
 
@@ -97,14 +97,7 @@ impl Taken {
     /// it is in the trail.
     pub async fn join_chain(mut self, links: &[(i64, String)]) -> Result<(), StoreError> {
         const CALL: &str = "link system events";
-        let head: (i64, Option<Vec<u8>>) =
-            sqlx::query_as("/* lock_system_head */ SELECT number, chain FROM audit_system_head FOR UPDATE")
-                .fetch_one(&mut *self.transaction)
-                .await
-                .map_err(failed(CALL))?;
-        let (mut number, chain) = head;
-        let mut hash =
-            chain.and_then(|chain| Hash::from_slice(&chain)).unwrap_or_else(|| link::genesis(SYSTEM));
+        let (mut number, mut hash) = lock_system(&mut self.transaction).await?;
         let (mut numbers, mut hashes) = (Vec::with_capacity(links.len()), Vec::with_capacity(links.len()));
         for (_, classes) in links {
             number += 1;

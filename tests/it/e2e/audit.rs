@@ -5,6 +5,7 @@ mod bent;
 mod busy;
 mod restored;
 mod roles;
+mod undone;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     tests.extend(busy::tests());
     tests.extend(restored::tests());
     tests.extend(roles::tests());
+    tests.extend(undone::tests());
     tests
 }
 

@@ -78,9 +78,9 @@ pub(super) async fn run(options: VerifyOptions, settings: &Settings, json: bool)
 fn print(report: &Report) {
     let Report { seals, counts, pending, findings, found, notes } = report;
     println!(
-        "{seals} seals, {} batches: {} events are as they were sealed ({} of them erased), \
-         {} are gone as they may be, {} are from before there were seals, {} were undone by a restore, {pending} batches are on their way",
-        counts.batches, counts.proved, counts.erased, counts.expired, counts.unsealed, counts.undone
+        "{seals} seals, {} batches: {} events are as they were sealed ({} of them erased, {} undone by a restore), \
+         {} are gone as they may be, {} are from before there were seals, {pending} batches are on their way",
+        counts.batches, counts.proved, counts.erased, counts.undone, counts.expired, counts.unsealed
     );
     notes.iter().for_each(|note| println!("note: {note}"));
     findings.iter().for_each(|finding| println!("{finding}"));
