@@ -1,16 +1,12 @@
-//! What a verification asks about single events: who has ordered an erasure, and where an event belongs that is no part of
-//! the batches that were looked at.
+//! What a verification asks about single events: where one belongs that is no part of the batches that were looked at.
 
 use std::collections::{HashMap, HashSet};
 
-use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::link;
 use taskflow_core::audit::seal::{Head, Seal};
 use taskflow_core::audit::trail::{self, Counts, Known, Seen};
-use taskflow_core::event::EventId;
 use taskflow_stores::mongo;
-use taskflow_stores::postgres::{audit_chain, audit_seals};
-use uuid::Uuid;
+use taskflow_stores::postgres::audit_chain;
 
 use super::verify::{Error, STRAYS, Verifier};
 
@@ -18,25 +14,6 @@ use super::verify::{Error, STRAYS, Verifier};
 const LATEST_MS: i64 = 253_402_300_799_999;
 
 impl Verifier {
-    /// Whether somebody has ordered what was erased.
-    pub(super) async fn erased(&mut self, erased: &[(EventId, Uuid, Uuid)]) -> Result<(), Error> {
-        let subjects: HashSet<Uuid> =
-            erased.iter().flat_map(|(_, entity, actor)| [*entity, *actor]).collect();
-        if subjects.is_empty() {
-            return Ok(());
-        }
-        let subjects: Vec<Uuid> = subjects.into_iter().collect();
-        let ordered = audit_seals::ordered(&self.stores.postgres, &subjects).await?;
-        for (id, entity, actor) in erased {
-            let asked = |scope: &str, subject: &Uuid| ordered.contains(&(scope.to_owned(), *subject));
-            if !asked("entity", entity) && !asked("actor", actor) {
-                let detail = "what it told was erased, and there is no order to do so";
-                self.report.add(Finding::new(Kind::ErasedUnasked, detail).event(*id));
-            }
-        }
-        Ok(())
-    }
-
     /// Looks at what was made before the first batch that is vouched for, or says so: events from before there were
     /// leaves, and what was slipped in among them.
     pub(super) async fn before(&mut self, before_ms: i64) -> Result<(), Error> {

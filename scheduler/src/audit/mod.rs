@@ -2,6 +2,7 @@
 //! ([`verify`]) and proving single events of it ([`prove`]). What is right is decided in `taskflow_core::audit`.
 
 mod beside;
+mod erasures;
 pub mod files;
 pub mod prove;
 pub mod restored;

@@ -8,6 +8,8 @@ use futures_util::TryStreamExt;
 use mongodb::Database;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{self, Document, RawDocumentBuf, doc};
+use taskflow_core::audit::trail::Seen;
+use uuid::Uuid;
 
 use super::audit_trail::{self, Shown};
 use super::events::COLLECTION;
@@ -20,6 +22,33 @@ const TOGETHER: i64 = 200;
 /// How long the server may look for them.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// The type of the events that tell of orders.
+const ORDER: &str = "system.data_erased";
+
+/// An order, as its event tells of it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// `entity` or `actor`.
+    pub scope: String,
+    /// Its entity is the subject.
+    pub seen: Seen,
+}
+
+/// The events that tell of orders to erase what is told of some subjects, whoever has made them.
+pub async fn orders(database: &Database, subjects: &[Uuid]) -> Result<Vec<Order>, StoreError> {
+    const CALL: &str = "look for orders to erase";
+    let subjects: Vec<String> = subjects.iter().map(Uuid::to_string).collect();
+    let events = database.collection::<RawDocumentBuf>(COLLECTION);
+    let found = events.find(doc! { "entityId": { "$in": subjects }, "type": ORDER }).await;
+    let found: Vec<RawDocumentBuf> =
+        found.map_err(failed(CALL))?.try_collect().await.map_err(failed(CALL))?;
+    let order = |event: &RawDocumentBuf| {
+        let scope = event.get_document("payload").ok()?.get_str("scope").ok()?.to_owned();
+        Some(Order { scope, seen: audit_trail::shown(event).seen })
+    };
+    Ok(found.iter().filter_map(order).collect())
+}
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Erased {
@@ -30,7 +59,8 @@ pub struct Erased {
     pub more: bool,
 }
 
-/// Erases what the next events of a subject tell; only those that were made up to a time, if one is given.
+/// Erases what the next events of a subject tell; only those that were made up to a time, if one is given. Those that tell
+/// of orders stay: what was erased is excused by them.
 pub async fn step(
     database: &Database,
     subject: Subject,
@@ -40,6 +70,7 @@ pub async fn step(
     const CALL: &str = "erase events' data";
     let mut filter = of(subject);
     filter.insert("erasedAt", doc! { "$exists": false });
+    filter.insert("type", doc! { "$ne": ORDER });
     if let Some(until) = until {
         filter.insert("createdAt", doc! { "$lte": bson::DateTime::from_millis(until.timestamp_millis()) });
     }

@@ -194,10 +194,14 @@ pub async fn orders(pool: &PgPool) -> Result<Vec<(String, Uuid, DateTime<Utc>)>,
     .map_err(failed("read erasures"))
 }
 
-/// Which of some subjects there is an order for, as `(scope, subject)`.
-pub async fn ordered(pool: &PgPool, subjects: &[Uuid]) -> Result<HashSet<(String, Uuid)>, StoreError> {
+/// Which of some subjects there is an order for whose event is not in the trail yet, as `(scope, subject)`.
+pub async fn orders_on_their_way(
+    pool: &PgPool,
+    subjects: &[Uuid],
+) -> Result<HashSet<(String, Uuid)>, StoreError> {
     let rows: Vec<(String, Uuid)> = sqlx::query_as(
-        "/* ordered_erasures */ SELECT DISTINCT scope, subject FROM audit_erasures WHERE subject = ANY($1)",
+        "/* ordered_erasures */ SELECT DISTINCT e.scope, e.subject FROM audit_erasures e
+        JOIN system_events s ON s.id = e.id WHERE e.subject = ANY($1)",
     )
     .bind(subjects)
     .fetch_all(pool)

@@ -103,6 +103,18 @@ async fn events(site: Arc<Site>) -> Result {
     let report = sealed.verify().await?;
     let emptied = sealed.events().count_documents(doc! { "erasedAt": { "$exists": true } }).await?;
     ensure!(emptied > 0 && named(&report, "erased_unasked")?.len() as u64 == emptied, "{report}");
+    // A row in a table is no order, nor is an event that somebody has slipped in.
+    let row = format!("gen_random_uuid(), 'actor', '{ADMIN}', 'asked for', 'ada', now()");
+    site.sql(&format!("INSERT INTO audit_erasures VALUES ({row})")).await?;
+    let report = sealed.verify().await?;
+    ensure!(named(&report, "erased_unasked")?.len() as u64 == emptied, "{report}");
+    copy.extend(doc! {
+        "_id": ObjectId::new(), "type": "system.data_erased", "entityType": "system", "entityId": ADMIN.to_string(),
+        "payload": { "author": "ada", "scope": "actor", "why": "asked for" },
+    });
+    sealed.events().insert_one(&copy).await?;
+    let found = sealed.verify().await?["found"].clone();
+    ensure!(found == json!({ "erased_unasked": emptied, "event_inserted": 1 }), "{found}");
     sealed.stop().await
 }
 
