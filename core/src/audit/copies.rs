@@ -14,6 +14,29 @@ pub struct Place {
     pub seals: BTreeMap<i64, Signed>,
 }
 
+/// How far the seals of a place go. What none of the keys has signed does not count: whoever can insert there would have
+/// the sequence go on where it likes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The number of the newest one that can be believed; 0 if there is none.
+    pub believed: i64,
+    /// The highest number above it, under which something else stands.
+    pub forged: Option<i64>,
+}
+
+impl Newest {
+    /// Takes what stands under the next number, from the highest down. Returns whether that is all.
+    pub fn take(&mut self, number: i64, signed: &Signed, keys: &[PublicKey]) -> bool {
+        let is_seal = signed.is_seal(number, keys);
+        if is_seal {
+            self.believed = number;
+        } else {
+            self.forged = self.forged.or(Some(number));
+        }
+        is_seal
+    }
+}
+
 /// A seal that can be believed, and its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trusted {

@@ -127,6 +127,11 @@ impl Signed {
         let seal: Seal = serde_json::from_str(&self.seal).map_err(|_| "its text is no seal")?;
         if seal.format == FORMAT { Ok(seal) } else { Err("its text is no seal of a form that is known here") }
     }
+
+    /// Whether it can be believed, and is the seal of this number.
+    pub fn is_seal(&self, number: i64, keys: &[PublicKey]) -> bool {
+        self.open(keys).is_ok_and(|seal| seal.number == number)
+    }
 }
 
 impl Seal {

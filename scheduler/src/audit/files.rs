@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use taskflow_core::audit::copies::Newest;
 use taskflow_core::audit::key::{PublicKey, SecretKey};
 use taskflow_core::audit::seal::Signed;
 
@@ -131,12 +132,13 @@ impl Outside {
         Ok(())
     }
 
-    /// The newest seal that can be read, by its number.
-    pub fn newest(&self) -> Result<Option<(i64, Signed)>, FileError> {
+    /// The newest seal that one of the keys has signed, by its number.
+    pub fn newest(&self, keys: &[PublicKey]) -> Result<Option<(i64, Signed)>, FileError> {
         for path in self.files()?.into_iter().rev() {
             let mut newest: Option<Line> = None;
             each_line(&path, |line| {
-                if newest.as_ref().is_none_or(|newest| line.number > newest.number) {
+                let is_newer = newest.as_ref().is_none_or(|newest| line.number > newest.number);
+                if is_newer && line.signed.is_seal(line.number, keys) {
                     newest = Some(line);
                 }
             })?;
@@ -145,6 +147,21 @@ impl Outside {
             }
         }
         Ok(None)
+    }
+
+    /// How far the seals go.
+    pub fn extent(&self, keys: &[PublicKey]) -> Result<Newest, FileError> {
+        let mut newest =
+            Newest { believed: self.newest(keys)?.map_or(0, |(number, _)| number), forged: None };
+        for path in self.files()? {
+            each_line(&path, |line| {
+                let is_above = line.number > newest.forged.unwrap_or(newest.believed);
+                if is_above && !line.signed.is_seal(line.number, keys) {
+                    newest.forged = Some(line.number);
+                }
+            })?;
+        }
+        Ok(newest)
     }
 
     /// The seals with numbers from `first` to `last`. Where a number is there twice, the first one counts: what was

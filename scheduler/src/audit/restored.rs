@@ -34,8 +34,8 @@ pub async fn check(
         );
         return Ok(Checked::Not(why));
     }
-    let own = audit_seals::newest(&stores.postgres).await?.map_or(0, |(number, _)| number);
-    let mut last = own.min(mongo::audit_seals::newest(&stores.mongo).await?);
+    let own = audit_seals::believed(&stores.postgres, &keys).await?.believed;
+    let mut last = own.min(mongo::audit_seals::newest(&stores.mongo, &keys).await?.believed);
     if let Some(through) = trail_through {
         let (before, _) = audit_seals::around(&stores.postgres, through, through).await?;
         last = last.min(before.unwrap_or(0));

@@ -139,13 +139,12 @@ async fn last(
 ) -> Result<Option<(Seal, Signed)>, Failure> {
     let own = audit_seals::newest(&stores.postgres).await?;
     let own_number = own.as_ref().map_or(0, |(number, _)| *number);
-    let folder = outside.clone();
-    let beside = blocking(move || folder.newest()).await?;
+    let beside = newest_outside(outside, keys).await?;
     let beside_number = beside.as_ref().map_or(0, |(number, _)| *number);
-    let mongo_number = match mongo::audit_seals::newest(&stores.mongo).await {
+    let mongo_number = match mongo::audit_seals::newest(&stores.mongo, keys).await {
         // The trail is sealed while MongoDB is away; its copies come later, and until then the run says that they lack.
         Err(error) if error.kind == Kind::Unavailable => 0,
-        known => known?,
+        known => known?.believed,
     };
     let newest = beside_number.max(mongo_number);
     if newest > own_number {
@@ -167,6 +166,11 @@ async fn last(
     let Some((number, signed)) = own else { return Ok(None) };
     let seal = signed.open(keys).map_err(|why| disbelieved(number, "Postgres", why))?;
     Ok(Some((seal, signed)))
+}
+
+async fn newest_outside(outside: &Outside, keys: &[PublicKey]) -> Result<Option<(i64, Signed)>, FileError> {
+    let (folder, keys) = (outside.clone(), keys.to_vec());
+    blocking(move || folder.newest(&keys)).await
 }
 
 /// Gives Postgres the seals again that it has lost by a restore: the sequence goes on where it was.
@@ -205,7 +209,7 @@ async fn take_back(
 /// Adds to both other places what they lack, up to a seal. One that is away does not keep the other from it.
 async fn copy(stores: &Stores, outside: &Outside, keys: &[PublicKey], number: i64) -> Result<u64, Failure> {
     let beside = copy_outside(stores, outside, keys, number).await;
-    let mongo = copy_to_mongo(stores, number).await;
+    let mongo = copy_to_mongo(stores, keys, number).await;
     Ok(beside? + mongo?)
 }
 
@@ -215,8 +219,7 @@ async fn copy_outside(
     keys: &[PublicKey],
     number: i64,
 ) -> Result<u64, Failure> {
-    let folder = outside.clone();
-    let mut have = blocking(move || folder.newest()).await?.map_or(0, |(newest, _)| newest);
+    let mut have = newest_outside(outside, keys).await?.map_or(0, |(newest, _)| newest);
     let mut copied = 0;
     for _ in 0..TIMES {
         if have >= number {
@@ -236,8 +239,8 @@ async fn copy_outside(
     Ok(copied)
 }
 
-async fn copy_to_mongo(stores: &Stores, number: i64) -> Result<u64, Failure> {
-    let (mut have, mut copied) = (mongo::audit_seals::newest(&stores.mongo).await?, 0);
+async fn copy_to_mongo(stores: &Stores, keys: &[PublicKey], number: i64) -> Result<u64, Failure> {
+    let (mut have, mut copied) = (mongo::audit_seals::newest(&stores.mongo, keys).await?.believed, 0);
     for _ in 0..TIMES {
         if have >= number {
             break;

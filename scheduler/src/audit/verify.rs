@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use taskflow_core::audit::chain::{self, Batch};
 use taskflow_core::audit::copies::{self, Place, Trusted};
-use taskflow_core::audit::finding::Finding;
+use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::key::PublicKey;
 use taskflow_core::audit::link::ClassRoot;
 use taskflow_core::audit::seal::{Head, Seal};
@@ -115,8 +115,9 @@ impl Verifier {
             );
         }
         let mut newest = None;
-        // The last few: a forged one behind the newest must not blind us.
-        let last = Self::last_number(&stores, outside.as_ref()).await?;
+        // The last few: a changed one at the end must not blind us.
+        let (last, forged) = Self::last_number(&stores, &keys, outside.as_ref()).await?;
+        forged.into_iter().for_each(|finding| report.add(finding));
         for (_, signed) in audit_seals::read(&stores.postgres, last - SEALS_TOGETHER, last).await? {
             newest = signed.open(&keys).ok().or(newest);
         }
@@ -139,19 +140,32 @@ impl Verifier {
         })
     }
 
-    async fn last_number(stores: &Stores, outside: Option<&Outside>) -> Result<i64, Error> {
-        let own = audit_seals::newest(&stores.postgres).await?.map_or(0, |(number, _)| number);
-        let mongo = mongo::audit_seals::newest(&stores.mongo).await?;
-        let beside = match outside.cloned() {
-            Some(outside) => blocking(move || outside.newest()).await?.map_or(0, |(number, _)| number),
-            None => 0,
-        };
-        Ok(own.max(mongo).max(beside))
+    /// The number of the newest seal in any place, and what stands above it without being one.
+    async fn last_number(
+        stores: &Stores,
+        keys: &[PublicKey],
+        outside: Option<&Outside>,
+    ) -> Result<(i64, Vec<Finding>), Error> {
+        let mut places = vec![
+            ("mongodb", mongo::audit_seals::newest(&stores.mongo, keys).await?),
+            ("postgres", audit_seals::believed(&stores.postgres, keys).await?),
+        ];
+        if let Some(outside) = outside.cloned() {
+            let keys = keys.to_vec();
+            places.push(("outside", blocking(move || outside.extent(&keys)).await?));
+        }
+        let last = places.iter().map(|(_, newest)| newest.believed).max().unwrap_or(0);
+        let forged = places.into_iter().filter_map(|(place, newest)| {
+            let number = newest.forged.filter(|number| *number > last)?;
+            let detail = "it stands above the newest seal, and none of the known keys has signed it";
+            Some(Finding::new(Kind::SealChanged, detail).seal(number, Some(place)))
+        });
+        Ok((last, forged.collect()))
     }
 
     /// The number of the newest seal in any place.
     pub async fn last(&self) -> Result<i64, Error> {
-        Self::last_number(&self.stores, self.outside.as_ref()).await
+        Ok(Self::last_number(&self.stores, &self.keys, self.outside.as_ref()).await?.0)
     }
 
     pub fn report(&self) -> &Report {

@@ -3,6 +3,7 @@
 use futures_util::TryStreamExt;
 use mongodb::Database;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, cstr, doc};
+use taskflow_core::audit::copies::Newest;
 use taskflow_core::audit::key::{PublicKey, Signature};
 use taskflow_core::audit::seal::Signed;
 
@@ -13,6 +14,9 @@ use crate::StoreError;
 
 /// The collection's name.
 pub const COLLECTION: &str = "audit_seals";
+
+/// Seals that come in one answer of the server where the newest is looked for: mostly one is enough.
+const TOGETHER: u32 = 10;
 
 /// Adds seals, each under its number; those that are there already count as added.
 pub async fn insert(database: &Database, seals: &[(i64, Signed)]) -> Result<(), StoreError> {
@@ -31,12 +35,22 @@ pub async fn insert(database: &Database, seals: &[(i64, Signed)]) -> Result<(), 
     insert_new(&durable(database, COLLECTION), &documents.collect::<Vec<_>>(), "insert seals").await
 }
 
-/// The number of the newest seal; 0 if there is none.
-pub async fn newest(database: &Database) -> Result<i64, StoreError> {
+/// Looks how far the seals go.
+pub async fn newest(database: &Database, keys: &[PublicKey]) -> Result<Newest, StoreError> {
+    const CALL: &str = "read the newest seal";
     let seals = database.collection::<Document>(COLLECTION);
-    let newest = seals.find_one(doc! {}).sort(doc! { "_id": -1 }).projection(doc! { "_id": 1 }).await;
-    let newest = newest.map_err(failed("read the newest seal"))?;
-    Ok(newest.and_then(|seal| seal.get_i64("_id").ok()).unwrap_or(0))
+    let found = seals.find(doc! {}).sort(doc! { "_id": -1 }).batch_size(TOGETHER).await;
+    let mut found = found.map_err(failed(CALL))?;
+    let mut newest = Newest::default();
+    while let Some(seal) = found.try_next().await.map_err(failed(CALL))? {
+        // What has not even a number is none, wherever it sorts.
+        if let Ok(number) = seal.get_i64("_id")
+            && newest.take(number, &signed(&seal), keys)
+        {
+            break;
+        }
+    }
+    Ok(newest)
 }
 
 /// Reads the seals with numbers from `first` to `last`. One that is no seal any more comes with an empty text, which no

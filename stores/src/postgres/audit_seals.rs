@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
+use taskflow_core::audit::copies::Newest;
 use taskflow_core::audit::key::{PublicKey, Signature};
 use taskflow_core::audit::seal::{Restored, Signed};
 use uuid::Uuid;
@@ -28,6 +29,28 @@ pub async fn newest(pool: &PgPool) -> Result<Option<(i64, Signed)>, StoreError> 
     .await
     .map_err(failed("read the newest seal"))?;
     Ok(row.map(signed))
+}
+
+/// Looks how far the seals go that can be believed.
+pub async fn believed(pool: &PgPool, keys: &[PublicKey]) -> Result<Newest, StoreError> {
+    let (mut newest, mut below) = (Newest::default(), i64::MAX);
+    loop {
+        let rows: Vec<Row> = sqlx::query_as(
+            "/* believed_seals */ SELECT number, seal, signature, key FROM audit_seals
+            WHERE number < $1 ORDER BY number DESC LIMIT 10",
+        )
+        .bind(below)
+        .fetch_all(pool)
+        .await
+        .map_err(failed("read the newest seal"))?;
+        let Some((last, ..)) = rows.last() else { return Ok(newest) };
+        below = *last;
+        for (number, signed) in rows.into_iter().map(signed) {
+            if newest.take(number, &signed, keys) {
+                return Ok(newest);
+            }
+        }
+    }
 }
 
 /// The number of the newest seal, and when it was made.

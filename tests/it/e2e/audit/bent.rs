@@ -242,6 +242,22 @@ async fn seals(site: Arc<Site>) -> Result {
     found("seal_changed", "mongodb").await?;
     copies.replace_one(doc! { "_id": 2_i64 }, copy).await?;
 
+    // What is slipped in far above the newest one neither stops the sequence nor leads astray who looks for its end.
+    let high = 1_000_000_000_i64;
+    let mut above = copies.find_one(doc! { "_id": 3_i64 }).await?.context("no copy")?;
+    above.insert("_id", high);
+    for forged in [above, doc! { "_id": high, "seal": "{}" }] {
+        copies.insert_one(&forged).await?;
+        ensure!(sealed.seal().await? == 3, "the sequence has moved");
+        let finding = found("seal_changed", "mongodb").await?;
+        ensure!(finding["seal"] == high, "{finding}");
+        copies.delete_one(doc! { "_id": high }).await?;
+    }
+    copies.insert_one(doc! { "_id": "no number", "seal": "{}" }).await?;
+    ensure!(sealed.seal().await? == 3, "the sequence has moved");
+    sealed.is_whole().await?;
+    copies.delete_one(doc! { "_id": "no number" }).await?;
+
     let folder = sealed.cluster.folder().join("taskflow-audit/seals");
     let file = std::fs::read_dir(&folder)?.next().context("no file")??.path();
     let text = std::fs::read_to_string(&file)?;
@@ -251,6 +267,10 @@ async fn seals(site: Arc<Site>) -> Result {
     ensure!(gone["seal"] == 2, "{gone}");
     std::fs::write(&file, text.replacen("task_events", "tusk_events", 1))?;
     found("seal_changed", "outside").await?;
+    std::fs::write(&file, text.clone() + &lines[2].replacen("\"number\":3", "\"number\":900", 1) + "\n")?;
+    ensure!(sealed.seal().await? == 3, "the sequence has moved");
+    let above = found("seal_changed", "outside").await?;
+    ensure!(above["seal"] == 900, "{above}");
     std::fs::write(&file, &text)?;
     sealed.is_whole().await?;
 
