@@ -36,7 +36,7 @@ pub struct Settings {
     /// At most so long after a commit its part of the log is in the destination, in milliseconds.
     pub wal_every_ms: u64,
     /// The slot is given up when it keeps more than this of the log on the server, in bytes: a full disk would stop
-    /// everything. The next base backup begins anew.
+    /// everything. A new base backup begins anew.
     pub wal_behind_max_bytes: u64,
     /// Days between two base backups.
     pub base_every_days: u32,

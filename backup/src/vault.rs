@@ -152,8 +152,7 @@ impl Vault {
         kind: Kind,
         wanted: impl Fn(&Manifest) -> bool,
     ) -> Result<Option<Manifest>> {
-        let mut found: Vec<Found> =
-            self.list().await?.into_iter().filter(|found| found.kind == kind).collect();
+        let mut found = list_of(&self.place, |one| one == kind).await?;
         found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
         let whole = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
         Ok(whole.into_iter().find(wanted))
@@ -295,9 +294,14 @@ async fn read_manifest(place: &Place, id: &str) -> Result<Option<Manifest>> {
 
 /// Every backup of a place, the oldest first.
 pub async fn list(place: &Place) -> Result<Vec<Found>> {
+    list_of(place, |_| true).await
+}
+
+/// The same of some kinds: nothing is read of the others.
+async fn list_of(place: &Place, wanted: impl Fn(Kind) -> bool) -> Result<Vec<Found>> {
     let known = place.folders(FOLDER).await?.into_iter().filter_map(|id| {
         let (taken_at, kind) = manifest::read_id(&id)?;
-        Some((id, taken_at, kind))
+        wanted(kind).then_some((id, taken_at, kind))
     });
     let look = |(id, taken_at, kind): (String, DateTime<Utc>, Kind)| async move {
         let manifest = match read_manifest(place, &id).await {

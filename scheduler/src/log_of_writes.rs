@@ -1,7 +1,6 @@
 //! Postgres's log of writes is archived by one of the schedulers, whichever is first: that is what brings the recovery
 //! point down from a day to half a minute.
 
-use chrono::{DateTime, Utc};
 use taskflow_backup::postgres::receive::{self, Tell};
 use taskflow_backup::{Result, Vault};
 use taskflow_core::metric;
@@ -11,7 +10,6 @@ use taskflow_stores::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::Backups;
-use crate::recovery::Known;
 
 /// Archives the log until `stop`, where the settings say so.
 pub(crate) async fn run(backups: Backups, postgres: PgPool, stop: CancellationToken) {
@@ -23,10 +21,9 @@ pub(crate) async fn run(backups: Backups, postgres: PgPool, stop: CancellationTo
 }
 
 async fn archive(backups: Backups, postgres: PgPool, stop: CancellationToken) {
-    let told = Told(backups.known.clone());
     let open = || -> Result<Vault> { Vault::open(&backups.settings) };
     match open() {
-        Ok(vault) => receive::run(&vault, &backups.postgres_url, &postgres, &told, &stop).await,
+        Ok(vault) => receive::run(&vault, &backups.postgres_url, &postgres, &Told, &stop).await,
         Err(error) => {
             tracing::error!(%error, "The log of writes can't be archived.");
             // A setting that is wrong stays so.
@@ -35,14 +32,10 @@ async fn archive(backups: Backups, postgres: PgPool, stop: CancellationToken) {
     }
 }
 
-struct Told(Known);
+/// How far it goes is told by the leader, from what lies in the archive.
+struct Told;
 
 impl Tell for Told {
-    fn archived(&self, through: DateTime<Utc>) {
-        // Its age is told by the leader's report: here it would stand still with the archiver.
-        self.0.saved("postgres", through);
-    }
-
     fn kept(&self, bytes: u64) {
         gauge(&metric::WAL_KEPT, &[]).set(bytes as f64);
     }

@@ -88,6 +88,14 @@ pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// What a scheduler shows of a store at its metrics: how many seconds of data would be lost.
+pub async fn recovery_point(address: &str, store: &str) -> Result<f64> {
+    let shown = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
+    let series = format!("taskflow_recovery_point_seconds{{store=\"{store}\"}} ");
+    let value = shown.lines().find_map(|line| line.strip_prefix(&series));
+    Ok(value.with_context(|| format!("no {series}"))?.parse()?)
+}
+
 /// Every row of every table, as text, in order.
 pub async fn rows(site: &Site, database: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let options = site.postgres.connect_options().as_ref().clone().database(database);

@@ -5,7 +5,7 @@ use taskflow_stores::clock;
 use taskflow_stores::postgres::backup::Moment;
 use taskflow_stores::postgres::{PgPool, wal};
 
-use super::archive::Archive;
+use super::archive::{Archive, Reached};
 use super::programs::Programs;
 use crate::draft::{Draft, Facts};
 use crate::error::{Error, Result};
@@ -96,12 +96,22 @@ pub async fn create(vault: &Vault, url: &str, pool: &PgPool, progress: &Progress
 /// The newest base backup of the cluster from which the archived log leads on without a gap.
 pub async fn newest_usable(vault: &Vault, pool: &PgPool) -> Result<Option<Manifest>> {
     let place = wal::place(pool).await?;
-    let Some(reached) = Archive::of(vault, &place.system).reached().await? else { return Ok(None) };
-    let newest = vault.newest(Kind::PostgresBase).await?;
-    Ok(newest.filter(|manifest| {
-        manifest.position.system.as_ref() == Some(&place.system)
-            && manifest.position.start_lsn.is_some_and(|start| start >= reached.since)
-    }))
+    match Archive::of(vault, &place.system).reached().await? {
+        Some(reached) => usable(vault, &place.system, &reached).await,
+        None => Ok(None),
+    }
+}
+
+/// The newest base backup from which a cluster's archive leads on to where it has reached. One of another timeline
+/// does not count: whether that is an ancestor stands in files which only a key may open.
+pub async fn usable(vault: &Vault, system: &str, reached: &Reached) -> Result<Option<Manifest>> {
+    let leads_on = |manifest: &Manifest| {
+        let position = &manifest.position;
+        position.system.as_deref() == Some(system)
+            && position.timeline == Some(reached.timeline)
+            && position.start_lsn.is_some_and(|start| start >= reached.since)
+    };
+    vault.newest_of(Kind::PostgresBase, leads_on).await
 }
 
 /// Removes what of the log no base backup that is there needs; returns how many files.

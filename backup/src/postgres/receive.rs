@@ -13,7 +13,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use taskflow_core::backup::wal::{Lsn, Segment};
 use taskflow_stores::backoff::Backoff;
 use taskflow_stores::clock;
@@ -36,8 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is told of the archive as it grows.
 pub trait Tell: Send + Sync {
-    /// Everything that was committed before is archived.
-    fn archived(&self, through: DateTime<Utc>);
     /// Bytes of the log that the server keeps for us.
     fn kept(&self, bytes: u64);
 }
@@ -109,7 +106,6 @@ async fn receive(
         let place = wal::place(pool).await?;
         work.wait(&place, &mut receiver).await?;
         work.ship(&place).await?;
-        tell.archived(place.at);
         watch(vault, pool, tell).await?;
         tokio::select! {
             () = stop.cancelled() => break,
@@ -119,9 +115,7 @@ async fn receive(
     // The last seconds too.
     let place = wal::place(pool).await?;
     work.wait(&place, &mut receiver).await?;
-    work.ship(&place).await?;
-    tell.archived(place.at);
-    Ok(())
+    work.ship(&place).await
 }
 
 /// Where the slot keeps the log from, and whether it has kept all of it.
@@ -226,7 +220,7 @@ async fn watch(vault: &Vault, pool: &PgPool, tell: &dyn Tell) -> Result<()> {
         wal::drop_slot(pool, &settings.wal_slot).await?;
         return Err(Error::failed(format!(
             "the slot {} kept {} MiB of the log, more than backup.wal_behind_max_bytes, and was given up; a new base \
-             backup is needed: taskflow backup create postgres-base",
+             backup is needed, which the scheduler asks for by itself",
             settings.wal_slot,
             behind >> 20
         )));

@@ -127,6 +127,8 @@ impl Job {
 
 /// The job that is run whenever the caches were emptied.
 pub(crate) const CACHE_WARM: &str = cache_warm::JOB.name;
+/// The job that is run whenever the log of writes leads on from no base backup.
+pub(crate) const BASE: &str = backup_postgres_base::JOB.name;
 
 /// Every job.
 pub fn all() -> impl Iterator<Item = &'static Job> {

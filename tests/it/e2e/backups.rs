@@ -7,7 +7,8 @@ use libtest_mimic::Trial;
 use mongodb::bson::Document;
 use serde_json::{Value, json};
 use taskflow_tests::backups::{
-    Backups, documents, has_database, indexes, must_agree, must_be_alike, own, rows, text, write_key,
+    Backups, documents, has_database, indexes, must_agree, must_be_alike, own, recovery_point, rows, text,
+    write_key,
 };
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::{Result, Site, wait};
@@ -280,6 +281,10 @@ async fn jobs(site: Arc<Site>) -> Result {
         .all(|series| shown.contains(series)))
     })
     .await?;
+    for store in ["postgres", "mongodb"] {
+        let age = recovery_point(&address, store).await?;
+        ensure!((0.0..600.0).contains(&age), "{store}: the newest backup is {age} s old");
+    }
     // Who has lost the lead does not go on to show an age that stands still.
     site.sql(
         "UPDATE scheduler_leader SET epoch = epoch + 1, holder = gen_random_uuid(), host = 'another',

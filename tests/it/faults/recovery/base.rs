@@ -2,13 +2,14 @@
 //! full disk. And a replication slot that is given up.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use sqlx::PgPool;
-use taskflow_tests::backups::{Backups, own, text, write_key};
+use taskflow_tests::backups::{Backups, own, recovery_point, text, write_key};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
-use taskflow_tests::{Cluster, Result, Site, World, disk, wait};
+use taskflow_tests::{Cluster, Result, Site, World, disk, free_address, wait};
 
 use super::full::fill_at;
 use super::{Folder, archived, now, reached, start, until_archived};
@@ -64,13 +65,39 @@ async fn without_room(world: &World) -> Result {
     let url = as_upkeep(&site).await?;
     site.env.push(("TASKFLOW_POSTGRES__URL".to_owned(), url));
     let cluster = Cluster::new(&site, PROGRAM)?;
+    let address = free_address()?;
     let backups = archived(&cluster, &folder.0);
-    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    let env = backups.env();
+    let listen = ("TASKFLOW_METRICS__LISTEN", address.as_str());
+    let scheduler = cluster.spawn("scheduler", &[env.as_slice(), &[listen]].concat())?;
     wait::until("the log is archived", async || Ok(reached(&backups).is_ok())).await?;
+    // What is asked for by itself is looked at later.
+    wait::until("no base backup is made by itself", async || {
+        let paused = cluster.run(&["jobs", "pause", BASE_JOB, "--reason", "a test"], &[]).await?;
+        ensure!(paused.status.success(), "{}", text(&paused));
+        Ok(true)
+    })
+    .await?;
+    // A log alone brings nothing back.
+    let point = looked_at(&backups, &address).await?;
+    ensure!(point.is_infinite(), "{point} s would be lost, and there is no backup at all");
+    let dumped = Instant::now();
+    backups.create("postgres").await?;
     backups.create("postgres-base").await?;
+    let point = looked_at(&backups, &address).await?;
+    ensure!((0.0..60.0).contains(&point), "{point} s would be lost");
     scheduler.stop().await?;
     let mut rows = Rows { site: &site, count: 0 };
-    given_up(&cluster, &backups, &folder.0, &mut rows).await
+    given_up(&cluster, &backups, &folder.0, &mut rows, &address, dumped).await
+}
+
+const BASE_JOB: &str = "backup.postgres.base";
+
+/// How much would be lost, by a scheduler that has just looked.
+async fn looked_at(backups: &Backups<'_>, address: &str) -> Result<f64> {
+    let done = backups.ask(&["jobs", "run", "report.stores"]).await?;
+    ensure!(done["state"] == "completed", "{done}");
+    recovery_point(address, "postgres").await
 }
 
 /// How a login of the scheduler's role reaches the database, with what docs/recovery.md asks for beside the role.
@@ -239,6 +266,8 @@ async fn given_up(
     backups: &Backups<'_>,
     folder: &Path,
     rows: &mut Rows<'_>,
+    address: &str,
+    dumped: Instant,
 ) -> Result {
     let site = rows.site;
     let slot = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = 'taskflow_wal'";
@@ -247,8 +276,9 @@ async fn given_up(
     std::fs::rename(&wal, &aside)?;
     std::fs::write(&wal, "no folder")?;
     let env = backups.env();
-    let bound = [("TASKFLOW_BACKUP__WAL_BEHIND_MAX_BYTES", "30000000")];
-    let scheduler = cluster.spawn("scheduler", &[env.as_slice(), &bound].concat())?;
+    let more =
+        [("TASKFLOW_BACKUP__WAL_BEHIND_MAX_BYTES", "30000000"), ("TASKFLOW_METRICS__LISTEN", address)];
+    let scheduler = cluster.spawn("scheduler", &[env.as_slice(), &more].concat())?;
     rows.more(8).await?;
     // A new slot keeps the log from the last checkpoint on.
     site.sql("CHECKPOINT").await?;
@@ -265,7 +295,24 @@ async fn given_up(
     let (code, said) = backups.refused(&["restore", "--data", &data.display().to_string()], &[]).await?;
     ensure!(code == Some(1) && said.contains("lacks"), "{code:?} {said}");
     ensure!(!data.exists(), "something was restored");
-    backups.create("postgres-base").await?;
+    // The log flows, and nothing can be had from it: what the dump holds is all there is.
+    let since = dumped.elapsed().as_secs_f64();
+    let point = looked_at(backups, address).await?;
+    ensure!(point > since - 10.0 && point < since + 60.0, "{point} s would be lost, the dump is {since} s old");
+    let bases = async || -> Result<usize> {
+        let listed = backups.ask(&["backup", "list", "--kind", "postgres-base"]).await?;
+        // One that is not whole yet is listed too.
+        let whole = |row: &&serde_json::Value| row["state"] != "not whole";
+        Ok(listed.as_array().into_iter().flatten().filter(whole).count())
+    };
+    ensure!(bases().await? == 1, "a job that is paused has run");
+    let resumed = cluster.run(&["jobs", "resume", BASE_JOB], &[]).await?;
+    ensure!(resumed.status.success(), "{}", text(&resumed));
+    // A base backup comes by itself.
+    wait::until("the log can be used again", async || {
+        Ok(bases().await? == 2 && looked_at(backups, address).await? + 5.0 < dumped.elapsed().as_secs_f64())
+    })
+    .await?;
     rows.more(1).await?;
     until_archived(backups, now(site).await?).await?;
     let data = folder.join("anew");

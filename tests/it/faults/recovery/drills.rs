@@ -22,6 +22,8 @@ async fn drilled(world: &World) -> Result {
     let folder = Folder::new()?;
     let cluster = Cluster::new(&site, PROGRAM)?;
     let backups = archived(&cluster, &folder.0);
+    // None that nobody here has made.
+    cluster.write_settings("[scheduler.jobs.\"backup.postgres.base\"]\nenabled = false\n")?;
     let scheduler = cluster.spawn("scheduler", &backups.env())?;
     // It keeps a journal, in the same folder.
     let worker = cluster.spawn("worker", &backups.env())?;
