@@ -52,32 +52,26 @@ pub(crate) async fn file(
 /// What the first place no longer has stays: each place is pruned by what lies in it, and a first place that was lost
 /// must not take the copies with it.
 pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progress) -> Result<u64> {
+    // How far the log goes is read before the pieces are looked at, and written behind them: it goes on meanwhile, and
+    // the copy must not claim what it lacks.
+    let ends = ends(from, folder).await?;
     let (ours, theirs) = (from.files(folder).await?, to.files(folder).await?);
     let by_name: HashMap<&str, &Listed> = theirs.iter().map(|their| (their.name.as_str(), their)).collect();
     let mut copied = 0;
-    // What says how far the log goes comes last.
-    let (ends, pieces): (Vec<_>, Vec<_>) = ours.iter().partition(|one| one.name.ends_with(archive::POSITION));
-    for one in pieces.into_iter().chain(ends) {
-        let same = |their: &&Listed| their.bytes == one.bytes && their.at >= one.at;
+    for one in ours.iter().filter(|one| !one.name.ends_with(archive::POSITION)) {
+        // The newest piece still changes, perhaps while it was copied, and the places' clocks are two.
+        let same = |their: &&Listed| {
+            their.bytes == one.bytes && their.at >= one.at && !one.name.contains(archive::PARTIAL)
+        };
         if by_name.get(one.name.as_str()).is_some_and(same) {
             continue;
         }
-        // No manifest speaks of it; it may have been replaced or removed since it was listed.
-        let listed = File {
-            path: one.name.clone(),
-            compression: Compression::None,
-            encrypted: false,
-            bytes: one.bytes,
-            sha256: String::new(),
-            content_bytes: one.bytes,
-            content_sha256: String::new(),
-        };
-        match file(from, to, folder, &listed, progress).await {
-            Err(error) if error.trouble == Trouble::Missing => {}
-            done => {
-                done?;
-                copied += 1;
-            }
+        copied += u64::from(piece(from, to, folder, one, progress).await?);
+    }
+    for (path, bytes) in ends {
+        if to.find(&path).await?.as_ref() != Some(&bytes) {
+            to.put(&path, bytes.into()).await?;
+            copied += 1;
         }
     }
     // Only a piece that has become whole goes.
@@ -88,4 +82,44 @@ pub(crate) async fn log(from: &Place, to: &Place, folder: &str, progress: &Progr
         }
     }
     Ok(copied)
+}
+
+/// What says how far the log of each cluster goes, by its path.
+async fn ends(from: &Place, folder: &str) -> Result<Vec<(String, Bytes)>> {
+    let mut ends = Vec::new();
+    if folder == archive::FOLDER {
+        for system in from.folders(folder).await? {
+            let path = format!("{folder}/{system}/{}", archive::POSITION);
+            if let Some(bytes) = from.find(&path).await? {
+                ends.push((path, bytes));
+            }
+        }
+    }
+    Ok(ends)
+}
+
+/// Copies one file that no manifest speaks of; `false` where it was removed since it was listed.
+async fn piece(from: &Place, to: &Place, folder: &str, one: &Listed, progress: &Progress) -> Result<bool> {
+    let listed = |name: &str| File {
+        path: name.to_owned(),
+        compression: Compression::None,
+        encrypted: false,
+        bytes: one.bytes,
+        sha256: String::new(),
+        content_bytes: one.bytes,
+        content_sha256: String::new(),
+    };
+    let gone = |copied: Result<()>| match copied {
+        Err(error) if error.trouble == Trouble::Missing => Ok(false),
+        copied => copied.map(|()| true),
+    };
+    if gone(file(from, to, folder, &listed(&one.name), progress).await)? {
+        return Ok(true);
+    }
+    // The newest piece of the log may have become whole meanwhile, under its own name.
+    let whole = one.name.replacen(archive::PARTIAL, "", 1);
+    if whole == one.name {
+        return Ok(false);
+    }
+    gone(file(from, to, folder, &listed(&whole), progress).await)
 }

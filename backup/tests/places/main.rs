@@ -5,6 +5,7 @@
 
 mod journal;
 mod kept;
+mod moving;
 
 use std::fmt;
 use std::ops::Range;
