@@ -4,6 +4,7 @@
 pub mod agree;
 pub mod chain;
 pub mod cluster;
+mod end;
 mod fits;
 pub mod history;
 pub mod live;

@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 
 use super::postgres::must_know_schema;
 use super::replay::{self, Login, TOO_EARLY, forget};
-use super::{Restored, space};
+use super::{Restored, end, space};
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::manifest::{Kind, Manifest};
-use crate::postgres::archive::{Archive, Files, Pieces};
+use crate::postgres::archive::{Archive, Files, Pieces, Reached};
 use crate::postgres::base::FILE;
 use crate::postgres::dump::by_table;
 use crate::progress::Progress;
@@ -136,7 +136,8 @@ pub async fn recover(
         return Err(Error::damaged(format!("{} does not say where its log begins", base.id)));
     };
     let archive = Archive::of(vault, system);
-    let (mut pieces, segment_bytes) = log(&archive, &base, start, end, &order.target).await?;
+    let (mut pieces, reached) = log(&archive, &base, start, end, &order.target).await?;
+    let segment_bytes = reached.segment_bytes;
     vault.verify(&base, Some(identities), progress).await?;
     if let Some(damage) = archive.verify(&mut pieces.files, segment_bytes, identities, progress).await? {
         pieces.rest.clear();
@@ -163,6 +164,7 @@ pub async fn recover(
         bring(&archive, &pieces.rest, &folder, identities, progress).await?;
         replayed = replay::replay(order.data, &folder, target, &login, progress).await.map_err(full);
     }
+    let mut to_end = matches!(target, Target::Newest);
     let (server, pool, facts) = match (replayed, pieces.gap) {
         // What was wanted lies behind the gap, or may.
         (Err(error), Some(gap)) => {
@@ -170,6 +172,7 @@ pub async fn recover(
         }
         // Nothing was committed between the moment and the archive's end: all there is, is what was there then.
         (Err(error), None) if matches!(target, Target::Time(_)) && error.text.contains(TOO_EARLY) => {
+            to_end = true;
             replay::replay(order.data, &folder, &Target::Newest, &login, progress).await?
         }
         (Err(error), None) if error.text.contains(TOO_EARLY) => {
@@ -185,7 +188,12 @@ pub async fn recover(
     };
     taskflow_stores::crash::point("replayed");
     let replayed_s = started.elapsed().as_secs_f64();
-    Ok(Running { server, pool, base, facts, replayed_s, started, data: order.data.to_owned() })
+    let running = Running { server, pool, base, facts, replayed_s, started, data: order.data.to_owned() };
+    if to_end && let Err(error) = end::must_have_reached(order.data, &folder, &reached) {
+        running.stop().await?;
+        return Err(error);
+    }
+    Ok(running)
 }
 
 impl Running {
@@ -251,7 +259,7 @@ async fn log(
     start: Lsn,
     end: Lsn,
     target: &Target,
-) -> Result<(Pieces, u64)> {
+) -> Result<(Pieces, Reached)> {
     let none = || Error::new(Trouble::Missing, format!("there is no archived log for {}", base.id));
     let reached = archive.reached().await?.ok_or_else(none)?;
     if reached.lsn < end {
@@ -273,7 +281,7 @@ async fn log(
     }
     let pieces = archive.pieces(start, &reached, target.time()).await?;
     must_lead_on(&pieces, end, reached.segment_bytes, target)?;
-    Ok((pieces, reached.segment_bytes))
+    Ok((pieces, reached))
 }
 
 /// Where the log has a gap: all of it is wanted, or not even the base backup is whole without it. What lies before the

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use chrono::SecondsFormat;
 use taskflow_stores::clock;
-use taskflow_tests::backups::own;
+use taskflow_tests::backups::{Backups, own};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World, wait};
 
-use super::{Folder, archived, now, reached, start, until_archived};
+use super::{Folder, archived, now, reached, reached_at, start, until_archived};
 use crate::PROGRAM;
 
 /// Schedulers killed at any moment while the log flows: what is archived has no gap, and leads to the end.
@@ -59,16 +59,17 @@ async fn through_kills(world: &World) -> Result {
         }
     }
     let scheduler = cluster.spawn("scheduler", &backups.env())?;
-    until_archived(&backups, now(&site).await?).await?;
+    let stale = outrun(&site, &backups, &mut rows).await?;
     scheduler.stop().await?;
     let data = folder.0.join("data");
+    breaks_off(&site, &backups, &folder.0, &stale).await?;
     backups.ask(&["restore", "--data", &data.display().to_string()]).await?;
     let (server, pool, _) = start(&data, &folder.0, &own(&site)).await?;
     let found: i64 = sqlx::query_scalar("SELECT count(*) FROM marks").fetch_one(&pool).await?;
     ensure!(found == rows, "{found} rows of {rows}");
     pool.close().await;
     server.stop().await;
-    let system = std::fs::read_dir(backups.folder.join("wal"))?.next().context("no archive")??.path();
+    let system = archive_of(&backups)?;
     // When a file came to its place tells nothing of what it holds: it may be a copy.
     for file in std::fs::read_dir(&system)?.flatten() {
         let later = std::time::SystemTime::from(clock::now()) + Duration::from_secs(86_400);
@@ -118,5 +119,64 @@ async fn through_kills(world: &World) -> Result {
     // What lies before it can still be reached.
     let data = folder.0.join("before");
     backups.ask(&["restore", "--data", &data.display().to_string(), "--to", &at]).await?;
+    Ok(())
+}
+
+/// The folder of the only cluster whose log is archived.
+fn archive_of(backups: &Backups<'_>) -> Result<PathBuf> {
+    Ok(std::fs::read_dir(backups.folder.join("wal"))?.next().context("no archive")??.path())
+}
+
+/// The archive's newest piece, as it was before the last row came.
+struct Stale {
+    piece: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// Writes a row, and keeps the newest piece of before.
+async fn outrun(site: &Site, backups: &Backups<'_>, rows: &mut i64) -> Result<Stale> {
+    loop {
+        until_archived(backups, now(site).await?).await?;
+        let mut pieces: Vec<PathBuf> =
+            std::fs::read_dir(archive_of(backups)?)?.flatten().map(|entry| entry.path()).collect();
+        pieces.retain(|file| file.to_string_lossy().contains(".partial"));
+        pieces.sort();
+        let Some(piece) = pieces.pop() else { continue };
+        let Ok(bytes) = std::fs::read(&piece) else { continue };
+        *rows += 1;
+        sqlx::query("INSERT INTO marks VALUES ($1)").bind(*rows).execute(&site.postgres).await?;
+        until_archived(backups, now(site).await?).await?;
+        if piece.exists() && std::fs::read(&piece)? != bytes {
+            return Ok(Stale { piece, bytes });
+        }
+    }
+}
+
+/// An archive that claims more than it has, as a copy does whose newest piece was left behind: Postgres is content with
+/// what it finds, and the restore must not be. As far as the log goes, and to a moment behind the last commit, which
+/// comes to the same.
+async fn breaks_off(site: &Site, backups: &Backups<'_>, folder: &Path, stale: &Stale) -> Result {
+    let good = std::fs::read(&stale.piece)?;
+    let last = reached_at(backups)?.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let data = folder.join("broken");
+    let to = data.display().to_string();
+    for more in [&[][..], &["--to", last.as_str()]] {
+        let args = [&["restore", "--data", &to], more].concat();
+        std::fs::write(&stale.piece, &stale.bytes)?;
+        let (code, said) = backups.refused(&args, &[]).await?;
+        ensure!(code == Some(1) && said.contains("breaks off at"), "{more:?}: {said}");
+        let lsn = reached(backups)?["lsn"].as_str().context("no place")?.to_owned();
+        ensure!(said.contains(&lsn), "{more:?}: it does not name {lsn}: {said}");
+        // With what belongs there the same command gets through.
+        std::fs::write(&stale.piece, &good)?;
+        backups.ask(&args).await?;
+        let (server, pool, _) = start(&data, folder, &own(site)).await?;
+        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM marks").fetch_one(&pool).await?;
+        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM marks").fetch_one(&site.postgres).await?;
+        ensure!(found == rows, "{more:?}: {found} rows of {rows}");
+        pool.close().await;
+        server.stop().await;
+        std::fs::remove_dir_all(&data)?;
+    }
     Ok(())
 }
