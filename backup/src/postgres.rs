@@ -5,3 +5,4 @@ pub mod base;
 pub mod dump;
 pub mod programs;
 pub mod receive;
+pub mod timeline;

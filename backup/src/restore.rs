@@ -4,6 +4,7 @@
 pub mod agree;
 pub mod chain;
 pub mod cluster;
+mod course;
 mod end;
 mod fits;
 pub mod history;

@@ -12,6 +12,7 @@ use taskflow_core::backup::wal::{Lsn, Segment, gaps};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+use super::timeline::History;
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::place::Listed;
@@ -131,8 +132,33 @@ impl<'v> Archive<'v> {
         self.vault.place.files(&self.folder()).await
     }
 
-    /// What Postgres may ask for when it replays the log from `start`, up to a time if there is one.
-    pub async fn pieces(&self, start: Lsn, reached: &Reached, to: Option<DateTime<Utc>>) -> Result<Pieces> {
+    /// The history of a timeline.
+    pub async fn history(&self, timeline: u32, identities: &Identities) -> Result<History> {
+        let name = History::name(timeline);
+        let listed = self.list().await?.into_iter().find(|listed| listed.name.starts_with(&name));
+        let listed = listed.ok_or_else(|| {
+            Error::new(
+                Trouble::Missing,
+                format!(
+                    "{}/{}/{name} is not there, which tells where the timelines before {timeline} were left; take the copy \
+                     in backup.second, or a base backup of timeline {timeline}",
+                    self.vault.place.name(),
+                    self.folder()
+                ),
+            )
+        })?;
+        let file = FileReader::unlisted(&self.vault.place, &self.folder(), &listed.name, identities);
+        History::read(timeline, &String::from_utf8_lossy(&file.whole().await?))
+    }
+
+    /// What Postgres may ask for when it replays the log from `start` along timelines, up to a time if there is one.
+    pub async fn pieces(
+        &self,
+        start: Lsn,
+        reached: &Reached,
+        history: &History,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Pieces> {
         let segment_bytes = reached.segment_bytes;
         let mut files = Files::new();
         let mut partial = Files::new();
@@ -144,7 +170,8 @@ impl<'v> Archive<'v> {
                 continue;
             }
             let Some(segment) = Segment::from_name(&name, segment_bytes) else { continue };
-            if segment.number < from {
+            // What another timeline went on with fills no gap.
+            if segment.number < from || !history.has(segment, segment_bytes) {
                 continue;
             }
             if listed.name.starts_with(&format!("{name}{PARTIAL}")) {
@@ -158,7 +185,7 @@ impl<'v> Archive<'v> {
             files.entry(name).or_insert(listed);
         }
         let segment = |name: &String| Segment::from_name(name, segment_bytes);
-        let missing = first_gap(from, reached, files.keys().filter_map(segment));
+        let missing = first_gap(from, reached, files.keys().filter_map(segment).map(|one| one.number));
         let gap = missing.map(|(first, last)| {
             let place = format!("{}/{}", self.vault.place.name(), self.folder());
             let name = |number| Segment { timeline: reached.timeline, number }.name(segment_bytes)[8..].to_owned();
@@ -271,19 +298,11 @@ impl<'v> Archive<'v> {
     }
 }
 
-/// The first files that are missing between the one with the number `from` and the archive's end. The newest timeline's
-/// own files count from where it begins: those that the one before went on with are of no use there.
-fn first_gap(from: u64, reached: &Reached, there: impl Iterator<Item = Segment>) -> Option<(u64, u64)> {
-    let there: Vec<Segment> = there.collect();
-    let newest = there.iter().filter(|segment| segment.timeline == reached.timeline);
-    let begins = newest.map(|segment| segment.number).min();
-    let counts = |segment: &&Segment| {
-        segment.timeline == reached.timeline || begins.is_none_or(|begins| segment.number < begins)
-    };
-    let numbers = there.iter().filter(counts).map(|segment| segment.number);
+/// The first files that are missing between the one with the number `from` and the archive's end.
+fn first_gap(from: u64, reached: &Reached, there: impl Iterator<Item = u64>) -> Option<(u64, u64)> {
     // A file that ends where the archive ends need not be followed by an empty one.
     let end = reached.lsn.0.div_ceil(reached.segment_bytes.max(1)).max(from + 1);
-    gaps(from, numbers.chain([end])).into_iter().next()
+    gaps(from, there.chain([end])).into_iter().next()
 }
 
 #[cfg(test)]
@@ -292,29 +311,21 @@ mod tests {
 
     const SIZE: u64 = 16 << 20;
 
-    fn first(timeline: u32, end: u64, there: &[(u32, u64)]) -> Option<(u64, u64)> {
+    fn first(end: u64, there: &[u64]) -> Option<(u64, u64)> {
         let reached =
-            Reached { lsn: Lsn(end), at: DateTime::UNIX_EPOCH, timeline, segment_bytes: SIZE, since: Lsn(0) };
-        let there = there.iter().map(|(timeline, number)| Segment { timeline: *timeline, number: *number });
-        first_gap(2, &reached, there)
+            Reached { lsn: Lsn(end), at: DateTime::UNIX_EPOCH, timeline: 1, segment_bytes: SIZE, since: Lsn(0) };
+        first_gap(2, &reached, there.iter().copied())
     }
 
     #[test]
     fn the_log_must_go_on_to_the_archives_end() {
-        let three = [(1, 2), (1, 3), (1, 4)];
-        assert_eq!(first(1, 5 * SIZE, &three), None);
-        assert_eq!(first(1, 4 * SIZE + 9, &three), None);
-        assert_eq!(first(1, 5 * SIZE + 9, &three), Some((5, 5)));
-        assert_eq!(first(1, 4 * SIZE + 9, &[(1, 2), (1, 4)]), Some((3, 3)));
-        assert_eq!(first(1, 2 * SIZE + 9, &[]), Some((2, 2)));
+        let three = [2, 3, 4];
+        assert_eq!(first(5 * SIZE, &three), None);
+        assert_eq!(first(4 * SIZE + 9, &three), None);
+        assert_eq!(first(5 * SIZE + 9, &three), Some((5, 5)));
+        assert_eq!(first(4 * SIZE + 9, &[2, 4]), Some((3, 3)));
+        assert_eq!(first(2 * SIZE + 9, &[]), Some((2, 2)));
         // What is there beyond the end does no harm.
-        assert_eq!(first(1, 3 * SIZE, &three), None);
-    }
-
-    #[test]
-    fn another_timelines_files_hide_no_gap() {
-        let forked = [(1, 2), (1, 3), (1, 4), (1, 5), (2, 4), (2, 6)];
-        assert_eq!(first(2, 6 * SIZE + 9, &forked), Some((5, 5)));
-        assert_eq!(first(1, 6 * SIZE, &forked), None);
+        assert_eq!(first(3 * SIZE, &three), None);
     }
 }

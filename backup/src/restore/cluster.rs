@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat, Utc};
-use taskflow_core::backup::wal::{Lsn, Segment};
+use chrono::{DateTime, Utc};
+use taskflow_core::backup::wal::Lsn;
 use taskflow_servers::Recovered;
 use taskflow_stores::postgres::backup::{Facts, Moment, Sums};
 use taskflow_stores::postgres::{self, PgPool};
 use tokio::sync::mpsc;
 
+use super::course::{self, Log};
 use super::postgres::must_know_schema;
 use super::replay::{self, Login, TOO_EARLY, forget};
 use super::{Restored, end, space};
-use crate::error::{Error, Result, Trouble};
+use crate::error::{Error, Result};
 use crate::keys::Identities;
-use crate::manifest::{Kind, Manifest};
-use crate::postgres::archive::{Archive, Files, Pieces, Reached};
+use crate::manifest::Manifest;
+use crate::postgres::archive::{Archive, Files, Pieces};
 use crate::postgres::base::FILE;
 use crate::postgres::dump::by_table;
 use crate::progress::Progress;
@@ -49,7 +50,7 @@ pub enum Target {
 }
 
 impl Target {
-    fn time(&self) -> Option<DateTime<Utc>> {
+    pub(super) fn time(&self) -> Option<DateTime<Utc>> {
         match self {
             Self::Time(at) => Some(*at),
             Self::Newest | Self::Lsn(_) | Self::Point(_) | Self::Before { .. } => None,
@@ -129,21 +130,22 @@ pub async fn recover(
     progress: &Progress,
 ) -> Result<Running> {
     let started = Instant::now();
-    let base = choose(vault, &order).await?;
+    let base = course::choose(vault, identities, &order).await?;
     must_know_schema("Postgres", &base, postgres::migrate::newest())?;
     let position = &base.position;
     let (Some(system), Some(start), Some(end)) = (&position.system, position.start_lsn, position.lsn) else {
         return Err(Error::damaged(format!("{} does not say where its log begins", base.id)));
     };
     let archive = Archive::of(vault, system);
-    let (mut pieces, reached) = log(&archive, &base, start, end, &order.target).await?;
+    let Log { mut pieces, reached, history } =
+        course::log(&archive, identities, &base, (start, end), &order.target).await?;
     let segment_bytes = reached.segment_bytes;
     vault.verify(&base, Some(identities), progress).await?;
     if let Some(damage) = archive.verify(&mut pieces.files, segment_bytes, identities, progress).await? {
         pieces.rest.clear();
         pieces.gap = Some(damage);
     }
-    must_lead_on(&pieces, end, segment_bytes, &order.target)?;
+    course::must_lead_on(&pieces, end, segment_bytes, &order.target)?;
     prepare(order.data, &base, &pieces).await?;
     let note = order.data.join(NOTE);
     std::fs::write(&note, &base.id).map_err(|error| Error::io(note.display(), &error))?;
@@ -155,14 +157,15 @@ pub async fn recover(
     progress.begin("replay the log of writes", 0);
     let login = Login { user: order.user, database: order.database };
     let target = &order.target;
+    let replay = |target| replay::replay(order.data, &folder, target, &history, &login, progress);
     let full = |error| space::explain(error, order.data);
-    let mut replayed = replay::replay(order.data, &folder, target, &login, progress).await.map_err(full);
+    let mut replayed = replay(target).await.map_err(full);
     if replayed.is_err() && !pieces.rest.is_empty() {
         if let Some(damage) = archive.verify(&mut pieces.rest, segment_bytes, identities, progress).await? {
             pieces.gap = Some(damage);
         }
         bring(&archive, &pieces.rest, &folder, identities, progress).await?;
-        replayed = replay::replay(order.data, &folder, target, &login, progress).await.map_err(full);
+        replayed = replay(target).await.map_err(full);
     }
     let mut to_end = matches!(target, Target::Newest);
     let (server, pool, facts) = match (replayed, pieces.gap) {
@@ -173,7 +176,7 @@ pub async fn recover(
         // Nothing was committed between the moment and the archive's end: all there is, is what was there then.
         (Err(error), None) if matches!(target, Target::Time(_)) && error.text.contains(TOO_EARLY) => {
             to_end = true;
-            replay::replay(order.data, &folder, &Target::Newest, &login, progress).await?
+            replay(&Target::Newest).await?
         }
         (Err(error), None) if error.text.contains(TOO_EARLY) => {
             let Target::Point(name) = target else { return Err(error) };
@@ -208,98 +211,6 @@ impl Running {
         }
         forget(&self.data)
     }
-}
-
-/// The base backup that was asked for, or the newest before the target.
-async fn choose(vault: &Vault, order: &Order<'_>) -> Result<Manifest> {
-    let before = |manifest: &Manifest| {
-        let ended = manifest.position.through.unwrap_or(manifest.ended_at);
-        match &order.target {
-            // A name does not say when it was given: whoever knows names the base backup too.
-            Target::Newest | Target::Point(_) => true,
-            Target::Lsn(lsn) => manifest.position.lsn.is_some_and(|end| end <= *lsn),
-            Target::Time(at) => ended <= *at,
-            Target::Before { not_before, .. } => not_before.is_none_or(|at| ended <= at),
-        }
-    };
-    if let Some(id) = order.base {
-        let manifest = vault.read(id).await?;
-        if manifest.kind != Kind::PostgresBase {
-            return Err(Error::refused(format!("{id} is a backup of {}, not a base backup", manifest.kind)));
-        }
-        if !before(&manifest) {
-            return Err(Error::refused(format!(
-                "{id} ended after that moment; name an older base backup, or none"
-            )));
-        }
-        return Ok(manifest);
-    }
-    let mut found = vault.list().await?;
-    found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
-    let bases = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
-    let mut bases = bases.filter(|manifest| manifest.kind == Kind::PostgresBase).peekable();
-    if bases.peek().is_none() {
-        return Err(Error::new(
-            Trouble::Missing,
-            "there is no base backup; a point in time takes one (`taskflow backup create postgres-base`)",
-        ));
-    }
-    bases.find(before).ok_or_else(|| {
-        Error::new(
-            Trouble::Missing,
-            "every base backup is later than that moment; it can't be reached any more",
-        )
-    })
-}
-
-/// The log that the restore takes: from the base backup's start, through its end, to the target.
-async fn log(
-    archive: &Archive<'_>,
-    base: &Manifest,
-    start: Lsn,
-    end: Lsn,
-    target: &Target,
-) -> Result<(Pieces, Reached)> {
-    let none = || Error::new(Trouble::Missing, format!("there is no archived log for {}", base.id));
-    let reached = archive.reached().await?.ok_or_else(none)?;
-    if reached.lsn < end {
-        return Err(Error::new(
-            Trouble::Missing,
-            format!("the archived log ends at {}, before the end of {}", reached.lsn, base.id),
-        ));
-    }
-    if let Some(at) = target.time()
-        && at > reached.at
-    {
-        return Err(Error::new(
-            Trouble::Missing,
-            format!(
-                "the archived log goes up to {}; leave --to out to restore as far as that",
-                reached.at.to_rfc3339_opts(SecondsFormat::Micros, true)
-            ),
-        ));
-    }
-    let pieces = archive.pieces(start, &reached, target.time()).await?;
-    must_lead_on(&pieces, end, reached.segment_bytes, target)?;
-    Ok((pieces, reached))
-}
-
-/// Where the log has a gap: all of it is wanted, or not even the base backup is whole without it. What lies before the
-/// gap can be reached.
-fn must_lead_on(pieces: &Pieces, end: Lsn, segment_bytes: u64, target: &Target) -> Result<()> {
-    let Some(gap) = &pieces.gap else { return Ok(()) };
-    let reached = |wanted: Lsn| {
-        let numbers = pieces.files.keys().filter_map(|name| Segment::from_name(name, segment_bytes));
-        // The place before the first byte that is not needed.
-        let last = wanted.0.saturating_sub(1) / segment_bytes.max(1);
-        numbers.map(|segment| segment.number).max().is_some_and(|newest| newest >= last)
-    };
-    let wanted = match target {
-        Target::Newest => None,
-        Target::Lsn(lsn) => Some(*lsn.max(&end)),
-        Target::Time(_) | Target::Point(_) | Target::Before { .. } => Some(end),
-    };
-    if wanted.is_some_and(reached) { Ok(()) } else { Err(gap.clone()) }
 }
 
 /// Files of the log to where Postgres finds them.

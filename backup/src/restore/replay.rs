@@ -10,6 +10,7 @@ use taskflow_stores::postgres::{self, PgPool, wal};
 
 use super::cluster::Target;
 use crate::error::{Error, Result};
+use crate::postgres::timeline::History;
 use crate::progress::Progress;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -27,11 +28,12 @@ pub(super) async fn replay(
     data: &Path,
     log: &Path,
     target: &Target,
+    history: &History,
     login: &Login<'_>,
     progress: &Progress,
 ) -> Result<(Recovered, PgPool, Facts)> {
     forget(data)?;
-    aim(data, log, target)?;
+    aim(data, log, target, history)?;
     let unique = taskflow_stores::clock::new_id().simple();
     let socket = std::env::temp_dir().join(format!("taskflow-pg-{unique}"));
     let failed = |error: anyhow::Error| Error::failed(format!("{error:#}"));
@@ -59,10 +61,10 @@ const BEGIN: &str = "# taskflow restore: begin\n";
 const END: &str = "# taskflow restore: end\n";
 
 /// Tells Postgres where the log is and where to stop.
-fn aim(data: &Path, log: &Path, target: &Target) -> Result<()> {
+fn aim(data: &Path, log: &Path, target: &Target, history: &History) -> Result<()> {
     let quoted = |text: &str| text.replace('\'', "''");
     let stop = match target {
-        Target::Newest => "recovery_target_timeline = 'latest'".to_owned(),
+        Target::Newest => String::new(),
         Target::Time(at) => {
             // As Postgres reads it before it knows any zone's name, `Z` included.
             let at = at.format("%Y-%m-%d %H:%M:%S%.6f+00");
@@ -74,9 +76,15 @@ fn aim(data: &Path, log: &Path, target: &Target) -> Result<()> {
             format!("recovery_target_xid = '{}'\nrecovery_target_inclusive = off", quoted(transaction))
         }
     };
+    // By its number: Postgres itself takes the newest one of which it finds the history, and stays on an abandoned one
+    // where it finds none.
+    let timeline =
+        if history.is_alone() { "current".to_owned() } else { history.timeline.to_string() };
     let log = quoted(&log.display().to_string());
-    let lines =
-        format!("restore_command = 'cp \"{log}/%f\" \"%p\"'\n{stop}\nrecovery_target_action = 'promote'\n");
+    let lines = format!(
+        "restore_command = 'cp \"{log}/%f\" \"%p\"'\n{stop}\nrecovery_target_timeline = '{timeline}'\n\
+         recovery_target_action = 'promote'\n"
+    );
     let file = data.join("postgresql.auto.conf");
     let failed = |error: std::io::Error| Error::io(file.display(), &error);
     let before = std::fs::read_to_string(&file).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 mod agree;
 mod base;
+mod branches;
 mod drills;
 mod full;
 mod log;
@@ -46,6 +47,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         with_own_servers("restores onto disks that get full say so and can be made again", full::run),
         with_own_servers("the archived log has no gap, whoever is killed", log::killed),
+        with_own_servers("what a restore to a moment has abandoned is never restored", branches::run),
         with_own_servers("a drill proves the newest backups, and names what can't be restored", drills::run),
     ]
 }
