@@ -72,6 +72,14 @@ impl Recovered {
         Ok(Self { process: Some(process), folder: folder.to_owned() })
     }
 
+    /// Whether the server that is installed here runs files of a version, such as 15, as far as its path tells.
+    ///
+    /// # Errors
+    /// It is of another version, or there is none.
+    pub fn must_run_files_of(major: u32) -> Result<()> {
+        must_run(&postgres::program("postgres")?, major)
+    }
+
     /// The folder of its socket: the host that clients name.
     pub fn socket(&self) -> &Path {
         &self.folder
@@ -114,15 +122,32 @@ impl Drop for Recovered {
 fn must_fit(data: &Path) -> Result<()> {
     let files = std::fs::read_to_string(data.join("PG_VERSION"))
         .with_context(|| format!("{} holds no cluster of Postgres", data.display()))?;
-    let files = files.trim();
-    let program = postgres::program("postgres")?;
+    files.trim().parse().map_or(Ok(()), Recovered::must_run_files_of)
+}
+
+/// Where the version does not show in the program's path, the server itself says it when it is started.
+fn must_run(program: &Path, files: u32) -> Result<()> {
     let home =
         program.parent().and_then(Path::parent).and_then(Path::file_name).and_then(|name| name.to_str());
-    match home {
-        Some(version) if version.parse::<u32>().is_ok() && version != files => bail!(
-            "the restored files are of Postgres {files}, and {} is the newest here; install postgresql-{files}",
+    match home.and_then(|version| version.parse::<u32>().ok()) {
+        Some(version) if version != files => bail!(
+            "the files are of Postgres {files}, and {} is the newest here; install postgresql-{files}",
             program.display()
         ),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_another_version_are_refused() {
+        let program = Path::new("/usr/lib/postgresql/15/bin/postgres");
+        must_run(program, 15).expect("its own");
+        let error = must_run(program, 14).expect_err("an older one's").to_string();
+        assert!(error.contains("install postgresql-14"), "{error}");
+        must_run(Path::new("/usr/local/bin/postgres"), 14).expect("it does not show");
     }
 }

@@ -25,6 +25,7 @@ use crate::manifest::Manifest;
 use crate::postgres::archive::{Archive, Files, Pieces};
 use crate::postgres::base::FILE;
 use crate::postgres::dump::by_table;
+use crate::postgres::programs::major;
 use crate::progress::Progress;
 use crate::read::FileReader;
 use crate::vault::Vault;
@@ -132,6 +133,10 @@ pub async fn recover(
     let started = Instant::now();
     let base = course::choose(vault, identities, &order).await?;
     must_know_schema("Postgres", &base, postgres::migrate::newest())?;
+    if let Some(major) = major(&base.server) {
+        Recovered::must_run_files_of(major)
+            .map_err(|error| Error::refused(format!("{} can't be restored here: {error:#}", base.id)))?;
+    }
     let position = &base.position;
     let (Some(system), Some(start), Some(end)) = (&position.system, position.start_lsn, position.lsn) else {
         return Err(Error::damaged(format!("{} does not say where its log begins", base.id)));
