@@ -248,7 +248,10 @@ async fn examine(
             }
             Some(table) => format!("the table {table} with {rows} rows, the same by count and checksum"),
         },
-        "every constraint and every index is valid".to_owned(),
+        match only {
+            None => "every constraint and every index is valid".to_owned(),
+            Some(_) => "its rows alone: the other tables are empty, and no index, key or trigger was made".to_owned(),
+        },
     ];
     if let Some(newest) = facts.newest_receipt {
         checked.push(format!("the newest receipt is of {}", newest.format("%Y-%m-%d %H:%M:%S%.3f UTC")));

@@ -358,7 +358,9 @@ async fn parts_and_live(site: Arc<Site>) -> Result {
     let live = own(&site);
     let (before, trail_before) = (rows(&site, &live).await?, documents(&site, &live).await?);
     let into = format!("{live}_t");
-    backups.ask(&["restore", &dump, "--table", "tasks", "--into", &into]).await?;
+    let restored = backups.ask(&["restore", &dump, "--table", "tasks", "--into", &into]).await?;
+    let checked = restored[0]["checked"].to_string();
+    ensure!(checked.contains("no index") && !checked.contains("every index"), "{checked}");
     let part = rows(&site, &into).await?;
     ensure!(part["tasks"] == before["tasks"] && part["receipts"].is_empty(), "{:?}", part["receipts"].len());
     let (code, said) = backups.refused(&["restore", &dump, "--table", "tusks"], &[]).await?;
