@@ -312,8 +312,13 @@ mod tests {
     const SIZE: u64 = 16 << 20;
 
     fn first(end: u64, there: &[u64]) -> Option<(u64, u64)> {
-        let reached =
-            Reached { lsn: Lsn(end), at: DateTime::UNIX_EPOCH, timeline: 1, segment_bytes: SIZE, since: Lsn(0) };
+        let reached = Reached {
+            lsn: Lsn(end),
+            at: DateTime::UNIX_EPOCH,
+            timeline: 1,
+            segment_bytes: SIZE,
+            since: Lsn(0),
+        };
         first_gap(2, &reached, there.iter().copied())
     }
 

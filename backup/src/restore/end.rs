@@ -110,7 +110,8 @@ mod tests {
         std::fs::create_dir(data.path().join("pg_wal")).unwrap();
         let history = |name: &str, text: &str| std::fs::write(data.path().join("pg_wal").join(name), text);
         history("00000002.history", "1\t0/200000\tan earlier one\n").unwrap();
-        history("00000003.history", "1\t0/200000\tone\n\n2\t0/301F00\tno recovery target specified\n").unwrap();
+        history("00000003.history", "1\t0/200000\tone\n\n2\t0/301F00\tno recovery target specified\n")
+            .unwrap();
         let end = 0x30_1F00;
         let ended = |lsn: u64| must_have_reached(data.path(), log.path(), &reached(lsn));
         ended(end).unwrap();

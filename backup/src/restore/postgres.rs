@@ -250,7 +250,9 @@ async fn examine(
         },
         match only {
             None => "every constraint and every index is valid".to_owned(),
-            Some(_) => "its rows alone: the other tables are empty, and no index, key or trigger was made".to_owned(),
+            Some(_) => {
+                "its rows alone: the other tables are empty, and no index, key or trigger was made".to_owned()
+            }
         },
     ];
     if let Some(newest) = facts.newest_receipt {

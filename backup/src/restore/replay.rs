@@ -78,8 +78,7 @@ fn aim(data: &Path, log: &Path, target: &Target, history: &History) -> Result<()
     };
     // By its number: Postgres itself takes the newest one of which it finds the history, and stays on an abandoned one
     // where it finds none.
-    let timeline =
-        if history.is_alone() { "current".to_owned() } else { history.timeline.to_string() };
+    let timeline = if history.is_alone() { "current".to_owned() } else { history.timeline.to_string() };
     let log = quoted(&log.display().to_string());
     let lines = format!(
         "restore_command = 'cp \"{log}/%f\" \"%p\"'\n{stop}\nrecovery_target_timeline = '{timeline}'\n\

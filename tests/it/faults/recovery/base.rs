@@ -276,8 +276,7 @@ async fn given_up(
     std::fs::rename(&wal, &aside)?;
     std::fs::write(&wal, "no folder")?;
     let env = backups.env();
-    let more =
-        [("TASKFLOW_BACKUP__WAL_BEHIND_MAX_BYTES", "30000000"), ("TASKFLOW_METRICS__LISTEN", address)];
+    let more = [("TASKFLOW_BACKUP__WAL_BEHIND_MAX_BYTES", "30000000"), ("TASKFLOW_METRICS__LISTEN", address)];
     let scheduler = cluster.spawn("scheduler", &[env.as_slice(), &more].concat())?;
     rows.more(8).await?;
     // A new slot keeps the log from the last checkpoint on.
@@ -298,7 +297,10 @@ async fn given_up(
     // The log flows, and nothing can be had from it: what the dump holds is all there is.
     let since = dumped.elapsed().as_secs_f64();
     let point = looked_at(backups, address).await?;
-    ensure!(point > since - 10.0 && point < since + 60.0, "{point} s would be lost, the dump is {since} s old");
+    ensure!(
+        point > since - 10.0 && point < since + 60.0,
+        "{point} s would be lost, the dump is {since} s old"
+    );
     let bases = async || -> Result<usize> {
         let listed = backups.ask(&["backup", "list", "--kind", "postgres-base"]).await?;
         // One that is not whole yet is listed too.
