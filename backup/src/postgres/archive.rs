@@ -298,6 +298,18 @@ impl<'v> Archive<'v> {
     }
 }
 
+/// The clusters whose log is archived, with how far it goes: the one that was archived last comes first.
+pub async fn clusters(vault: &Vault) -> Result<Vec<(String, Reached)>> {
+    let mut clusters = Vec::new();
+    for system in vault.place.folders(FOLDER).await? {
+        if let Some(reached) = Archive::of(vault, &system).reached().await? {
+            clusters.push((system, reached));
+        }
+    }
+    clusters.sort_by_key(|(_, reached)| std::cmp::Reverse(reached.at));
+    Ok(clusters)
+}
+
 /// The first files that are missing between the one with the number `from` and the archive's end.
 fn first_gap(from: u64, reached: &Reached, there: impl Iterator<Item = u64>) -> Option<(u64, u64)> {
     // A file that ends where the archive ends need not be followed by an empty one.

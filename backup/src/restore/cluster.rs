@@ -151,13 +151,13 @@ pub async fn recover(
         pieces.gap = Some(damage);
     }
     course::must_lead_on(&pieces, end, segment_bytes, &order.target)?;
-    prepare(order.data, &base, &pieces).await?;
+    prepare(order.data, &base, &pieces, segment_bytes).await?;
     let note = order.data.join(NOTE);
     std::fs::write(&note, &base.id).map_err(|error| Error::io(note.display(), &error))?;
     unpack(vault, identities, &base, order.data, progress).await?;
     let folder = order.data.join(LOG);
     std::fs::create_dir(&folder).map_err(|error| Error::io(folder.display(), &error))?;
-    bring(&archive, &pieces.files, &folder, identities, progress).await?;
+    bring(&archive, &pieces.files, &folder, segment_bytes, identities, progress).await?;
     taskflow_stores::crash::point("unpacked");
     progress.begin("replay the log of writes", 0);
     let login = Login { user: order.user, database: order.database };
@@ -169,7 +169,7 @@ pub async fn recover(
         if let Some(damage) = archive.verify(&mut pieces.rest, segment_bytes, identities, progress).await? {
             pieces.gap = Some(damage);
         }
-        bring(&archive, &pieces.rest, &folder, identities, progress).await?;
+        bring(&archive, &pieces.rest, &folder, segment_bytes, identities, progress).await?;
         replayed = replay(target).await.map_err(full);
     }
     let mut to_end = matches!(target, Target::Newest);
@@ -223,22 +223,19 @@ async fn bring(
     archive: &Archive<'_>,
     files: &Files,
     folder: &Path,
+    segment_bytes: u64,
     identities: &Identities,
     progress: &Progress,
 ) -> Result<()> {
-    progress.begin("bring the log of writes", files.len() as u64 * reached_bytes(archive).await?);
+    progress.begin("bring the log of writes", files.len() as u64 * segment_bytes);
     for (name, listed) in files {
         archive.fetch(listed, &folder.join(name), identities, progress).await?;
     }
     Ok(())
 }
 
-async fn reached_bytes(archive: &Archive<'_>) -> Result<u64> {
-    Ok(archive.reached().await?.map_or(16 << 20, |reached| reached.segment_bytes))
-}
-
 /// The folder is ours to fill, and there is room.
-async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
+async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces, segment_bytes: u64) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(data.display(), &error);
     if data.join(NOTE).exists() {
         tracing::info!(folder = %data.display(), "A restore that was broken off begins anew.");
@@ -255,7 +252,8 @@ async fn prepare(data: &Path, base: &Manifest, pieces: &Pieces) -> Result<()> {
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(data, mode).map_err(failed)?;
-    space::must_fit(data, base.restored_bytes + (pieces.files.len() + pieces.rest.len()) as u64 * (16 << 20))
+    let log = (pieces.files.len() + pieces.rest.len()) as u64 * segment_bytes;
+    space::must_fit(data, base.restored_bytes + log)
 }
 
 /// Removes what a restore has left; the note goes last, so that who dies here leaves what can be known again.

@@ -7,7 +7,7 @@ use super::cluster::{Order, Target};
 use crate::error::{Error, Result, Trouble};
 use crate::keys::Identities;
 use crate::manifest::{Kind, Manifest};
-use crate::postgres::archive::{Archive, Pieces, Reached};
+use crate::postgres::archive::{self, Archive, Pieces, Reached};
 use crate::postgres::timeline::History;
 use crate::vault::Vault;
 
@@ -19,7 +19,8 @@ pub(super) struct Log {
     pub history: History,
 }
 
-/// The base backup that was asked for, or the newest before the target.
+/// The base backup that was asked for, or the newest before the target: of the cluster whose log was archived last, since
+/// the folder may hold those of an earlier one.
 pub(super) async fn choose(vault: &Vault, identities: &Identities, order: &Order<'_>) -> Result<Manifest> {
     let before = |manifest: &Manifest| {
         let ended = manifest.position.through.unwrap_or(manifest.ended_at);
@@ -53,28 +54,50 @@ pub(super) async fn choose(vault: &Vault, identities: &Identities, order: &Order
             "there is no base backup; a point in time takes one (`taskflow backup create postgres-base`)",
         ));
     }
+    let clusters = archive::clusters(vault).await?;
+    let early: Vec<Manifest> = bases.into_iter().filter(before).collect();
+    let of = |system: &str| {
+        let system = system.to_owned();
+        move |base: &&Manifest| base.position.system.as_deref() == Some(system.as_str())
+    };
     let mut passed = None;
-    for base in bases.into_iter().filter(before) {
-        match leads_on(vault, identities, &base).await {
-            Ok(()) => return Ok(base),
-            Err(error) if error.trouble == Trouble::Refused => passed = passed.or(Some(error)),
-            Err(error) => return Err(error),
+    for (system, reached) in &clusters {
+        let archive = Archive::of(vault, system);
+        for base in early.iter().filter(of(system)) {
+            let Some(end) = base.position.lsn else { continue };
+            match way(&archive, base, end, reached, identities).await {
+                Ok(_) => return Ok(base.clone()),
+                // It lies on a timeline that its cluster has left before.
+                Err(error) if error.trouble == Trouble::Refused => passed = passed.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        // Only a moment may lie before a move to another cluster: that one's data is not what is newest here.
+        if order.target.time().is_none() {
+            break;
         }
     }
-    Err(passed.unwrap_or_else(|| {
-        Error::new(
+    if let Some(passed) = passed {
+        return Err(passed);
+    }
+    Err(match (clusters.first(), early.first()) {
+        (None, Some(base)) => {
+            Error::new(Trouble::Missing, format!("there is no archived log for {}", base.id))
+        }
+        (Some((system, reached)), Some(base)) => Error::new(
+            Trouble::Missing,
+            format!(
+                "there is no base backup of the cluster {system}, whose log was archived last ({}); {} is of another one: \
+                 name it, if that is what is wanted",
+                reached.at.to_rfc3339_opts(SecondsFormat::Secs, true),
+                base.id
+            ),
+        ),
+        (_, None) => Error::new(
             Trouble::Missing,
             "every base backup is later than that moment; it can't be reached any more",
-        )
-    }))
-}
-
-/// Refuses a base backup that lies on a timeline which its cluster has left before.
-async fn leads_on(vault: &Vault, identities: &Identities, base: &Manifest) -> Result<()> {
-    let (Some(system), Some(end)) = (&base.position.system, base.position.lsn) else { return Ok(()) };
-    let archive = Archive::of(vault, system);
-    let Some(reached) = archive.reached().await? else { return Ok(()) };
-    way(&archive, base, end, &reached, identities).await.map(|_| ())
+        ),
+    })
 }
 
 /// The timelines that lead from a base backup to where the archive has come.

@@ -58,6 +58,15 @@ async fn all(world: &World) -> Result {
     ensure!(code == Some(1) && said.contains("00000002.history"), "{code:?} {said}");
     ensure!(!nowhere.exists(), "something was restored");
     std::fs::rename(&aside, &history)?;
+    // A cluster that was archived later, and has no base backup: another one's data is not what is newest.
+    let mut later = reached(&backups)?;
+    later["at"] = "2100-01-01T00:00:00Z".into();
+    let other = backups.folder.join("wal/42");
+    std::fs::create_dir(&other)?;
+    std::fs::write(other.join("position.json"), later.to_string())?;
+    let (code, said) = backups.refused(&["restore", "--data", &to], &[]).await?;
+    ensure!(code == Some(1) && said.contains("the cluster 42") && said.contains("name it"), "{code:?} {said}");
+    ensure!(!nowhere.exists(), "something was restored");
     pool.close().await;
     server.stop().await;
     Ok(())
