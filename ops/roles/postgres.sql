@@ -57,6 +57,16 @@ EXCEPTION WHEN insufficient_privilege THEN
 END
 $$;
 
+-- A place in the log is noted before migrations and before a restore takes the place of live data, so that a cluster can be
+-- brought back to just before. Only a superuser can give it on.
+DO $$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO taskflow_scheduler, %I', current_user);
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'A superuser must still do this, in this database: GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO taskflow_scheduler, %', current_user;
+END
+$$;
+
 -- The evidence: added to, never rewritten.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON audit_links, audit_seals, audit_erasures, audit_restores, _sqlx_migrations
     FROM taskflow_app, taskflow_scheduler;

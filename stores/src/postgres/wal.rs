@@ -10,6 +10,8 @@ use crate::StoreError;
 
 /// One process receives the log at a time: who has this advisory lock.
 const TURN: i64 = 0x7461_736b_7761_6c00;
+/// Postgres's code for a privilege that is missing.
+const MAY_NOT: &str = "42501";
 
 /// Where a server's log has got to.
 #[derive(Debug, Clone)]
@@ -125,7 +127,15 @@ pub async fn note_place(connection: impl PgExecutor<'_>, what: &str) -> Option<S
             Some(name)
         }
         Err(error) => {
-            tracing::debug!(%error, "No restore point: the role may not, or the log is minimal.");
+            let refused = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+            if refused.as_deref() == Some(MAY_NOT) {
+                tracing::warn!(
+                    "No restore point is noted, so no restore leads to just before this by a name. A superuser can allow it, in \
+                     this database: GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO the role of postgres.url"
+                );
+            } else {
+                tracing::warn!(%error, "No restore point is noted, so no restore leads to just before this by a name.");
+            }
             None
         }
     }
