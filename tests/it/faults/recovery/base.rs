@@ -105,7 +105,8 @@ async fn as_upkeep(site: &Site) -> Result<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no root")?;
     site.sql(&std::fs::read_to_string(root.join("ops/roles/postgres.sql"))?).await?;
     site.sql("CREATE ROLE upkeep LOGIN REPLICATION PASSWORD 'x' IN ROLE taskflow_scheduler").await?;
-    let may = "SELECT count(*) WHERE has_function_privilege('upkeep', 'pg_create_restore_point(text)', 'EXECUTE')";
+    let may =
+        "SELECT count(*) WHERE has_function_privilege('upkeep', 'pg_create_restore_point(text)', 'EXECUTE')";
     ensure!(site.count(may).await? == 1, "the role may not note restore points");
     let options = site.postgres.connect_options();
     Ok(format!("postgres://upkeep:x@{}:{}/{}", options.get_host(), options.get_port(), own(site)))

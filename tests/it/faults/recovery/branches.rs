@@ -65,7 +65,10 @@ async fn all(world: &World) -> Result {
     std::fs::create_dir(&other)?;
     std::fs::write(other.join("position.json"), later.to_string())?;
     let (code, said) = backups.refused(&["restore", "--data", &to], &[]).await?;
-    ensure!(code == Some(1) && said.contains("the cluster 42") && said.contains("name it"), "{code:?} {said}");
+    ensure!(
+        code == Some(1) && said.contains("the cluster 42") && said.contains("name it"),
+        "{code:?} {said}"
+    );
     ensure!(!nowhere.exists(), "something was restored");
     pool.close().await;
     server.stop().await;
