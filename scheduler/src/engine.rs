@@ -203,7 +203,7 @@ impl Engine {
         let orphans = job_runs::orphans(&mut transaction, fence.epoch()).await?;
         leader::commit(transaction).await?;
         for run in orphans.iter().filter(|run| !runs.contains_key(&run.id)) {
-            let detail = "nobody works on it any more; how far it got is not known".to_owned();
+            let detail = "whoever worked on it is gone; how far it got is not known".to_owned();
             let end = match self.schedules.get(&run.schedule) {
                 Some(schedule) => run::again(schedule, run, detail).unwrap_or_else(failed),
                 None => failed(detail),

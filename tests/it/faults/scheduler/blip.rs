@@ -46,7 +46,7 @@ async fn unknown(site: Arc<Site>) -> Result {
                  WHERE datname = current_database() AND application_name = 'taskflow' AND wait_event_type = 'Lock'";
     wait::until("its session is ended", async || Ok(site.count(ended).await? > 0)).await?;
     lock.rollback().await?;
-    let ended = "SELECT count(*) FROM job_runs WHERE state = 'failed' AND detail LIKE 'nobody works on it%'";
+    let ended = "SELECT count(*) FROM job_runs WHERE state = 'failed' AND detail LIKE 'whoever worked on it is gone%'";
     wait::until("the run has ended", async || Ok(site.count(ended).await? == 1)).await?;
     until_completed(&site, EACH, before + 2).await?;
     let now = site.count("SELECT epoch FROM scheduler_leader").await?;
