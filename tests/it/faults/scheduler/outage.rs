@@ -151,7 +151,7 @@ async fn postgres_gone(world: &World) -> Result {
     let site = Site::new(world).await?;
     make_effects(&site).await?;
     let cluster = cluster(&site)?;
-    let policy = "cron = \"* * * * * *\"\noverlap = \"queue\"\nmissed = \"each\"\ncatch_up_max = 1000";
+    let policy = "cron = \"* * * * * *\"\noverlap = \"queue\"\nmissed = \"each\"\ncatch_up_max = 100";
     probes(&cluster, &[("each second", policy)])?;
     let (one, two) = (scheduler(&cluster, &[])?, scheduler(&cluster, &[])?);
     until_completed(&site, "each second", 3).await?;
