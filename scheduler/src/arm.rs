@@ -27,9 +27,9 @@ pub(crate) async fn settle(schedules: &Schedules, fence: &Fence) -> Result<(), F
     let now = job_schedules::now(&mut transaction).await?;
     let armed = job_schedules::armed(&mut transaction).await?;
     let missed = missed(schedules, &changed, &before, now);
-    job_runs::write(&mut transaction, fence.epoch(), &missed).await?;
+    let written = job_runs::write(&mut transaction, fence.epoch(), &missed).await?;
     leader::commit(transaction).await?;
-    for row in &missed {
+    for row in written.iter().map(|(place, _)| &missed[*place]) {
         fire::count(row);
         tracing::warn!(schedule = row.schedule, due_at = %row.due_at, "A due time is missed: its schedule was changed.");
     }

@@ -252,15 +252,23 @@ impl Context {
     /// So many days ago, by Postgres's time: what is older may go.
     ///
     /// # Errors
-    /// That server's clock and this machine's do not agree: by a clock that is far ahead, what is young would go.
+    /// As [`Self::agreed_now`].
     pub(crate) fn days_ago(&self, days: u16) -> Result<DateTime<Utc>, Failure> {
+        Ok(self.agreed_now()? - TimeDelta::days(i64::from(days)))
+    }
+
+    /// Postgres's time, to remove something by.
+    ///
+    /// # Errors
+    /// That server's clock and this machine's do not agree: by a clock that is far ahead, what is young would go.
+    pub(crate) fn agreed_now(&self) -> Result<DateTime<Utc>, Failure> {
         let (theirs, ours) = (self.now(), clock::now());
         if (theirs - ours).abs() > CLOCKS_APART_MAX {
             return Err(Failure::Again(format!(
                 "Postgres's clock says {theirs} and this machine's {ours}: nothing is removed until they agree"
             )));
         }
-        Ok(theirs - TimeDelta::days(i64::from(days)))
+        Ok(theirs)
     }
 
     /// Writes to MongoDB for as long as this scheduler leads, by that server's own clock. What came too late is done again

@@ -124,7 +124,7 @@ async fn restamp(context: &Context) -> Result<Step, Failure> {
 async fn remove(context: &Context) -> Result<Step, Failure> {
     let mut removed = std::collections::BTreeMap::<&'static str, u64>::new();
     loop {
-        let (started, now) = (Instant::now(), context.now());
+        let (started, now) = (Instant::now(), context.agreed_now()?);
         let page = trail::expired(&context.stores.mongo, now, TOGETHER).await?;
         let holds = retention_holds::standing(context).await?;
         let (mut gone, mut stamps) = (Vec::new(), Vec::new());

@@ -20,6 +20,7 @@ use crate::{cluster, with_site};
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("a run that begins some seconds after its due time is late, and the ledger says so", late),
+        with_site("nothing is removed by a clock that is far ahead, and the ledger says why", far_ahead),
         with_site("a clock that jumps ahead and back fires nothing twice and forgets nothing", jumps),
         with_site(
             "daylight saving begins and ends: a time of the day has one run, a distance is kept",
@@ -170,6 +171,30 @@ async fn jumps(site: Arc<Site>) -> Result {
     })
     .await?;
     third.stop().await
+}
+
+async fn far_ahead(site: Arc<Site>) -> Result {
+    bend(&site).await?;
+    site.sql("UPDATE public.clock SET ahead = interval '400 days'").await?;
+    let cluster = cluster(&site)?;
+    probes(&cluster, &[])?;
+    let scheduler = scheduler(&cluster, &[])?;
+    let known = "SELECT count(*) FROM job_schedules";
+    wait::until("a scheduler leads", async || Ok(site.count(known).await? > 5)).await?;
+    for job in ["events", "receipts", "dead_letters", "tasks", "ledger"] {
+        site.sql(&format!(
+            "INSERT INTO job_runs (schedule, job, due_at, met, state, begins_at, epoch)
+             VALUES ('retention.{job}', 'retention.{job}', now(), 'by_hand', 'waiting', now(), 0)"
+        ))
+        .await?;
+        // It may be tried again later.
+        let refused = format!(
+            "SELECT count(*) FROM job_runs WHERE job = 'retention.{job}' AND state IN ('waiting', 'failed')
+             AND detail LIKE '%nothing is removed until they agree%'"
+        );
+        wait::until(&format!("{job} are not removed"), async || Ok(site.count(&refused).await? == 1)).await?;
+    }
+    scheduler.stop().await
 }
 
 /// A change of a zone's clocks: the moment at which a time of the day is due, and the one at which it would be due too if
