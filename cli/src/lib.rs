@@ -109,8 +109,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let program = Program::parse();
     // Settings that can't be read are told of by the command that wants them.
-    let is_api = matches!(program.command, Command::Api);
-    let threads = settings::load(program.config.as_deref()).unwrap_or_default().threads(is_api);
+    let threads = settings::load(program.config.as_deref()).unwrap_or_default().threads(&program.command);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = match builder.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,

@@ -40,9 +40,10 @@ pub(crate) struct Settings {
     pub retention: Retention,
     pub verify: crate::verify::Settings,
     pub environment: Environment,
-    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them. Each hand-over
-    /// between threads costs a lone command a wake-up, and a worker's part of a command is small: one thread does more
-    /// than Postgres can. An API's part of a request is the largest.
+    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them, a scheduler's at
+    /// least two. Each hand-over between threads costs a lone command a wake-up, and a worker's part of a command is
+    /// small: one thread does more than Postgres can. An API's part of a request is the largest. A scheduler must renew
+    /// its lead whatever its jobs do.
     pub threads: usize,
     /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
     pub log: LogFilter,
@@ -50,12 +51,13 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// How many threads the runtime has.
-    pub(crate) fn threads(&self, is_api: bool) -> usize {
+    /// How many threads the runtime has that a command runs in.
+    pub(crate) fn threads(&self, command: &Command) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        match (self.threads, is_api) {
-            (0, true) => cores(),
-            (0, false) => cores().div_ceil(2),
+        match (self.threads, command) {
+            (0, Command::Api) => cores(),
+            (0, Command::Scheduler) => cores().div_ceil(2).max(2),
+            (0, _) => cores().div_ceil(2),
             (threads, _) => threads,
         }
     }

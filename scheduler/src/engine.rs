@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::context::{Context, ServerClock, Stop, Stopped};
-use crate::schedules::Schedules;
+use crate::jobs::audit_verify;
+use crate::schedules::{Schedule, Schedules};
 use crate::{Settings, Stores, arm, audit, fire, jobs, run};
 
 /// The longest time between two looks: what people ask for is seen within it.
@@ -44,8 +45,15 @@ pub(crate) struct Engine {
     pub host: String,
 }
 
+/// A run at work.
+struct AtWork {
+    stop: Stop,
+    /// Whether it may last for hours.
+    is_long: bool,
+}
+
 /// Runs at work, by their numbers.
-type Runs = HashMap<i64, Stop>;
+type Runs = HashMap<i64, AtWork>;
 
 /// A run that is at work no more.
 struct Over {
@@ -88,7 +96,7 @@ impl Engine {
             tracing::warn!(epoch, "The lead is lost.");
         }
         for run in runs.values() {
-            run.tell(why.clone());
+            run.stop.tell(why.clone());
         }
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE, all).await.is_err() {
@@ -177,7 +185,7 @@ impl Engine {
         if !*settled {
             self.take_over(fence, runs).await?;
             arm::settle(&self.schedules, fence).await?;
-            self.show_successes().await?;
+            self.show_earlier().await?;
             *settled = true;
             return Ok(true);
         }
@@ -187,13 +195,19 @@ impl Engine {
         self.cancel(fence, &look.cancel, runs).await?;
         let all = fire::fire(&self.schedules, fence, &look.due, look.now).await?;
         fire::outside_window(&self.schedules, fence, &look.ready, look.now).await?;
-        for id in &look.ready {
-            if runs.len() >= self.settings.at_once {
-                break;
+        for (schedule, id) in &look.ready {
+            let is_long = self.schedules.get(schedule).is_some_and(Schedule::is_long);
+            if self.has_place(runs, is_long) {
+                self.begin(fence, *id, clock, runs, tasks).await?;
             }
-            self.begin(fence, *id, clock, runs, tasks).await?;
         }
         Ok(all && !look.is_full())
+    }
+
+    /// Whether one more may run. Long runs leave a place: what is done every minute need not wait for a night's backups.
+    fn has_place(&self, runs: &Runs, is_long: bool) -> bool {
+        let (all, long) = (self.settings.at_once, runs.values().filter(|run| run.is_long).count());
+        runs.len() < all && (!is_long || all == 1 || long < all - 1)
     }
 
     /// Deals with what an earlier leader began and did not end, or this one without knowing. Whether it took effect is not
@@ -213,8 +227,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What was completed before this process began is in its metrics too.
-    async fn show_successes(&self) -> Result<(), Fenced> {
+    /// What was completed, and found, before this process led is in its metrics too.
+    async fn show_earlier(&self) -> Result<(), Fenced> {
         // A job may have several schedules.
         let mut newest = HashMap::new();
         for (name, at) in job_history::successes(&self.stores.postgres).await? {
@@ -225,6 +239,11 @@ impl Engine {
         }
         for (job, at) in newest {
             observe::gauge(&metric::JOB_LAST_SUCCESS, &[("job", job)]).set(at.timestamp() as f64);
+        }
+        // What was found wrong stays wrong, whoever leads.
+        let (job, figure) = (audit_verify::JOB.name, audit_verify::FOUND);
+        if let Some(found) = job_history::newest_figure(&self.stores.postgres, job, figure).await? {
+            audit_verify::show(&found);
         }
         Ok(())
     }
@@ -259,8 +278,8 @@ impl Engine {
         }
         for id in running {
             let by = job_history::read(&self.stores.postgres, id).await?.and_then(|row| row.cancelaskedby);
-            if let Some(stop) = runs.get(&id) {
-                stop.tell(Stopped::Cancelled(by.unwrap_or_default()));
+            if let Some(run) = runs.get(&id) {
+                run.stop.tell(Stopped::Cancelled(by.unwrap_or_default()));
             }
         }
         Ok(())
@@ -311,7 +330,7 @@ impl Engine {
             stop: stop.clone(),
             telling: crate::context::Telling::default(),
         });
-        runs.insert(id, stop);
+        runs.insert(id, AtWork { stop, is_long: schedule.is_long() });
         let schedule = schedule.clone();
         tasks.spawn(async move {
             // What it does about its job's panics is not all that may panic.

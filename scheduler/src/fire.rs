@@ -89,7 +89,7 @@ pub(crate) fn count(row: &New) {
 pub(crate) async fn outside_window(
     schedules: &Schedules,
     fence: &Fence,
-    ready: &[i64],
+    ready: &[(String, i64)],
     now: DateTime<Utc>,
 ) -> Result<(), Fenced> {
     if ready.is_empty() || schedules.in_window(now) {
@@ -98,7 +98,8 @@ pub(crate) async fn outside_window(
     let heavy: Vec<&str> = jobs::all().filter(|job| job.heavy).map(|job| job.name).collect();
     let mut transaction = fence.begin().await?;
     let window = schedules.window();
-    let ended = job_runs::end_outside_window(&mut transaction, fence.epoch(), ready, &heavy, &window).await?;
+    let ids: Vec<i64> = ready.iter().map(|(_, id)| *id).collect();
+    let ended = job_runs::end_outside_window(&mut transaction, fence.epoch(), &ids, &heavy, &window).await?;
     if ended.is_empty() {
         return Ok(());
     }

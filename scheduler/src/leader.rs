@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::emptied;
 use crate::engine::Engine;
-use crate::recovery;
+use crate::led;
 
 /// Stands by or leads, until `stop`.
 pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
@@ -30,7 +30,7 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
                     never = emptied::watch(engine) => match never {},
                 }
                 gauge.set(0.0);
-                recovery::hide();
+                led::hide();
                 let left = leader::leave(&engine.stores.postgres, engine.holder, epoch);
                 if let Err(error) =
                     within(engine.lease(), "postgres", "leave the scheduler's lead", left).await

@@ -14,6 +14,7 @@ mod engine;
 mod fire;
 mod jobs;
 mod leader;
+mod led;
 mod load;
 mod log_of_writes;
 mod recovery;
@@ -44,7 +45,7 @@ pub struct Settings {
     pub lease_ms: u64,
     /// The time zone of the schedules that name none, such as `Europe/Berlin`.
     pub time_zone: String,
-    /// Runs at a time.
+    /// Runs at a time. One of the places is kept for runs that end within ten minutes, unless there is only one.
     pub at_once: usize,
     /// The share of the time that a job of many steps keeps its store busy; it rests for the others.
     pub share: f64,

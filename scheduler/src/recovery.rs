@@ -13,8 +13,8 @@ use taskflow_stores::clock;
 use taskflow_stores::observe::gauge;
 use taskflow_stores::postgres::{PgPool, job_runs, wal};
 
-use crate::Backups;
 use crate::jobs::BASE;
+use crate::{Backups, led};
 
 /// The place of the backups is looked at so often; in between, what this process has made itself counts.
 const LOOK_EVERY: Duration = Duration::from_secs(900);
@@ -77,14 +77,6 @@ fn store(kind: Kind) -> Option<&'static str> {
     }
 }
 
-/// Who does not lead any more shows no age: it would stand still, and look well, while the new leader's grows. Metrics
-/// can't be taken back; one that is no number counts in no `max`.
-pub(crate) fn hide() {
-    for store in ["postgres", "mongodb", "redis"] {
-        gauge(&metric::RECOVERY_POINT, &[("store", store)]).set(f64::NAN);
-    }
-}
-
 /// Shows the age of what is saved, for each store: also where the place of the backups does not answer, since it grows.
 pub(crate) async fn report(backups: &Backups, postgres: &PgPool) -> Result<()> {
     if !backups.settings.is_on() {
@@ -105,11 +97,11 @@ fn show(inner: &mut Inner) {
     }
     for (store, through) in &through {
         let age = (now - *through).num_milliseconds().max(0) as f64 / 1_000.0;
-        gauge(&metric::RECOVERY_POINT, &[("store", store)]).set(age);
+        led::show(&metric::RECOVERY_POINT, &[("store", store)], age);
     }
     if inner.looked.is_some() && !through.contains_key("postgres") {
         // All of it would be lost, which is more than any bound: silence would look well.
-        gauge(&metric::RECOVERY_POINT, &[("store", "postgres")]).set(f64::INFINITY);
+        led::show(&metric::RECOVERY_POINT, &[("store", "postgres")], f64::INFINITY);
     }
 }
 

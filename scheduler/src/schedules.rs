@@ -14,6 +14,9 @@ use taskflow_stores::postgres::leader::LEASE_MAX_MS;
 use crate::Settings;
 use crate::jobs::{self, Job};
 
+/// A schedule whose runs may last for longer, in seconds, is one of long runs.
+const LONG_S: u32 = 600;
+
 /// What the settings say about a schedule. What is left out is the job's default.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -63,6 +66,11 @@ impl Schedule {
             missed: self.missed,
             catch_up_max: self.catch_up_max,
         }
+    }
+
+    /// Whether a run may last for longer than others should wait for its place.
+    pub(crate) fn is_long(&self) -> bool {
+        self.timeout_s > LONG_S
     }
 
     fn definition(&self) -> String {

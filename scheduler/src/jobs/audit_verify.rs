@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use serde_json::json;
+use serde_json::{Value, json};
 use taskflow_core::audit::copies::Trusted;
 use taskflow_core::audit::finding::Kind;
 use taskflow_core::{metric, system_event};
 use taskflow_stores::clock;
-use taskflow_stores::observe::{counter, gauge};
+use taskflow_stores::observe::counter;
 use taskflow_stores::postgres::{job_schedules, leader, system_events};
 
 use super::Job;
 use crate::audit::files::{self, Outside};
 use crate::audit::verify::{Error, Report, SEALS_TOGETHER, Verifier};
 use crate::context::{Context, Failure, Step};
+use crate::led;
 
 pub(super) const JOB: Job = Job {
     name: "audit.verify",
@@ -35,6 +36,8 @@ const NEW_MAX: i64 = 20_000;
 const OLD_MAX: i64 = 1_500;
 /// Findings that the audit trail is told of one by one, and lines of the run's log.
 const TOLD: usize = 50;
+/// The figure that says what was found, by kind.
+pub(crate) const FOUND: &str = "found";
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -100,13 +103,19 @@ async fn go(context: &Context, verifier: &mut Verifier, from: i64, to: i64) -> R
     Ok(verified)
 }
 
+/// Shows what a run has found, by kind: this one, or one that an earlier leader has ended.
+pub(crate) fn show(found: &Value) {
+    for kind in Kind::ALL {
+        let count = found[kind.as_str()].as_u64().unwrap_or(0);
+        led::show(&metric::AUDIT_FINDINGS, &[("kind", kind.as_str())], count as f64);
+    }
+}
+
 async fn tell(context: &Context, report: Report, verified: i64) -> Result<(), Failure> {
     let now = clock::now();
     counter(&metric::AUDIT_VERIFIED, &[]).increment(report.counts.proved);
-    for kind in Kind::ALL {
-        let count = report.found.get(kind.as_str()).copied().unwrap_or(0);
-        gauge(&metric::AUDIT_FINDINGS, &[("kind", kind.as_str())]).set(count as f64);
-    }
+    let found = json!(report.found);
+    show(&found);
     for (name, value) in [
         ("seals", report.seals),
         ("batches", report.counts.batches),
@@ -119,7 +128,7 @@ async fn tell(context: &Context, report: Report, verified: i64) -> Result<(), Fa
     ] {
         context.set(name, value);
     }
-    context.set("found", json!(report.found));
+    context.set(FOUND, found);
     report.notes.iter().for_each(|note| context.log(note.as_str()));
     report.findings.iter().take(TOLD).for_each(|finding| context.log(finding.to_string()));
     let mut transaction = context.fence.begin().await?;

@@ -71,20 +71,19 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
             context.set("log_rewritten", "no: a snapshot is being written; the next run does it");
         } else if context.give_way().await? == Step::Go {
             redis.rewrite_log().await?;
-            loop {
-                context.sleep(LOOK_EVERY).await?;
-                let info = redis.info_all().await?;
-                let is = |name: &str, value: &str| info.get(name).map(String::as_str) == Some(value);
-                if is("aof_rewrite_in_progress", "0") && is("aof_rewrite_scheduled", "0") {
-                    let how = info.get("aof_last_bgrewrite_status").cloned().unwrap_or_default();
-                    context.set("log_rewritten", how.as_str());
-                    if how != "ok" {
-                        return Err(Failure::Again(format!(
-                            "the append-only file could not be rewritten: {how}"
-                        )));
-                    }
-                    break;
-                }
+            let rewritten = tokio::select! {
+                rewritten = rewritten(&context) => Some(rewritten?),
+                () = context.halt() => None,
+            };
+            let Some(how) = rewritten else {
+                context.halted()?;
+                // Nothing takes the order back.
+                context.set("log_rewritten", "not yet: Redis goes on by itself");
+                return Ok(());
+            };
+            context.set("log_rewritten", how.as_str());
+            if how != "ok" {
+                return Err(Failure::Again(format!("the append-only file could not be rewritten: {how}")));
             }
         }
         let after = redis.info_all().await?;
@@ -94,4 +93,16 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.set("bytes_freed", (rss(&before) - rss(&after)).max(0));
         Ok(())
     })
+}
+
+/// Until the append-only file is written anew; how that ended, in Redis's word.
+async fn rewritten(context: &Context) -> Result<String, Failure> {
+    loop {
+        context.sleep(LOOK_EVERY).await?;
+        let info = context.stores.redis.info_all().await?;
+        let is = |name: &str, value: &str| info.get(name).map(String::as_str) == Some(value);
+        if is("aof_rewrite_in_progress", "0") && is("aof_rewrite_scheduled", "0") {
+            return Ok(info.get("aof_last_bgrewrite_status").cloned().unwrap_or_default());
+        }
+    }
 }

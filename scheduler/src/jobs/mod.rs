@@ -1,7 +1,7 @@
 //! The jobs: one file each, and the table of all of them.
 
 mod audit_seal;
-mod audit_verify;
+pub(crate) mod audit_verify;
 mod backup_drill;
 mod backup_mongodb;
 mod backup_mongodb_incremental;

@@ -26,6 +26,9 @@ pub(super) const JOB: Job = Job {
 pub(super) const HEAVY: Job =
     Job { name: "test.heavy", cron: "0 0 3 1 1 *", heavy: true, timeout_s: 3_600, ..JOB };
 
+/// For how long a job that holds its thread does so: longer than a test's lead.
+const BLOCKS: Duration = Duration::from_secs(6);
+
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
         let does = |word: &str| context.schedule.contains(word) || context.flag(word);
@@ -34,6 +37,10 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         crash::point("half_done");
         if does("hangs") {
             std::future::pending::<()>().await;
+        }
+        if does("blocks") {
+            #[expect(clippy::disallowed_methods, reason = "a job that does what none may do")]
+            std::thread::sleep(BLOCKS);
         }
         assert!(!does("panics"), "a test wants this job to panic");
         if does("fails") {

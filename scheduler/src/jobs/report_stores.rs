@@ -5,12 +5,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use taskflow_core::metric;
 use taskflow_stores::mongo::upkeep::{self, Answer};
-use taskflow_stores::observe::gauge;
 use taskflow_stores::postgres::{statements, statistics};
 
 use super::Job;
 use crate::context::{Context, Failure};
-use crate::recovery;
+use crate::{led, recovery};
 
 pub(super) const JOB: Job = Job {
     name: "report.stores",
@@ -43,15 +42,15 @@ async fn postgres(context: &Context) -> Result<(), Failure> {
         ("idle_in_transaction", moment.connections_idle_in_transaction),
         ("max", moment.connections_max),
     ] {
-        gauge(&metric::POSTGRES_CONNECTIONS, &[("state", state)]).set(count as f64);
+        led::show(&metric::POSTGRES_CONNECTIONS, &[("state", state)], count as f64);
     }
-    gauge(&metric::POSTGRES_OLDEST_TRANSACTION, &[]).set(moment.oldest_transaction_s);
-    gauge(&metric::POSTGRES_LONG_TRANSACTIONS, &[]).set(moment.long_transactions as f64);
-    gauge(&metric::POSTGRES_XMIN_AGE, &[]).set(moment.oldest_xmin_age as f64);
-    gauge(&metric::POSTGRES_WRAPAROUND_AGE, &[]).set(moment.wraparound_age as f64);
+    led::show(&metric::POSTGRES_OLDEST_TRANSACTION, &[], moment.oldest_transaction_s);
+    led::show(&metric::POSTGRES_LONG_TRANSACTIONS, &[], moment.long_transactions as f64);
+    led::show(&metric::POSTGRES_XMIN_AGE, &[], moment.oldest_xmin_age as f64);
+    led::show(&metric::POSTGRES_WRAPAROUND_AGE, &[], moment.wraparound_age as f64);
     for (table, bytes, dead) in statistics::table_sizes(&context.stores.postgres).await? {
-        gauge(&metric::POSTGRES_TABLE_BYTES, &[("table", table.as_str())]).set(bytes as f64);
-        gauge(&metric::POSTGRES_DEAD_ROWS, &[("table", table.as_str())]).set(dead as f64);
+        led::show(&metric::POSTGRES_TABLE_BYTES, &[("table", table.as_str())], bytes as f64);
+        led::show(&metric::POSTGRES_DEAD_ROWS, &[("table", table.as_str())], dead as f64);
     }
     indexes(context).await?;
     slow_statements(context).await?;
@@ -62,12 +61,12 @@ async fn postgres(context: &Context) -> Result<(), Failure> {
 async fn indexes(context: &Context) -> Result<(), Failure> {
     let indexes = statistics::index_use(&context.stores.postgres).await?;
     for index in &indexes {
-        gauge(&metric::POSTGRES_INDEX_SCANS, &[("index", index.name.as_str())]).set(index.scans as f64);
+        led::show(&metric::POSTGRES_INDEX_SCANS, &[("index", index.name.as_str())], index.scans as f64);
     }
     let unused = || indexes.iter().filter(|index| index.is_unused());
     let (count, bytes) = (unused().count(), unused().map(|index| index.bytes).sum::<i64>());
-    gauge(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "count")]).set(count as f64);
-    gauge(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "bytes")]).set(bytes as f64);
+    led::show(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "count")], count as f64);
+    led::show(&metric::POSTGRES_UNUSED_INDEXES, &[("figure", "bytes")], bytes as f64);
     context.set("unused_indexes", count);
     Ok(())
 }
@@ -79,11 +78,11 @@ async fn slow_statements(context: &Context) -> Result<(), Failure> {
     };
     for one in &named {
         let label = [("statement", one.name.as_str())];
-        gauge(&metric::POSTGRES_STATEMENT_SECONDS, &label).set(one.seconds);
-        gauge(&metric::POSTGRES_STATEMENT_CALLS, &label).set(one.calls as f64);
+        led::show(&metric::POSTGRES_STATEMENT_SECONDS, &label, one.seconds);
+        led::show(&metric::POSTGRES_STATEMENT_CALLS, &label, one.calls as f64);
     }
     let slow: i64 = named.iter().map(|one| one.slow).sum();
-    gauge(&metric::POSTGRES_SLOW_STATEMENTS, &[]).set(slow as f64);
+    led::show(&metric::POSTGRES_SLOW_STATEMENTS, &[], slow as f64);
     context.set("slow_statements", slow);
     Ok(())
 }
@@ -92,7 +91,7 @@ async fn mongodb(context: &Context) -> Result<(), Failure> {
     let statistics = upkeep::statistics(&context.stores.mongo).await?;
     for (figure, name) in [("count", "events"), ("storageSize", "bytes"), ("totalIndexSize", "index_bytes")] {
         if let Some(value) = statistics["collection"][figure].as_f64() {
-            gauge(&metric::MONGODB_TRAIL, &[("figure", name)]).set(value);
+            led::show(&metric::MONGODB_TRAIL, &[("figure", name)], value);
         }
     }
     context.set("mongodb", statistics);
@@ -100,7 +99,7 @@ async fn mongodb(context: &Context) -> Result<(), Failure> {
         let members = upkeep::members(&status);
         let behind =
             members.as_array().into_iter().flatten().filter_map(|member| member["behind_s"].as_f64());
-        gauge(&metric::MONGODB_BEHIND, &[]).set(behind.fold(0.0, f64::max));
+        led::show(&metric::MONGODB_BEHIND, &[], behind.fold(0.0, f64::max));
         context.set("members", members);
     }
     Ok(())
@@ -118,7 +117,7 @@ async fn redis(context: &Context) -> Result<(), Failure> {
         ("keyspace_misses", "misses"),
     ] {
         if let Some(value) = info.get(figure).and_then(|value| value.parse::<f64>().ok()) {
-            gauge(&metric::REDIS_INFO, &[("figure", name)]).set(value);
+            led::show(&metric::REDIS_INFO, &[("figure", name)], value);
             context.set(&format!("redis_{name}"), value);
         }
     }

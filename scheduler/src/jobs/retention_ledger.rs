@@ -31,8 +31,16 @@ const TOGETHER: i64 = 500;
 fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
     Box::pin(async move {
         let before = context.days_ago(context.retention.job_runs_days)?;
+        let cold = heat::of(1, context.now() - FORGET_AFTER);
         if context.dry_run() {
+            let postgres = &context.stores.postgres;
+            let left = pruning::left_behind_count(postgres).await?;
             context.set("before", before.to_rfc3339());
+            context.set("leases_past", left.leases);
+            context.set("workers_past", left.workers);
+            context.set("suspects_past", left.suspects);
+            context.set("readers_cold", user_activity::forgettable(postgres, cold).await?);
+            context.set("runs_past", job_runs::prune_count(postgres, before).await?);
             return Ok(());
         }
         let mut transaction = context.fence.begin().await?;
@@ -41,7 +49,6 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, Result<(), Failure>> {
         context.set("leases_removed", left.leases);
         context.set("workers_removed", left.workers);
         context.set("suspects_removed", left.suspects);
-        let cold = heat::of(1, context.now() - FORGET_AFTER);
         batches::remove(&context, "readers_forgotten", TOGETHER, |connection| {
             Box::pin(user_activity::forget(connection, cold, TOGETHER))
         })

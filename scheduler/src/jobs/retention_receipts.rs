@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use taskflow_stores::Kind;
@@ -33,6 +33,14 @@ const TOGETHER: i64 = 2_000;
 /// Block ranges that are remembered between runs, and looked at anew in one transaction.
 const RANGES_MAX: usize = 20_000;
 const RANGES_TOGETHER: usize = 20;
+
+/// The span of time that a first look is about, and the shortest and the longest one. What is on hold lies between what
+/// goes, and each look reads all of its span: so the span fits what it finds.
+const SPAN: TimeDelta = TimeDelta::minutes(10);
+const SPAN_MIN: TimeDelta = TimeDelta::seconds(1);
+const SPAN_MAX: TimeDelta = TimeDelta::days(1);
+/// A look that took so long is not about a longer span the next time.
+const SLOW: Duration = Duration::from_millis(300);
 
 /// A dry run counts so far: beyond it would be a long statement.
 const COUNT_MAX: i64 = 100_000;
@@ -112,21 +120,33 @@ async fn index_looks(context: &Context, ranges: &[i64]) -> Result<bool, Failure>
     Ok(true)
 }
 
+/// From a time back to the oldest, span after span: each is read once, also where much of it is on hold.
 async fn receipts(context: &Context, before: DateTime<Utc>, ranges: &mut Ranges) -> Result<Step, Failure> {
+    let (mut end, mut span) = (before, SPAN);
     loop {
         let started = Instant::now();
+        let from = end - span;
         let mut transaction = context.fence.begin().await?;
-        let gone = pruning::receipts(&mut transaction, before, TOGETHER).await?;
+        let gone = pruning::receipts(&mut transaction, from, end, TOGETHER).await?;
         leader::commit(transaction).await?;
+        let took = started.elapsed();
         context.add("receipts_removed", gone.rows.unsigned_abs());
         if gone.rows > 0 {
             ranges.numbers.extend(gone.ranges);
             ranges.since = Some(context.now());
         }
-        if gone.rows < TOGETHER {
+        if gone.rows >= TOGETHER {
+            // There may be more in it.
+            span = (span / 2).max(SPAN_MIN);
+        } else if gone.older {
+            end = from;
+            if gone.rows < TOGETHER / 2 && took < SLOW {
+                span = (span * 2).min(SPAN_MAX);
+            }
+        } else {
             return Ok(Step::Go);
         }
-        if context.step(started.elapsed()).await? == Step::Enough {
+        if context.step(took).await? == Step::Enough {
             return Ok(Step::Enough);
         }
     }

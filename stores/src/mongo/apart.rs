@@ -16,8 +16,9 @@ use taskflow_core::audit::link;
 use super::events::{self, COLLECTION, Run, durable, insert_new};
 use super::gap::SYSTEM;
 use super::undone::FIELD;
+use super::updates::update;
 use super::{audit_leaves, audit_trail, failed};
-use crate::{Kind, StoreError};
+use crate::StoreError;
 
 /// Events of one link were made within this: when their time is over they may be gone together.
 const SPAN: TimeDelta = TimeDelta::hours(1);
@@ -97,13 +98,6 @@ pub async fn name_link(database: &Database, number: i64, events: &[Marked]) -> R
         let set = doc! { format!("{FIELD}.n"): number, format!("{FIELD}.leaf"): leaf };
         doc! { "q": { "_id": ObjectId::from_bytes(event.id.0) }, "u": { "$set": set } }
     });
-    let command = doc! {
-        "update": COLLECTION, "updates": updates.collect::<Vec<_>>(), "ordered": false,
-        "writeConcern": { "w": "majority", "j": true },
-    };
-    let answer = database.run_command(command).await.map_err(failed(CALL))?;
-    match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-        None => Ok(link::text(&group.classes)),
-        Some(first) => Err(StoreError::new("mongodb", CALL, Kind::Data, first)),
-    }
+    update(database, COLLECTION, updates.collect(), CALL).await?;
+    Ok(link::text(&group.classes))
 }

@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 use super::audit_trail::{self, Shown};
 use super::events::COLLECTION;
-use super::failed;
 use super::retention::{Subject, of};
-use crate::{Kind, StoreError};
+use super::{failed, updates};
+use crate::StoreError;
 
 /// Events of one step.
 const TOGETHER: i64 = 200;
@@ -79,7 +79,7 @@ pub async fn step(
     let found: Vec<RawDocumentBuf> =
         found.map_err(failed(CALL))?.try_collect().await.map_err(failed(CALL))?;
     let mut done = Erased { more: found.len() == TOGETHER as usize, ..Erased::default() };
-    let mut updates = Vec::with_capacity(found.len());
+    let mut emptied = Vec::with_capacity(found.len());
     for event in &found {
         let Ok(id) = event.get_object_id("_id") else { continue };
         let shown = audit_trail::shown(event);
@@ -88,20 +88,13 @@ pub async fn step(
             Some(_) => done.erased += 1,
             None => done.unsealed += 1,
         }
-        updates.push(update(id, &shown, digest.map(|digest| digest.0.to_vec()), now));
+        emptied.push(update(id, &shown, digest.map(|digest| digest.0.to_vec()), now));
     }
-    if updates.is_empty() {
+    if emptied.is_empty() {
         return Ok(Erased { more: false, ..done });
     }
-    let command = doc! {
-        "update": COLLECTION, "updates": updates, "ordered": false,
-        "writeConcern": { "w": "majority", "j": true },
-    };
-    let answer = database.run_command(command).await.map_err(failed(CALL))?;
-    match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-        None => Ok(done),
-        Some(first) => Err(StoreError::new("mongodb", CALL, Kind::Data, first)),
-    }
+    updates::update(database, COLLECTION, emptied, CALL).await?;
+    Ok(done)
 }
 
 fn update(id: ObjectId, shown: &Shown, digest: Option<Vec<u8>>, now: DateTime<Utc>) -> Document {

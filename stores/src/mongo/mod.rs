@@ -16,6 +16,7 @@ pub mod migrate;
 pub mod refill;
 pub mod retention;
 pub mod undone;
+mod updates;
 pub mod upkeep;
 
 use std::time::Duration;
@@ -104,7 +105,7 @@ fn explain(error: &mongodb::error::Error) -> String {
 }
 
 fn kind(error: &mongodb::error::Error) -> Kind {
-    use mongodb::error::ErrorKind as E;
+    use mongodb::error::{ErrorKind as E, WriteFailure};
     match error.kind.as_ref() {
         E::Command(command) => match command.code {
             // Unauthorized, authentication failed, document validation, wrong type of a command's field.
@@ -114,6 +115,10 @@ fn kind(error: &mongodb::error::Error) -> Kind {
             _ => Kind::Unavailable,
         },
         E::InvalidArgument { .. } | E::BsonDeserialization(_) | E::BsonSerialization(_) => Kind::Bug,
+        // Written, and not where it must be: a member of the set that takes over may not have it.
+        E::Write(WriteFailure::WriteConcernError(_)) => Kind::Unavailable,
+        E::InsertMany(failures) if failures.write_concern_error.is_some() => Kind::Unavailable,
+        E::BulkWrite(failures) if !failures.write_concern_errors.is_empty() => Kind::Unavailable,
         E::Write(_) | E::InsertMany(_) | E::BulkWrite(_) => Kind::Data,
         _ => Kind::Unavailable,
     }

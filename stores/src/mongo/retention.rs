@@ -10,6 +10,7 @@ use taskflow_core::retention::{Holds, Kept, held_until};
 use uuid::Uuid;
 
 use super::fence::Until;
+use super::updates::update;
 use super::{events, failed};
 use crate::{Kind, StoreError};
 
@@ -203,17 +204,8 @@ pub async fn stamp(
         let seen = doc! { "_id": ObjectId::from_bytes(event.id), "expiresAt": date(event.expires_at) };
         doc! { "q": until.bind(seen), "u": { "$set": { "expiresAt": date(*at) } } }
     });
-    let command = doc! {
-        "update": events::COLLECTION,
-        "updates": updates.collect::<Vec<_>>(),
-        "ordered": false,
-        "writeConcern": { "w": "majority", "j": true },
-    };
-    let answer = database.run_command(command).await.map_err(failed(CALL))?;
-    match answer.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-        None => until.came_in_time(CALL),
-        Some(first) => Err(StoreError::new("mongodb", CALL, Kind::Data, first)),
-    }
+    update(database, events::COLLECTION, updates.collect(), CALL).await?;
+    until.came_in_time(CALL)
 }
 
 /// Events of one type, counted up to [`COUNT_MAX`].

@@ -92,6 +92,24 @@ pub async fn newest(pool: &PgPool, schedule: &str) -> Result<Option<Row>, StoreE
     query.build_query_as().fetch_optional(pool).await.map_err(failed("read the newest run"))
 }
 
+/// A figure of a job's newest run that has it, however it ended.
+pub async fn newest_figure(pool: &PgPool, job: &str, figure: &str) -> Result<Option<Value>, StoreError> {
+    let found: Option<Json<Value>> = sqlx::query_scalar(
+        "/* newest_figure */
+        SELECT r.figures -> $2 FROM job_schedules s
+        JOIN LATERAL (SELECT due_at, figures FROM job_runs r
+                      WHERE r.schedule = s.name AND r.ended_at IS NOT NULL AND r.figures ? $2
+                      ORDER BY due_at DESC LIMIT 1) r ON true
+        WHERE s.job = $1 ORDER BY r.due_at DESC LIMIT 1",
+    )
+    .bind(job)
+    .bind(figure)
+    .fetch_optional(pool)
+    .await
+    .map_err(failed("read a figure of a job"))?;
+    Ok(found.map(|Json(value)| value))
+}
+
 /// When each schedule's newest completed run ended: what a new leader's metrics begin with.
 pub async fn successes(pool: &PgPool) -> Result<Vec<(String, DateTime<Utc>)>, StoreError> {
     sqlx::query_as(

@@ -309,25 +309,38 @@ pub async fn ask_cancel(pool: &PgPool, id: i64, by: &str) -> Result<bool, StoreE
     Ok(asked.rows_affected() > 0)
 }
 
-/// Removes rows that ended before a time, a bounded number of them; the newest of each schedule stays, and so does its
-/// newest that was completed. Returns how many.
+/// What may go of the rows that ended before `$1`: the newest of each schedule stays, and so does its newest that was
+/// completed.
+const PAST: &str = "ended_at < $1
+    AND EXISTS (SELECT FROM job_runs n WHERE n.schedule = r.schedule AND n.due_at > r.due_at
+                AND (r.state <> 'completed' OR n.state = 'completed'))";
+
+/// Removes rows that ended before a time, a bounded number of them, but none that is its schedule's newest. Returns how
+/// many.
 pub async fn prune(
     connection: &mut PgConnection,
     before: DateTime<Utc>,
     limit: i64,
 ) -> Result<u64, StoreError> {
-    let gone = sqlx::query(
+    let statement = format!(
         "/* prune_job_runs */
-        DELETE FROM job_runs WHERE id IN (
-            SELECT id FROM job_runs r WHERE ended_at < $1
-                AND EXISTS (SELECT FROM job_runs n WHERE n.schedule = r.schedule AND n.due_at > r.due_at
-                            AND (r.state <> 'completed' OR n.state = 'completed'))
-            ORDER BY ended_at LIMIT $2)",
-    )
-    .bind(before)
-    .bind(limit)
-    .execute(connection)
-    .await
-    .map_err(failed("remove old runs"))?;
+        DELETE FROM job_runs WHERE id IN (SELECT id FROM job_runs r WHERE {PAST} ORDER BY ended_at LIMIT $2)"
+    );
+    let gone = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .bind(limit)
+        .execute(connection)
+        .await
+        .map_err(failed("remove old runs"))?;
     Ok(gone.rows_affected())
+}
+
+/// How many rows [`prune`] would remove.
+pub async fn prune_count(pool: &PgPool, before: DateTime<Utc>) -> Result<i64, StoreError> {
+    let statement = format!("/* count_old_runs */ SELECT count(*) FROM job_runs r WHERE {PAST}");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+        .bind(before)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count old runs"))
 }

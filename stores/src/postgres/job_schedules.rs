@@ -24,8 +24,8 @@ pub struct Look {
     pub due: Vec<(String, DateTime<Utc>)>,
     /// Schedules without a next due time.
     pub unarmed: Vec<String>,
-    /// Runs that may begin, one a schedule.
-    pub ready: Vec<i64>,
+    /// Runs that may begin, one a schedule, with its name.
+    pub ready: Vec<(String, i64)>,
     /// Unfinished runs that somebody wants cancelled.
     pub cancel: Vec<i64>,
     /// When the next schedule is due.
@@ -66,8 +66,8 @@ pub async fn look(
             WHERE enabled AND next_due_at IS NULL ORDER BY name LIMIT $4)
         UNION ALL (SELECT 'cancel', NULL, id, NULL FROM job_runs
             WHERE state IN ('waiting', 'running') AND cancel_asked_at IS NOT NULL LIMIT $4)
-        UNION ALL (SELECT 'ready', NULL, id, NULL FROM (
-                SELECT DISTINCT ON (schedule) id, state, begins_at, due_at FROM job_runs
+        UNION ALL (SELECT 'ready', schedule, id, NULL FROM (
+                SELECT DISTINCT ON (schedule) schedule, id, state, begins_at, due_at FROM job_runs
                 WHERE state IN ('waiting', 'running')
                 ORDER BY schedule, state = 'running' DESC, due_at, id
             ) AS first WHERE state = 'waiting' AND begins_at <= now() ORDER BY due_at LIMIT $4)",
@@ -87,7 +87,7 @@ pub async fn look(
             ("next", _, _, at) => look.next = at,
             ("unarmed", Some(name), ..) => look.unarmed.push(name),
             ("cancel", _, Some(id), _) => look.cancel.push(id),
-            ("ready", _, Some(id), _) => look.ready.push(id),
+            ("ready", Some(name), Some(id), _) => look.ready.push((name, id)),
             _ => {}
         }
     }

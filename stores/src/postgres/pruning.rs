@@ -16,6 +16,8 @@ pub struct Gone {
     pub rows: i64,
     /// The block ranges that they were in.
     pub ranges: Vec<i64>,
+    /// Whether there are receipts from before the span.
+    pub older: bool,
 }
 
 /// What is not a hold on a receipt's subject or on who sent its command, nor a dead letter that still lies there.
@@ -26,9 +28,11 @@ const RECEIPT_NOT_KEPT: &str =
     AND NOT EXISTS (SELECT FROM legal_holds h
         WHERE h.released_at IS NULL AND h.subject = r.actor AND h.scope = 'actor')";
 
-/// Removes receipts that ended before a time. Those of dead letters that still lie there stay: a replay needs them.
+/// Removes receipts that ended in a span of time, its beginning included and its end not. Those of dead letters that still
+/// lie there stay: a replay needs them.
 pub async fn receipts(
     connection: &mut PgConnection,
+    from: DateTime<Utc>,
     before: DateTime<Utc>,
     limit: i64,
 ) -> Result<Gone, StoreError> {
@@ -37,17 +41,20 @@ pub async fn receipts(
     let statement = format!(
         "/* prune_receipts */
         WITH old AS (
-            SELECT r.ctid FROM receipts r WHERE finished_at < $1 AND {RECEIPT_NOT_KEPT} LIMIT $2
+            SELECT r.ctid FROM receipts r WHERE finished_at < $1 AND finished_at >= $4 AND {RECEIPT_NOT_KEPT} LIMIT $2
         ), gone AS (
             DELETE FROM receipts r USING old WHERE r.ctid = old.ctid
             RETURNING (old.ctid::text::point)[0]::bigint / $3 AS range
         )
-        SELECT count(*) AS rows, COALESCE(array_agg(DISTINCT range), '{{}}') AS ranges FROM gone"
+        SELECT count(*) AS rows, COALESCE(array_agg(DISTINCT range), '{{}}') AS ranges,
+               EXISTS (SELECT FROM receipts WHERE finished_at < $4) AS older
+        FROM gone"
     );
     sqlx::query_as(sqlx::AssertSqlSafe(statement))
         .bind(before)
         .bind(limit)
         .bind(RANGE_BLOCKS)
+        .bind(from)
         .fetch_one(connection)
         .await
         .map_err(failed("remove old receipts"))
@@ -197,4 +204,17 @@ pub async fn left_behind(connection: &mut PgConnection) -> Result<Left, StoreErr
     .fetch_one(connection)
     .await
     .map_err(failed("remove stale leases"))
+}
+
+/// What [`left_behind`] would remove.
+pub async fn left_behind_count(pool: &PgPool) -> Result<Left, StoreError> {
+    sqlx::query_as(
+        "/* count_stale_leases */
+        SELECT (SELECT count(*) FROM partition_leases WHERE expires_at < now() - interval '1 day') AS leases,
+               (SELECT count(*) FROM workers WHERE expires_at < now() - interval '1 day') AS workers,
+               (SELECT count(*) FROM suspects WHERE last_tried_at < now() - interval '30 days') AS suspects",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(failed("count stale leases"))
 }

@@ -65,3 +65,12 @@ pub async fn forget(connection: &mut PgConnection, colder_than: f64, limit: i64)
     .map(|done| done.rows_affected())
     .map_err(failed("forget who has not read for long"))
 }
+
+/// How many have read nothing for long.
+pub async fn forgettable(pool: &PgPool, colder_than: f64) -> Result<i64, StoreError> {
+    sqlx::query_scalar("/* count_cold_users */ SELECT count(*) FROM user_activity WHERE heat < $1")
+        .bind(colder_than)
+        .fetch_one(pool)
+        .await
+        .map_err(failed("count who has not read for long"))
+}

@@ -2,6 +2,8 @@
 
 mod held;
 mod many;
+mod reaper;
+mod spans;
 mod stopped;
 
 use std::sync::Arc;
@@ -29,7 +31,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a stamp is not put over the mark that a hold has left meanwhile", marked_meanwhile),
         with_site("receipts, batches, tasks, runs, leases and sockets go when their time is over", rows),
     ];
-    [own, held::tests(), many::tests(), stopped::tests()].into_iter().flatten().collect()
+    [own, held::tests(), many::tests(), reaper::tests(), spans::tests(), stopped::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -324,6 +329,13 @@ async fn rows(site: Arc<Site>) -> Result {
     ensure!(plan["figures"]["letters_past"] == 1 && plan["figures"]["letters_held"] == 1, "{plan}");
     let plan = run(&cluster, &["retention.tasks", "--dry-run"]).await?;
     ensure!(plan["figures"]["tasks_past"] == 1 && plan["figures"]["tasks_held"] == 1, "{plan}");
+
+    let plan = run(&cluster, &["retention.ledger", "--dry-run"]).await?;
+    for (figure, count) in
+        [("runs_past", 11), ("leases_past", 1), ("suspects_past", 1), ("readers_cold", 1201)]
+    {
+        ensure!(plan["figures"][figure] == count, "{figure} is not {count}: {plan}");
+    }
 
     let receipts = run(&cluster, &["retention.receipts"]).await?;
     ensure!(receipts["figures"]["receipts_removed"] == 4, "{receipts}");

@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use serde_json::{Value, json};
 use taskflow_tests::commands::ADMIN;
-use taskflow_tests::{Result, Site};
+use taskflow_tests::{Result, Site, wait};
 
 use super::{Sealed, commands, ok, run};
 use crate::with_site;
@@ -409,5 +409,15 @@ async fn told(site: Arc<Site>) -> Result {
         .context("no event tells of it")?;
     ensure!(event.get_document("payload")?.to_string().contains(&id.to_hex()), "{event}");
     ensure!(event.get_document("run")?.get_str("class")? == "audit_logs", "{event}");
-    sealed.stop().await
+    // Whoever leads next shows it too: the alarm goes on.
+    let listen = taskflow_tests::free_address()?;
+    let next = sealed.cluster.spawn("scheduler", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
+    sealed.stop().await?;
+    let client = taskflow_tests::Client::new(&format!("http://{listen}"))?;
+    wait::until("the next leader shows what was found", async || {
+        let shown = client.get("/metrics").await?.text().await?;
+        Ok(shown.contains("taskflow_audit_findings{kind=\"event_missing\"} 1"))
+    })
+    .await?;
+    next.stop().await
 }

@@ -127,5 +127,18 @@ async fn everything(site: Arc<Site>) -> Result {
         "{server}"
     );
     holder.close().await?;
+    // Who does not lead any more shows none of it: it would stand still.
+    site.sql(
+        "UPDATE scheduler_leader SET epoch = epoch + 1, holder = gen_random_uuid(), host = 'another',
+                expires_at = now() + interval '1 hour'",
+    )
+    .await?;
+    wait::until("it shows what it saw no more", async || {
+        let text = client.get("/metrics").await?.text().await?;
+        Ok(["taskflow_postgres_connections{state=\"active\"} NaN", "taskflow_postgres_slow_statements NaN"]
+            .iter()
+            .all(|series| text.contains(series)))
+    })
+    .await?;
     scheduler.stop().await
 }

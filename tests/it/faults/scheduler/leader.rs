@@ -25,7 +25,12 @@ pub(crate) fn tests() -> Vec<Trial> {
     });
     let more = [
         with_site("a scheduler that sleeps longer than its lead can write nothing", sleeper),
-        with_site("another scheduler leads within ten seconds", failover),
+        with_site("another scheduler leads within ten seconds of a death", async |site| {
+            failover(site, Signal::SIGKILL).await
+        }),
+        with_site("another scheduler leads within ten seconds of a standstill", async |site| {
+            failover(site, Signal::SIGSTOP).await
+        }),
     ];
     dies.chain(more).collect()
 }
@@ -90,7 +95,7 @@ async fn sleeper(site: Arc<Site>) -> Result {
     successor.stop().await
 }
 
-async fn failover(site: Arc<Site>) -> Result {
+async fn failover(site: Arc<Site>, end: Signal) -> Result {
     let cluster = cluster(&site)?;
     // The lead's own length, as everybody has it.
     let first = cluster.spawn("scheduler", &[])?;
@@ -99,7 +104,7 @@ async fn failover(site: Arc<Site>) -> Result {
     let second = cluster.spawn("scheduler", &[])?;
     wait::until("the other one stands by", async || Ok(second.log().contains("The scheduler starts")))
         .await?;
-    first.kill().await?;
+    first.signal(end)?;
     // All times are Postgres's: from the last renewal of the one to the first moment of the other.
     let renewed = site
         .count("SELECT (extract(epoch FROM expires_at) * 1000)::bigint - 6000 FROM scheduler_leader")

@@ -1,5 +1,6 @@
 //! The scheduler's promises: each due time has one row and at most one effect, whoever dies, stands still or is cut off.
 
+mod asked;
 mod blip;
 mod clock;
 mod leader;
@@ -15,6 +16,7 @@ use taskflow_tests::{Cluster, Process, Site, wait};
 
 pub(crate) fn tests() -> Vec<Trial> {
     let groups = [
+        asked::tests(),
         blip::tests(),
         clock::tests(),
         leader::tests(),

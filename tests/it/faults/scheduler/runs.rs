@@ -13,6 +13,8 @@ use crate::{cluster, with_site};
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("a job that hangs, panics or fails harms no other", bad_jobs),
+        with_site("a job that holds its thread harms no other", blocking),
+        with_site("long runs leave a place for short ones", long_runs),
         with_site(
             "runs that would overlap are skipped, queued or replaced, as their schedule says",
             overlapping,
@@ -68,6 +70,67 @@ async fn bad_jobs(site: Arc<Site>) -> Result {
     .await?;
     let before = completed(&site, "fine").await?;
     until_completed(&site, "fine", before + 2).await?;
+    scheduler.stop().await
+}
+
+async fn blocking(site: Arc<Site>) -> Result {
+    make_effects(&site).await?;
+    let cluster = cluster(&site)?;
+    probes(
+        &cluster,
+        &[
+            ("blocks", "timeout_s = 1"),
+            ("fine", "cron = \"* * * * * *\"\noverlap = \"queue\"\nmissed = \"each\""),
+        ],
+    )?;
+    let scheduler = scheduler(&cluster, &[])?;
+    until_completed(&site, "fine", 1).await?;
+    let blocked = jobs(&cluster, &["run", "blocks"]).await?;
+    ensure!(blocked["state"] == "timed_out", "{blocked}");
+    let before = completed(&site, "fine").await?;
+    until_completed(&site, "fine", before + 3).await?;
+    // Nobody had to take over.
+    ensure!(site.count("SELECT epoch FROM scheduler_leader").await? == 1, "the lead was lost");
+    super::come_to_rest(&cluster, &site, "fine").await?;
+    super::each_second_once(&site, "fine").await?;
+    scheduler.stop().await
+}
+
+async fn long_runs(site: Arc<Site>) -> Result {
+    make_effects(&site).await?;
+    let cluster = cluster(&site)?;
+    let long = "timeout_s = 3600";
+    let names = ["one lasts", "two lasts", "three lasts", "four lasts"];
+    let schedules: Vec<(&str, &str)> =
+        names.iter().map(|name| (*name, long)).chain([("fine", "cron = \"* * * * * *\"")]).collect();
+    probes(&cluster, &schedules)?;
+    let scheduler = scheduler(&cluster, &[("TASKFLOW_SCHEDULER__AT_ONCE", "3")])?;
+    until_completed(&site, "fine", 1).await?;
+    for name in names {
+        jobs(&cluster, &["run", name, "--no-wait"]).await?;
+    }
+    let in_state = async |state: &str| {
+        site.count(&format!(
+            "SELECT count(*) FROM job_runs WHERE schedule LIKE '% lasts' AND state = '{state}'"
+        ))
+        .await
+    };
+    wait::until("as many run as may", async || Ok(in_state("running").await? == 2)).await?;
+    let before = completed(&site, "fine").await?;
+    until_completed(&site, "fine", before + 3).await?;
+    ensure!(
+        in_state("running").await? == 2 && in_state("waiting").await? == 2,
+        "a long run took the last place"
+    );
+    // The others have their turn.
+    let running =
+        "SELECT id FROM job_runs WHERE schedule LIKE '% lasts' AND state = 'running' ORDER BY id LIMIT 1";
+    let first = site.count(running).await?;
+    jobs(&cluster, &["cancel", &first.to_string()]).await?;
+    wait::until("the next one runs", async || {
+        Ok(in_state("running").await? == 2 && in_state("waiting").await? == 1)
+    })
+    .await?;
     scheduler.stop().await
 }
 
