@@ -52,11 +52,11 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// How many threads the runtime has that a command runs in.
-    pub(crate) fn threads(&self, command: &Command) -> usize {
+    pub(crate) fn threads(&self, command: &crate::Command) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         match (self.threads, command) {
-            (0, Command::Api) => cores(),
-            (0, Command::Scheduler) => cores().div_ceil(2).max(2),
+            (0, crate::Command::Api) => cores(),
+            (0, crate::Command::Scheduler) => cores().div_ceil(2).max(2),
             (0, _) => cores().div_ceil(2),
             (threads, _) => threads,
         }

@@ -17,6 +17,7 @@ mod leader;
 mod led;
 mod load;
 mod log_of_writes;
+mod pulse;
 mod recovery;
 mod run;
 mod schedules;
@@ -121,6 +122,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), String> {
     let schedules = Schedules::read(&settings)?;
+    let _pulse = pulse::Pulse::start().map_err(|error| format!("no thread can be started: {error}"))?;
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
     let receiving = log_of_writes::run(stores.backups.clone(), stores.postgres.clone(), stop.clone());

@@ -19,7 +19,7 @@ use crate::audit::verify::{Error, Report, SEALS_TOGETHER, Verifier};
 use crate::context::{Context, Failure, Step};
 use crate::led;
 
-pub(super) const JOB: Job = Job {
+pub(crate) const JOB: Job = Job {
     name: "audit.verify",
     about: "Verifies what was sealed since the last time, and as much of what is older (--with all: everything)",
     cron: "0 40 2 * * *",
