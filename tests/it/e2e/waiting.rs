@@ -230,6 +230,9 @@ async fn survives(site: Arc<Site>) -> Result {
         ensure!(have == commands.len() as i64 + 1 && waiting == 0, "{have} applied, {waiting} wait");
         Ok(true)
     };
+    // Not all are of one partition.
+    let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_AT", "committed:2")])?;
+    worker.ended().await?;
     // What comes due together is committed together: it may be done before it has committed so often.
     let mut worker = cluster.spawn("worker", &[patient, ("TASKFLOW_CRASH_AT", "committed:12")])?;
     let ended = async || Ok(!worker.is_running() || done().await?);

@@ -198,12 +198,12 @@ pub fn clocks_can_be_wrong() -> bool {
     Path::new(FAKE).exists()
 }
 
-/// Settings of a process whose clock is so many days ahead, or behind if they are negative; its monotonic clock is right.
-pub fn clock_ahead(days: i32) -> Result<[(&'static str, String); 3]> {
+/// Settings of a process whose clock is so many hours ahead, or behind if they are negative; its monotonic clock is right.
+pub fn clock_ahead(hours: i32) -> Result<[(&'static str, String); 3]> {
     ensure!(clocks_can_be_wrong(), "there is no libfaketime; install the package libfaketime");
     Ok([
         ("LD_PRELOAD", FAKE.to_owned()),
-        ("FAKETIME", format!("{days:+}d")),
+        ("FAKETIME", format!("{hours:+}h")),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
     ])
 }

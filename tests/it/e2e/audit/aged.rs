@@ -23,20 +23,23 @@ pub(super) fn tests() -> Vec<Trial> {
     )]
 }
 
-/// Beyond the six months of a task's events, and below the seven years of who exists.
-const DAYS: i32 = 200;
+/// Hours ago: beyond the six months of a task's events, and below the seven years of who exists.
+const OLD: i32 = 200 * 24;
+/// Hours ago: not yet beyond them.
+const NEARLY_OLD: i32 = 180 * 24 - 6;
+/// Hours by which a scheduler's clock is ahead: by that one more would be old. It is not so far that nothing is removed.
+const AHEAD: i32 = 11;
 
 async fn aged(site: Arc<Site>) -> Result {
-    let sealed = Sealed::without_events(&site, None).await?;
+    let mut sealed = Sealed::without_events(&site, None).await?;
     // MongoDB's own reaper would be faster.
     site.mongo.run_command(doc! { "dropIndexes": COLLECTION, "index": "expiresAt_ttl" }).await?;
     // Half a year ago, by the clock of the worker that made them.
-    let ago = clock_ahead(-DAYS)?;
-    let ago: Vec<_> = ago.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    sealed.apply_with(&commands(), &ago).await?;
+    let (ago, later) = (clock_ahead(-OLD)?, clock_ahead(-NEARLY_OLD)?);
+    sealed.apply_with(&commands(), &settings(&ago)).await?;
     sealed.seal().await?;
     let old = by_class(&sealed, doc! { "run.class": "task_events" }).await?;
-    sealed.apply(&commands()).await?;
+    sealed.apply_with(&commands(), &settings(&later)).await?;
     let seals = "SELECT count(*) FROM audit_seals";
     let before = site.count(seals).await?;
     let plan: Value = serde_json::from_str(
@@ -55,11 +58,16 @@ async fn aged(site: Arc<Site>) -> Result {
     );
     sealed.is_whole().await?;
 
+    // A scheduler whose clock is ahead removes nothing that is too young: it goes by Postgres's.
+    let scheduler = sealed.cluster.spawn("scheduler", &settings(&clock_ahead(AHEAD)?))?;
+    std::mem::replace(&mut sealed.scheduler, scheduler).stop().await?;
     let done = run(&sealed.cluster, "retention.events").await?;
     ensure!(done["state"] == "completed", "{done}");
     let left = by_class(&sealed, doc! {}).await?;
     let gone: BTreeSet<_> = all.difference(&left).copied().collect();
     ensure!(gone == old, "{} went, {} of tasks were old: {done}", gone.len(), old.len());
+    let scheduler = sealed.cluster.spawn("scheduler", &[])?;
+    std::mem::replace(&mut sealed.scheduler, scheduler).stop().await?;
     let report = sealed.is_whole().await?;
     ensure!(report["expired"] == old.len(), "{report}");
     // Neither one that is young nor one that is kept for longer is excused.
@@ -73,6 +81,10 @@ async fn aged(site: Arc<Site>) -> Result {
     let named: BTreeSet<String> = named(&report, "event_missing")?.into_iter().collect();
     ensure!(named == missing, "{report}");
     sealed.stop().await
+}
+
+fn settings<'s>(clock: &'s [(&'static str, String)]) -> Vec<(&'static str, &'s str)> {
+    clock.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
 async fn by_class(sealed: &Sealed<'_>, filter: Document) -> Result<BTreeSet<ObjectId>> {

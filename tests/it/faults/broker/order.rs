@@ -99,29 +99,48 @@ pub(super) async fn a_subscription_that_is_given_up_leaves_no_consumer(url: &str
         .await
         .map_err(|error| format!("{queue} has a consumer: {error}"))
     };
-    let mut given_up = 0;
-    let subscription = loop {
-        free(&FIRST.queue()).await?;
-        let opened = Subscription::open(&client.consume, FIRST, 0, &client.stop);
-        if let Some(opened) = looked_at(given_up + 1, opened).await {
-            break opened?.subscription().ok_or("stopped")?;
-        }
-        given_up += 1;
-    };
-    subscription.release().await;
-    // To be told of the depth, the channel, the prefetch and the consumer; answers that come together are one look.
-    assert!(given_up >= 2, "given up at {given_up} points");
-    let mut given_up = 0;
-    let drain = loop {
-        free(DEAD_LETTERS).await?;
-        if let Some(opened) = looked_at(given_up + 1, Drain::open(&client.consume)).await {
-            break opened?;
-        }
-        given_up += 1;
-    };
-    drain.close().await;
-    assert!(given_up >= 2, "given up at {given_up} points");
+    // To be told of the depth, the channel, the prefetch and the consumer.
+    each_point(4, async || {
+        let mut given_up = 0;
+        let subscription = loop {
+            free(&FIRST.queue()).await?;
+            let opened = Subscription::open(&client.consume, FIRST, 0, &client.stop);
+            if let Some(opened) = looked_at(given_up + 1, opened).await {
+                break opened?.subscription().ok_or("stopped")?;
+            }
+            given_up += 1;
+        };
+        subscription.release().await;
+        Ok(given_up)
+    })
+    .await?;
+    each_point(3, async || {
+        let mut given_up = 0;
+        let drain = loop {
+            free(DEAD_LETTERS).await?;
+            if let Some(opened) = looked_at(given_up + 1, Drain::open(&client.consume)).await {
+                break opened?;
+            }
+            given_up += 1;
+        };
+        drain.close().await;
+        Ok(given_up)
+    })
+    .await?;
     rest(&client, 1).await
+}
+
+/// Opens something, giving up at one point more each time, until there were so many points. Answers of the broker that come
+/// together are one point, so one pass may have fewer; all of ten do not.
+async fn each_point(points: usize, mut pass: impl AsyncFnMut() -> Outcome<usize>) -> Outcome {
+    let mut most = 0;
+    for _ in 0..10 {
+        most = most.max(pass().await?);
+        if most >= points {
+            return Ok(());
+        }
+    }
+    Err(format!("given up at {most} points of {points}").into())
 }
 
 /// A connection that breaks under its consumer.
