@@ -40,8 +40,8 @@ pub(crate) struct Settings {
     pub retention: Retention,
     pub verify: crate::verify::Settings,
     pub environment: Environment,
-    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them, a scheduler's at
-    /// least two. Each hand-over between threads costs a lone command a wake-up, and a worker's part of a command is
+    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them, where a
+    /// scheduler is in it at least two. Each hand-over between threads costs a lone command a wake-up, and a worker's part of a command is
     /// small: one thread does more than Postgres can. An API's part of a request is the largest. A scheduler must renew
     /// its lead whatever its jobs do.
     pub threads: usize,
@@ -56,7 +56,9 @@ impl Settings {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         match (self.threads, command) {
             (0, crate::Command::Api) => cores(),
-            (0, crate::Command::Scheduler) => cores().div_ceil(2).max(2),
+            (0, crate::Command::Scheduler | crate::Command::All | crate::Command::Dev(_)) => {
+                cores().div_ceil(2).max(2)
+            }
             (0, _) => cores().div_ceil(2),
             (threads, _) => threads,
         }

@@ -129,3 +129,28 @@ pub async fn replica_set(database: &Database) -> Result<Option<String>, StoreErr
     let hello = database.run_command(doc! { "hello": 1 }).await.map_err(failed("ask for the replica set"))?;
     Ok(hello.get_str("setName").ok().map(str::to_owned))
 }
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Document, deserialize_from_document};
+    use mongodb::error::{Error, ErrorKind, WriteFailure};
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_and_not_safe_may_be_tried_again_and_what_is_refused_not() {
+        let unsafe_answer = || doc! { "code": 64, "errmsg": "waiting for replication timed out" };
+        let refused = || doc! { "index": 0, "code": 121, "errmsg": "Document failed validation" };
+        let one = |failure| kind(&Error::from(ErrorKind::Write(failure)));
+        let read = "as the server tells it";
+        let late = WriteFailure::WriteConcernError(deserialize_from_document(unsafe_answer()).expect(read));
+        assert_eq!(one(late), Kind::Unavailable);
+        let bad = WriteFailure::WriteError(deserialize_from_document(refused()).expect(read));
+        assert_eq!(one(bad), Kind::Data);
+        let many = |answer: Document| {
+            kind(&Error::from(ErrorKind::InsertMany(deserialize_from_document(answer).expect(read))))
+        };
+        assert_eq!(many(doc! { "writeConcernError": unsafe_answer() }), Kind::Unavailable);
+        assert_eq!(many(doc! { "writeErrors": [refused()] }), Kind::Data);
+    }
+}
