@@ -51,6 +51,11 @@ impl Found {
         self.manifest.as_ref().ok().and_then(Option::as_ref)
     }
 
+    /// As exactly as is known.
+    fn begun_at(&self) -> DateTime<Utc> {
+        self.good().map_or(self.taken_at, |manifest| manifest.begun_at)
+    }
+
     /// In a word.
     pub fn state(&self) -> &'static str {
         match &self.manifest {
@@ -152,8 +157,7 @@ impl Vault {
         kind: Kind,
         wanted: impl Fn(&Manifest) -> bool,
     ) -> Result<Option<Manifest>> {
-        let mut found = list_of(&self.place, |one| one == kind).await?;
-        found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+        let found = list_of(&self.place, |one| one == kind).await?;
         let whole = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
         Ok(whole.into_iter().find(wanted))
     }
@@ -274,7 +278,7 @@ fn items(found: &[Found]) -> Vec<Item> {
         id: found.id.clone(),
         kind: found.kind.to_string(),
         count: found.kind.count(),
-        taken_at: found.taken_at,
+        taken_at: found.begun_at(),
         // What a later version wrote is whole as far as we can tell, and not ours to remove.
         good: match &found.manifest {
             Ok(manifest) => manifest.is_some(),
@@ -313,5 +317,9 @@ async fn list_of(place: &Place, wanted: impl Fn(Kind) -> bool) -> Result<Vec<Fou
         let proof = proof.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(Found { id, kind, taken_at, manifest, proof })
     };
-    futures_util::stream::iter(known.map(look)).buffered(AT_ONCE).try_collect().await
+    let mut found: Vec<Found> =
+        futures_util::stream::iter(known.map(look)).buffered(AT_ONCE).try_collect().await?;
+    // Ids tell seconds; of two backups of one second only the manifests know which came first.
+    found.sort_by(|a, b| (a.begun_at(), &a.id).cmp(&(b.begun_at(), &b.id)));
+    Ok(found)
 }

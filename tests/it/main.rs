@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Trial};
 use taskflow_tests::trial::Worlds;
 use taskflow_tests::world::Sync;
-use taskflow_tests::{Cluster, Result, Site, World, logs};
+use taskflow_tests::{Cluster, Process, Result, Site, World, logs, wait};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 3;
@@ -155,6 +155,20 @@ fn tell_slowest() {
 
 fn cluster(site: &Site) -> Result<Cluster<'_>> {
     Cluster::new(site, PROGRAM)
+}
+
+/// A second worker that has some of the partitions, and leaves some. Of five partitions it gets none, or all, once in
+/// sixteen times: then another one is started, which has another id.
+async fn sharing(site: &Site, cluster: &Cluster<'_>, env: &[(&str, &str)]) -> Result<Process> {
+    loop {
+        let second = cluster.spawn("worker", env)?;
+        let held = "SELECT count(DISTINCT holder) FROM partition_leases WHERE expires_at > now()";
+        let shared = wait::until("both have partitions", async || Ok(site.count(held).await? == 2));
+        if tokio::time::timeout(Duration::from_secs(20), shared).await.is_ok() {
+            return Ok(second);
+        }
+        second.kill().await?;
+    }
 }
 
 fn main() -> ExitCode {

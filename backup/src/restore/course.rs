@@ -44,8 +44,7 @@ pub(super) async fn choose(vault: &Vault, identities: &Identities, order: &Order
         }
         return Ok(manifest);
     }
-    let mut found = vault.list().await?;
-    found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+    let found = vault.list().await?;
     let bases = found.into_iter().rev().filter_map(|found| found.manifest.ok().flatten());
     let bases: Vec<Manifest> = bases.filter(|manifest| manifest.kind == Kind::PostgresBase).collect();
     if bases.is_empty() {

@@ -294,6 +294,19 @@ async fn a_prune_that_is_broken_off_at_any_request_leaves_nothing_half_that_look
     panic!("with enough requests it must succeed");
 }
 
+/// An id tells the second only.
+#[tokio::test]
+async fn backups_of_one_second_are_listed_as_they_were_made() {
+    let (vault, _) = over(Arc::new(InMemory::new()), Recipients::default());
+    let mut made = Vec::new();
+    for _ in 0..12 {
+        made.push(make(&vault, SMALL, Compression::None).await.unwrap().id);
+    }
+    let listed: Vec<String> = vault.list().await.unwrap().into_iter().map(|found| found.id).collect();
+    assert_eq!(listed, made);
+    assert_eq!(vault.newest(Kind::MongoDb).await.unwrap().map(|newest| newest.id), made.pop());
+}
+
 #[tokio::test]
 async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
     let large = noise(9 << 20, 9);

@@ -1,13 +1,12 @@
 //! Order under a stream of dependent updates, while workers come and go.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use libtest_mimic::Trial;
 use taskflow_tests::promise::{self, Stream};
-use taskflow_tests::{Cluster, Process, Result, Site, wait};
+use taskflow_tests::{Result, Site, wait};
 
-use crate::{cluster, with_site};
+use crate::{cluster, sharing, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -29,7 +28,7 @@ async fn coming_and_going(site: Arc<Site>) -> Result {
     let first = cluster.worker()?;
     let stream = Stream::start(&site, 16, 40);
     applied(&site, 100).await?;
-    let second = sharing(&site, &cluster).await?;
+    let second = sharing(&site, &cluster, &[]).await?;
     first.stop().await?;
     let now = site.count("SELECT count(*) FROM receipts").await?;
     applied(&site, now + 200).await?;
@@ -40,21 +39,6 @@ async fn coming_and_going(site: Arc<Site>) -> Result {
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
     third.stop().await
-}
-
-/// A second worker that has some of the partitions, and leaves some. Of five partitions it gets none, or all, once in
-/// sixteen times: then another one is started, which has another id.
-async fn sharing(site: &Site, cluster: &Cluster<'_>) -> Result<Process> {
-    loop {
-        let second = cluster.worker()?;
-        let shared = wait::until("both have partitions", async || {
-            Ok(site.count("SELECT count(DISTINCT holder) FROM partition_leases").await? == 2)
-        });
-        if tokio::time::timeout(Duration::from_secs(20), shared).await.is_ok() {
-            return Ok(second);
-        }
-        second.stop().await?;
-    }
 }
 
 async fn applied(site: &Site, count: i64) -> Result {

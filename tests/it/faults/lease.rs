@@ -10,7 +10,7 @@ use taskflow_tests::harness::heads;
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::{Client, Result, Site, World, wait};
 
-use crate::{cluster, with_site, with_world};
+use crate::{cluster, sharing, with_site, with_world};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -93,9 +93,7 @@ async fn handed_over(world: &World) -> Result {
     applied(&site, 60).await?;
     world.servers.lock().await.mongodb.pause();
     let handed = async {
-        let second = cluster.spawn("worker", &patient)?;
-        let held = "SELECT count(DISTINCT holder) FROM partition_leases WHERE expires_at > now()";
-        wait::until("both have partitions", async || Ok(site.count(held).await? == 2)).await?;
+        let second = sharing(&site, &cluster, &patient).await?;
         let before = heads(&site).await?;
         wait::until("all partitions go on", async || {
             // One that has had no batch yet is not among them.

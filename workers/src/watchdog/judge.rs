@@ -97,6 +97,15 @@ impl Memory {
         let waiting_since = *self.waiting_since.get_or_insert(look.now);
         let begun = if *doing == Doing::Applying { waiting_since.min(*since) } else { waiting_since };
         let begun = self.last_step.map_or(begun, |(_, at)| begun.max(at));
+        // A consumer that was made anew has the whole patience from its subscribing on, which a busy broker may let wait;
+        // not for ever.
+        let begun = match self.last_step {
+            Some((_, at)) if *doing == Doing::Listening => {
+                let subscribed = if *since > at { *since } else { at + patience };
+                begun.max(subscribed.min(at + patience))
+            }
+            _ => begun,
+        };
         // A batch in hand waits for Postgres, which has its own limits: locks, statements.
         let limit = if *doing == Doing::Applying { patience + BATCH_LONGEST } else { patience };
         if look.now.saturating_duration_since(begun) < limit {
@@ -161,7 +170,7 @@ mod tests {
         start: Instant,
         memory: Memory,
         look: Look,
-        /// Whether a pipeline that is broken off begins anew, at the same.
+        /// Whether a pipeline that is broken off begins anew, at the same, a second later.
         ends_when_told: bool,
     }
 
@@ -180,7 +189,7 @@ mod tests {
             while self.look.now < self.start + Duration::from_secs(seconds) {
                 self.look.now += Duration::from_secs(3);
                 let verdict = self.memory.judge(&self.look, PATIENCE);
-                if self.ends_when_told && verdict == Verdict::Stuck(Step::RebuildChannel) {
+                if self.ends_when_told && matches!(verdict, Verdict::Stuck(_)) {
                     self.look.pulse.since = self.look.now + Duration::from_secs(1);
                 }
                 if matches!(verdict, Verdict::Stuck(_) | Verdict::Renew) {
@@ -194,8 +203,23 @@ mod tests {
     #[test]
     fn a_deaf_consumer_gets_a_channel_then_a_connection_then_the_process_ends() {
         let mut scene = Scene::new(Doing::Listening, 7);
-        let expected = [(18, Step::RebuildChannel), (33, Step::RebuildConnection), (48, Step::Exit)];
-        assert_eq!(scene.until(50), expected.map(|(at, step)| (at, Verdict::Stuck(step))));
+        let expected = [(18, Step::RebuildChannel), (36, Step::RebuildConnection), (54, Step::Exit)];
+        assert_eq!(scene.until(60), expected.map(|(at, step)| (at, Verdict::Stuck(step))));
+    }
+
+    #[test]
+    fn a_consumer_that_is_late_to_subscribe_anew_is_not_charged_for_that() {
+        let mut scene = Scene::new(Doing::Listening, 7);
+        assert_eq!(scene.until(18), [(18, Verdict::Stuck(Step::RebuildChannel))]);
+        scene.look.pulse.since = scene.look.now + Duration::from_secs(12);
+        assert_eq!(scene.until(42), []);
+        assert_eq!(scene.until(45), [(45, Verdict::Stuck(Step::RebuildConnection))]);
+        // One that does so again and again is.
+        for second in (48..75).step_by(3) {
+            scene.look.pulse.since = scene.look.now;
+            assert_eq!(scene.until(second), []);
+        }
+        assert_eq!(scene.until(75), [(75, Verdict::Stuck(Step::Exit))]);
     }
 
     #[test]
