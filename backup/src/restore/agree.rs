@@ -178,7 +178,7 @@ async fn erase_again(stores: &Stores<'_>, progress: &Progress) -> Result<u64> {
         let whose = if scope == "entity" { Subject::Entity(subject) } else { Subject::Actor(subject) };
         loop {
             progress.check()?;
-            let step = erasure::step(stores.mongo, whose, Some(ordered_at), clock::now()).await?;
+            let step = erasure::step(stores.mongo, whose, ordered_at, clock::now()).await?;
             again += step.erased + step.unsealed;
             if !step.more {
                 break;

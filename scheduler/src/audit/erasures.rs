@@ -1,7 +1,8 @@
 //! Whether somebody has ordered what was erased. An order is believed by the event that tells of it, which must be what
 //! its link has; the row in `audit_erasures` is in no chain, and excuses only for as long as that event is on its way.
+//! It excuses what was told until it was given, and nothing that came after.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use taskflow_core::audit::finding::{Finding, Kind};
 use taskflow_core::audit::link;
@@ -16,33 +17,56 @@ use super::verify::{Error, Verifier};
 /// Subjects that are asked about at once.
 const TOGETHER: usize = 5_000;
 
+/// An event that was emptied.
+pub(super) struct Emptied {
+    id: EventId,
+    entity: Uuid,
+    actor: Uuid,
+    created_ms: i64,
+}
+
+impl From<&Seen> for Emptied {
+    fn from(seen: &Seen) -> Self {
+        Self { id: seen.id, entity: seen.entity, actor: seen.actor, created_ms: seen.created_ms }
+    }
+}
+
+/// When the newest order was given, in milliseconds since 1970, by scope and subject.
+type Orders = HashMap<(String, Uuid), i64>;
+
 impl Verifier {
-    /// Looks for the orders of erasures: of each event its id, its entity and its actor.
-    pub(super) async fn erased(&mut self, erased: &[(EventId, Uuid, Uuid)]) -> Result<(), Error> {
-        let subjects: HashSet<Uuid> =
-            erased.iter().flat_map(|(_, entity, actor)| [*entity, *actor]).collect();
+    /// Looks for the orders of erasures.
+    pub(super) async fn erased(&mut self, emptied: &[Emptied]) -> Result<(), Error> {
+        let subjects: HashSet<Uuid> = emptied.iter().flat_map(|event| [event.entity, event.actor]).collect();
         let subjects: Vec<Uuid> = subjects.into_iter().collect();
-        let mut ordered = HashSet::new();
+        let mut ordered = Orders::new();
         for subjects in subjects.chunks(TOGETHER) {
             ordered.extend(self.ordered(subjects).await?);
         }
-        for (id, entity, actor) in erased {
-            let asked = |scope: &str, subject: &Uuid| ordered.contains(&(scope.to_owned(), *subject));
-            if !asked("entity", entity) && !asked("actor", actor) {
-                let detail = "what it told was erased, and no sealed event tells of an order to do so";
-                self.report.add(Finding::new(Kind::ErasedUnasked, detail).event(*id));
+        for event in emptied {
+            let asked = |scope: &str, subject: Uuid| {
+                ordered.get(&(scope.to_owned(), subject)).is_some_and(|at| event.created_ms <= *at)
+            };
+            if !asked("entity", event.entity) && !asked("actor", event.actor) {
+                let detail = "what it told was erased, and no sealed event tells of an order to do so that is younger";
+                self.report.add(Finding::new(Kind::ErasedUnasked, detail).event(event.id));
             }
         }
         Ok(())
     }
 
-    /// What of some subjects was ordered to be erased, as `(scope, subject)`.
-    async fn ordered(&self, subjects: &[Uuid]) -> Result<HashSet<(String, Uuid)>, Error> {
+    /// What of some subjects was ordered to be erased.
+    async fn ordered(&self, subjects: &[Uuid]) -> Result<Orders, Error> {
         // First those on their way: an event is in the trail before it leaves Postgres.
-        let mut ordered = audit_seals::orders_on_their_way(&self.stores.postgres, subjects).await?;
+        let on_their_way = audit_seals::orders_on_their_way(&self.stores.postgres, subjects).await?;
+        let mut ordered: Orders = on_their_way
+            .into_iter()
+            .map(|(scope, subject, at)| ((scope, subject), at.timestamp_millis()))
+            .collect();
         for order in mongo::erasure::orders(&self.stores.mongo, subjects).await? {
             if self.is_linked(&order.seen).await? {
-                ordered.insert((order.scope, order.seen.entity));
+                let newest = ordered.entry((order.scope, order.seen.entity)).or_insert(i64::MIN);
+                *newest = order.seen.created_ms.max(*newest);
             }
         }
         Ok(ordered)

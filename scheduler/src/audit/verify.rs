@@ -350,7 +350,7 @@ impl Verifier {
         let mut window = mongo::audit_trail::window(&self.stores.mongo, since, until).await?;
         while let Some(seen) = window.next().await? {
             if seen.erased {
-                erased.push((seen.id, seen.entity, seen.actor));
+                erased.push(Emptied::from(&seen));
             }
             if seen.undone && !covered.as_ref().is_some_and(|covered| covered.contains(&seen.created_ms)) {
                 self.report.counts.undone += 1;

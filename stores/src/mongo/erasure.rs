@@ -59,21 +59,34 @@ pub struct Erased {
     pub more: bool,
 }
 
-/// Erases what the next events of a subject tell; only those that were made up to a time, if one is given. Those that tell
-/// of orders stay: what was erased is excused by them.
-pub async fn step(
-    database: &Database,
-    subject: Subject,
-    until: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
-) -> Result<Erased, StoreError> {
-    const CALL: &str = "erase events' data";
+/// Of a subject, the events that tell something. Those that tell of orders are none: what was erased is excused by them.
+fn telling(subject: Subject) -> Document {
     let mut filter = of(subject);
     filter.insert("erasedAt", doc! { "$exists": false });
     filter.insert("type", doc! { "$ne": ORDER });
-    if let Some(until) = until {
-        filter.insert("createdAt", doc! { "$lte": bson::DateTime::from_millis(until.timestamp_millis()) });
-    }
+    filter
+}
+
+/// When the newest event of a subject was made that tells something.
+pub async fn newest(database: &Database, subject: Subject) -> Result<Option<DateTime<Utc>>, StoreError> {
+    const CALL: &str = "look for a subject's newest event";
+    let events = database.collection::<Document>(COLLECTION);
+    let found = events.find_one(telling(subject)).sort(doc! { "createdAt": -1 }).max_time(LOOK);
+    let found = found.projection(doc! { "createdAt": 1 }).await.map_err(failed(CALL))?;
+    let at = found.and_then(|event| Some(event.get_datetime("createdAt").ok()?.timestamp_millis()));
+    Ok(at.and_then(DateTime::from_timestamp_millis))
+}
+
+/// Erases what the next events of a subject tell that were made until an order was given: it excuses no later ones.
+pub async fn step(
+    database: &Database,
+    subject: Subject,
+    ordered_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Erased, StoreError> {
+    const CALL: &str = "erase events' data";
+    let mut filter = telling(subject);
+    filter.insert("createdAt", doc! { "$lte": bson::DateTime::from_millis(ordered_at.timestamp_millis()) });
     let events = database.collection::<RawDocumentBuf>(COLLECTION);
     let found = events.find(filter).limit(TOGETHER).max_time(LOOK).await;
     let found: Vec<RawDocumentBuf> =

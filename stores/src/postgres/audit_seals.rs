@@ -1,7 +1,5 @@
 //! The table `audit_seals`, and what is ordered about the trail: erasures, and that Postgres was set back on purpose.
 
-use std::collections::HashSet;
-
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use taskflow_core::audit::copies::Newest;
@@ -217,18 +215,18 @@ pub async fn orders(pool: &PgPool) -> Result<Vec<(String, Uuid, DateTime<Utc>)>,
     .map_err(failed("read erasures"))
 }
 
-/// Which of some subjects there is an order for whose event is not in the trail yet, as `(scope, subject)`.
+/// Which of some subjects there is an order for whose event is not in the trail yet: its scope, its subject, and when the
+/// newest was given.
 pub async fn orders_on_their_way(
     pool: &PgPool,
     subjects: &[Uuid],
-) -> Result<HashSet<(String, Uuid)>, StoreError> {
-    let rows: Vec<(String, Uuid)> = sqlx::query_as(
-        "/* ordered_erasures */ SELECT DISTINCT e.scope, e.subject FROM audit_erasures e
-        JOIN system_events s ON s.id = e.id WHERE e.subject = ANY($1)",
+) -> Result<Vec<(String, Uuid, DateTime<Utc>)>, StoreError> {
+    sqlx::query_as(
+        "/* ordered_erasures */ SELECT e.scope, e.subject, max(e.ordered_at) FROM audit_erasures e
+        JOIN system_events s ON s.id = e.id WHERE e.subject = ANY($1) GROUP BY e.scope, e.subject",
     )
     .bind(subjects)
     .fetch_all(pool)
     .await
-    .map_err(failed("read erasures"))?;
-    Ok(rows.into_iter().collect())
+    .map_err(failed("read erasures"))
 }

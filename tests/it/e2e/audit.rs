@@ -14,7 +14,9 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
+use taskflow_stores::mongo::erasure;
 use taskflow_stores::mongo::events::COLLECTION;
+use taskflow_stores::mongo::retention::Subject;
 use taskflow_tests::commands::{ADMIN, HASH, USER, command, command_of, id, ndjson};
 use taskflow_tests::{Cluster, Process, Result, Site, wait};
 
@@ -301,6 +303,17 @@ async fn erased(site: Arc<Site>) -> Result {
         order.get_str("entityId")? == user && order.get_document("payload")?.get_str("why")? == "asked for"
     );
     sealed.seal().await?;
+    sealed.is_whole().await?;
+    // It is no cover for what the user does from then on.
+    let title = json!({ "title": "much later" });
+    sealed.apply(&[command_of(USER, "task.create", id(), title)]).await?;
+    let now = taskflow_stores::clock::now();
+    let emptied = erasure::step(&site.mongo, Subject::Actor(USER), now, now).await?;
+    ensure!(emptied.erased == 1, "{emptied:?}");
+    sealed.seal().await?;
+    let report = sealed.verify().await?;
+    ensure!(report["found"] == json!({ "erased_unasked": 1 }), "{report}");
+    ok(&sealed.cluster, &erase).await?;
     sealed.is_whole().await?;
     sealed.stop().await
 }

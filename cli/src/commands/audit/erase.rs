@@ -1,8 +1,9 @@
 //! `taskflow audit erase`: the order is written down first, with an event that tells of it; then the events are emptied,
-//! in steps that can be repeated.
+//! in steps that can be repeated. An order is for what was told until it was given.
 
 use std::process::ExitCode;
 
+use chrono::TimeDelta;
 use taskflow_core::system_event;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::erasure;
@@ -13,6 +14,9 @@ use taskflow_stores::postgres::{legal_holds, outbox, system_events};
 use super::{EraseOptions, Whose, reason, stores};
 use crate::exit::{Exit, FAILED};
 use crate::settings::Settings;
+
+/// A worker's clock may be ahead of this machine's by so much: what it has told of the subject is from before the order.
+const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(5);
 
 pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {
     let EraseOptions { whose: Whose { entity, actor }, why, author, yes } = options;
@@ -34,7 +38,9 @@ pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) 
             hold.id, hold.why
         )));
     }
-    let (id, at) = (clock::new_id(), clock::now());
+    let (id, now) = (clock::new_id(), clock::now());
+    let newest = erasure::newest(&stores.mongo, whose).await?.filter(|newest| *newest < now + CLOCKS_DIFFER);
+    let at = newest.map_or(now, |newest| newest.max(now));
     let order = Erasure { id, scope, subject, why, author: &author, at };
     let event = system_event::data_erased(id, &author, scope, subject, why, at);
     system_events::with_event(&stores.postgres, &event, async |connection| {
@@ -43,7 +49,7 @@ pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) 
     .await?;
     let (mut erased, mut unsealed) = (0, 0);
     loop {
-        let step = erasure::step(&stores.mongo, whose, None, clock::now()).await?;
+        let step = erasure::step(&stores.mongo, whose, at, clock::now()).await?;
         erased += step.erased;
         unsealed += step.unsealed;
         if !step.more {
@@ -51,9 +57,10 @@ pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) 
         }
     }
     audit_seals::erased(&stores.postgres, id, erased + unsealed, clock::now()).await?;
-    // What a batch has told and MongoDB has not yet would come with all its data.
+    // What a batch has told and MongoDB has not yet would come with all its data; so does what was told meanwhile.
     let waiting = outbox::backlog(&stores.postgres).await?.0 > 0
-        || system_events::tells_of(&stores.postgres, subject).await?;
+        || system_events::tells_of(&stores.postgres, subject).await?
+        || erasure::newest(&stores.mongo, whose).await?.is_some();
     if json {
         let told =
             serde_json::json!({ "id": id, "erased": erased, "unsealed": unsealed, "waiting": waiting });
@@ -65,8 +72,8 @@ pub(super) async fn run(options: EraseOptions, settings: &Settings, json: bool) 
     }
     if waiting {
         eprintln!(
-            "taskflow: some events are on their way to MongoDB and may be about {subject}; run this again when \
-             taskflow_outbox_pending is 0"
+            "taskflow: some events are younger than the order, or on their way to MongoDB and may be about {subject}; \
+             run this again when taskflow_outbox_pending is 0"
         );
         return Ok(ExitCode::from(FAILED));
     }

@@ -99,7 +99,8 @@ async fn events(site: Arc<Site>) -> Result {
 
     // Emptied as an erasure does it, but nobody has ordered one.
     let erased = taskflow_stores::mongo::retention::Subject::Actor(ADMIN);
-    taskflow_stores::mongo::erasure::step(&site.mongo, erased, None, taskflow_stores::clock::now()).await?;
+    let now = taskflow_stores::clock::now();
+    taskflow_stores::mongo::erasure::step(&site.mongo, erased, now, now).await?;
     let report = sealed.verify().await?;
     let emptied = sealed.events().count_documents(doc! { "erasedAt": { "$exists": true } }).await?;
     ensure!(emptied > 0 && named(&report, "erased_unasked")?.len() as u64 == emptied, "{report}");
