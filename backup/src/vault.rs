@@ -118,7 +118,7 @@ impl Vault {
     }
 
     /// Each place by itself, as if there were no other: what is removed from one follows from what lies in it.
-    pub(crate) fn each_place(&self) -> impl Iterator<Item = Self> {
+    pub fn each_place(&self) -> impl Iterator<Item = Self> {
         let second = self.second.clone().map(|place| Self { place, second: None, ..self.clone() });
         std::iter::once(Self { second: None, ..self.clone() }).chain(second)
     }
@@ -208,6 +208,20 @@ impl Vault {
         removed.sort();
         removed.dedup();
         Ok(removed)
+    }
+
+    /// What is whole, still kept and from before a time, and is not whole in the second place: its id, and that place's name.
+    pub async fn not_copied(&self, before: DateTime<Utc>) -> Result<Vec<(String, String)>> {
+        let Some(second) = &self.second else { return Ok(Vec::new()) };
+        let there = list(second).await?;
+        let verdicts = self.plan(clock::now()).await?;
+        let lacks = |one: &&Found| {
+            let old = one.good().is_some_and(|manifest| manifest.ended_at < before);
+            let kept = verdicts.get(&one.id).is_some_and(Verdict::keeps);
+            old && kept && !there.iter().any(|their| their.id == one.id && their.good().is_some())
+        };
+        let found = self.list().await?;
+        Ok(found.iter().filter(lacks).map(|one| (one.id.clone(), second.name().to_owned())).collect())
     }
 
     /// Copies what is whole and still kept to the second place, where it lacks; returns the ids of what was copied.

@@ -314,6 +314,9 @@ async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
     let (second, left) = over(Arc::new(InMemory::new()), Recipients::default());
     vault.second = Some(second.place.clone());
     let manifest = make(&vault, &large, Compression::Zstd).await.unwrap();
+    let lacks = vault.not_copied(manifest.ended_at + chrono::TimeDelta::seconds(1)).await.unwrap();
+    assert_eq!(lacks, [(manifest.id.clone(), "test".to_owned())]);
+    assert!(vault.not_copied(manifest.ended_at).await.unwrap().is_empty(), "it may be on its way");
     for requests in 0..60 {
         left.store(requests, Ordering::SeqCst);
         let copied = vault.copy(&Progress::default()).await;
@@ -326,6 +329,7 @@ async fn a_copy_that_is_broken_off_is_made_whole_by_the_next_one() {
         }
         if copied.is_ok() {
             assert!(vault.copy(&Progress::default()).await.unwrap().is_empty(), "copied twice");
+            assert!(vault.not_copied(chrono::DateTime::<chrono::Utc>::MAX_UTC).await.unwrap().is_empty());
             return;
         }
     }

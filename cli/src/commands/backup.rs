@@ -3,6 +3,7 @@
 pub(super) mod bar;
 mod look;
 mod print;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -34,7 +35,7 @@ pub(crate) enum Command {
     },
     /// Show one backup: what is in it and how it is restored
     Show { id: String },
-    /// Hold backups against their manifests: every file's size and SHA-256, and with a key what is in it
+    /// Hold backups against their manifests, in both places: every file's size and SHA-256, and with a key what is in it
     Verify {
         /// Which [default: the newest of each kind]
         #[arg(conflicts_with = "all")]
@@ -97,7 +98,7 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Verify { ids, all, shallow } => verify(&vault, ids, all, shallow, json).await,
+        Command::Verify { ids, all, shallow } => verify::run(&vault, &ids, all, shallow, json).await,
         Command::Prune { dry_run } => prune(&vault, dry_run, settings, json).await,
     }
 }
@@ -188,63 +189,6 @@ pub(super) async fn one(
             taskflow_backup::redis::create(vault, &redis::connect(&settings.redis)?, progress).await
         }
     }
-}
-
-async fn verify(
-    vault: &Vault,
-    ids: Vec<String>,
-    all: bool,
-    shallow: bool,
-    json: bool,
-) -> Result<ExitCode, Exit> {
-    let identities = if shallow { None } else { Some(vault.identities()?) };
-    let found = vault.list().await?;
-    let ids = match (ids.is_empty(), all) {
-        (false, _) => ids,
-        (true, true) => found.iter().map(|found| found.id.clone()).collect(),
-        (true, false) => {
-            let newest =
-                |kind: Kind| found.iter().rev().find(|found| found.kind == kind && found.good().is_some());
-            Kind::ALL.into_iter().filter_map(newest).map(|found| found.id.clone()).collect()
-        }
-    };
-    if ids.is_empty() {
-        return Err(Exit::failed(format!("there are no backups in {}", vault.place.name())));
-    }
-    let bar = bar::Bar::start(json);
-    let mut rows = Vec::new();
-    let mut bad = 0;
-    for id in ids {
-        let checked = async {
-            let manifest = vault.read(&id).await?;
-            // Without a key, an encrypted one can only be looked at from outside.
-            let open = identities.as_ref().filter(|keys| manifest.recipients.is_empty() || !keys.is_empty());
-            vault.verify(&manifest, open, bar.progress()).await?;
-            Ok::<_, Error>(open.is_some())
-        };
-        match checked.await {
-            Ok(deep) => {
-                rows.push(json!({ "id": id, "ok": true, "content": deep }));
-                bar.say(&format!(
-                    "{id}: good{}",
-                    if deep { "" } else { " as the files lie there; their content takes a key" }
-                ));
-            }
-            Err(error) if matches!(error.trouble, Trouble::Away | Trouble::Stopped) => {
-                return Err(error.into());
-            }
-            Err(error) => {
-                bad += 1;
-                rows.push(json!({ "id": id, "ok": false, "error": error.text }));
-                bar.say(&format!("{id}: {error}"));
-            }
-        }
-    }
-    bar.end();
-    if json {
-        println!("{}", json!(rows));
-    }
-    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 async fn prune(vault: &Vault, dry_run: bool, settings: &Settings, json: bool) -> Result<ExitCode, Exit> {

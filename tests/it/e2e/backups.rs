@@ -1,5 +1,7 @@
 //! Backups and restores on real servers, compared row by row and document by document.
 
+mod redis;
+
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -25,6 +27,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         with_site("the scheduler makes backups, copies them, prunes them, and shows how old they are", jobs),
         with_site("backups that mongorestore can read are plain files", plain_files),
+        with_site("Redis's snapshot is brought back, with the sessions in it", redis::brought_back),
         with_site("a table, a task's history, and backups in the place of what is live", parts_and_live),
     ]
 }
@@ -207,6 +210,29 @@ async fn broken_off(site: &Site, backups: &Backups<'_>, last: &str) -> Result {
     Ok(())
 }
 
+/// What lies in the second place is looked at as well.
+async fn copies_are_verified(backups: &Backups<'_>, second: &std::path::Path) -> Result {
+    let verified = backups.ask(&["backup", "verify", "--all"]).await?;
+    let rows = verified.as_array().context("no list")?;
+    let copies = rows.iter().filter(|row| row["place"] == second.display().to_string()).count();
+    ensure!(copies > 0 && copies * 2 == rows.len(), "{verified}");
+    ensure!(rows.iter().all(|row| row["ok"] == true), "{verified}");
+    let listed = backups.ask(&["backup", "list", "--kind", "mongodb"]).await?;
+    let id = listed[0]["id"].as_str().context("no backup of MongoDB")?;
+    let shown = backups.ask(&["backup", "show", id]).await?;
+    let name = shown["manifest"]["files"][0]["path"].as_str().with_context(|| format!("no file: {shown}"))?;
+    let file = second.join("backups").join(id).join(name);
+    let whole = std::fs::read(&file)?;
+    let mut bent = whole.clone();
+    *bent.last_mut().context("an empty file")? ^= 1;
+    std::fs::write(&file, bent)?;
+    let (code, said) = backups.refused(&["backup", "verify", id], &[]).await?;
+    ensure!(code == Some(1) && said.contains(name), "{code:?} {said}");
+    ensure!(said.contains(&second.display().to_string()) && said.contains("\"ok\":true"), "{said}");
+    std::fs::write(&file, whole)?;
+    backups.ask(&["backup", "verify", id]).await.map(drop)
+}
+
 async fn jobs(site: Arc<Site>) -> Result {
     filled(&site, 2, 5).await?;
     let cluster = cluster(&site)?;
@@ -248,6 +274,7 @@ async fn jobs(site: Arc<Site>) -> Result {
             == std::fs::read_dir(backups.folder.join("backups"))?.count(),
         "the places differ"
     );
+    copies_are_verified(&backups, &second).await?;
     // Admins see the same over HTTP.
     let (api, client) = cluster.api_with(&backups.env()).await?;
     let admin = client.admin().await?;
