@@ -21,7 +21,7 @@ use taskflow_core::system_event;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::retention::Subject;
 use taskflow_stores::mongo::undone::{self, By, Told};
-use taskflow_stores::mongo::{Database, apart, erasure};
+use taskflow_stores::mongo::{Database, apart, erasure, refill};
 use taskflow_stores::postgres::audit_chain::{self, Addition};
 use taskflow_stores::postgres::restore_epochs::{self as epochs, Outcome};
 use taskflow_stores::postgres::{PgPool, audit_seals};
@@ -80,11 +80,18 @@ pub(super) async fn must_rest(pool: &PgPool) -> Result<()> {
 /// Brings the stores to agree.
 pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Result<Difference> {
     must_rest(stores.postgres).await?;
+    if refill::mark(stores.mongo).await?.is_some() {
+        return Err(Error::refused(
+            "MongoDB holds a restore that was broken off, and half of what there should be; run that restore again first",
+        ));
+    }
     let epoch = epochs::begin(stores.postgres, author).await?;
     let newest = undone::newest(stores.mongo).await?;
     // Without a receipt nothing has ever happened; without an event nothing was ever told.
     let point = epoch.point.unwrap_or(DateTime::UNIX_EPOCH);
-    let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(point)) - MARGIN;
+    // Somebody may have worked since MongoDB was restored: then what it lacks is older than what it has.
+    let restored = refill::restored(stores.mongo).await?.unwrap_or(point);
+    let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(point).min(restored)) - MARGIN;
     let mut difference = Difference { epoch: epoch.epoch, point: epoch.point, ..Difference::default() };
 
     let (last_link, pending) = epochs::system_chain(stores.postgres).await?;
@@ -115,6 +122,8 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     });
     let event = system_event::restored(clock::new_id(), epoch.epoch, author, &figures, clock::now());
     epochs::end(stores.postgres, epoch.epoch, author, &outcome, &apart, &event).await?;
+    // Whoever dies before this compares more than need be the next time.
+    refill::agreed(stores.mongo).await?;
     Ok(difference)
 }
 

@@ -16,7 +16,7 @@ use taskflow_stores::postgres::{self, PgPool};
 use tokio::sync::mpsc;
 
 use super::course::{self, Log};
-use super::postgres::must_know_schema;
+use super::postgres::{begin_epoch, must_know_schema};
 use super::replay::{self, Login, TOO_EARLY, forget};
 use super::{Restored, end, space};
 use crate::error::{Error, Result};
@@ -86,8 +86,12 @@ pub struct Running {
 /// Checks a cluster that [`recover`] has left running, and stops it: from then on it is whole.
 pub async fn finish(running: Running, progress: &Progress) -> Result<Restored> {
     progress.begin("check what was restored", 0);
-    let looked = examine(&running.pool).await;
-    let (sums, faults) = match looked {
+    let looked = async {
+        let looked = examine(&running.pool).await?;
+        begin_epoch(&running.pool).await?;
+        Ok::<_, Error>(looked)
+    };
+    let (sums, faults) = match looked.await {
         Ok(looked) => looked,
         Err(error) => {
             running.stop().await?;

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use taskflow_core::system_event;
 use taskflow_stores::mongo::{Database, refill};
-use taskflow_stores::postgres::{PgPool, backup as admin, system_events, wal};
+use taskflow_stores::postgres::{PgPool, backup as admin, restore_epochs, system_events, wal};
 use taskflow_stores::{Kind as StoreKind, clock};
 
 use super::agree::must_rest;
@@ -159,6 +159,8 @@ async fn mongodb(
         }
     };
     let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
+    // Nobody works before it agrees with Postgres.
+    restore_epochs::begin(live.postgres, live.author).await?;
     live.tell(live.postgres, &manifest.id, &saved)
         .await
         .map_err(|error| error.during("all is restored, but the audit trail could not be told".to_owned()))?;

@@ -78,7 +78,9 @@ pub async fn restore(
     }
     checked.push("every index was made".to_owned());
     checked.extend(room);
-    refill::unmark(database).await?;
+    // With one collection alone it is no trail.
+    let from = backups.last().filter(|_| only.is_none()).and_then(|newest| newest.position.from);
+    refill::unmark(database, from).await?;
     Ok(Restored {
         backups: ids,
         database: database.name().to_owned(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use taskflow_stores::backoff::Backoff;
-use taskflow_stores::postgres::{self, PgPool, backup as admin};
+use taskflow_stores::postgres::{self, PgPool, backup as admin, restore_epochs as epochs};
 
 use super::{Restored, space};
 use crate::error::{Error, Result, Trouble};
@@ -21,6 +21,8 @@ use crate::vault::Vault;
 
 /// What a database is called until it is whole.
 const UNFINISHED: &str = "__restoring";
+/// Who begins the epoch of a restore.
+const AUTHOR: &str = "taskflow restore";
 /// The longest name that Postgres has.
 const NAME_MAX: usize = 63;
 
@@ -94,6 +96,12 @@ pub async fn restore(
             return Err(error);
         }
     };
+    if only.is_none() {
+        let restored = admin::other_database(pool, &unfinished);
+        let begun = begin_epoch(&restored).await;
+        restored.close().await;
+        begun?;
+    }
     admin::rename_databases(pool, &[(&unfinished, into)]).await?;
     Ok(Restored {
         backups: vec![manifest.id.clone()],
@@ -103,6 +111,15 @@ pub async fn restore(
         seals: None,
         took_s: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes into a restored database that it is one: nobody works on it until the other stores agree.
+pub(super) async fn begin_epoch(restored: &PgPool) -> Result<()> {
+    match epochs::begin(restored, AUTHOR).await {
+        // A backup of an old schema has no table for it.
+        Err(error) if error.kind == taskflow_stores::Kind::Bug => Ok(()),
+        begun => Ok(begun.map(drop)?),
+    }
 }
 
 /// Everything that can be known before anything is written. Returns where the server's files are, if they are here.

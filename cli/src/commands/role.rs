@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use taskflow_api::Metrics;
 use taskflow_backup::{Vault, journal};
-use taskflow_stores::postgres::PgPool;
+use taskflow_stores::postgres::{PgPool, restore_epochs};
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::vitals::Vitals;
 use taskflow_stores::{declare, rabbit};
@@ -123,7 +123,7 @@ pub(crate) async fn start(
     }
     if roles.contains(&Role::Scheduler) {
         parts.spawn(canary(settings, &stores, stop.clone()));
-        parts.spawn(scheduler(settings.clone(), &stores, stop.clone()));
+        parts.spawn(scheduler(settings.clone(), &stores, vitals.clone(), stop.clone()));
     }
     Ok(Running { parts, links, postgres: stores.postgres, publish: stores.publish, rabbit: stores.rabbit })
 }
@@ -229,6 +229,7 @@ fn worker(
     async move {
         match connect::declare(&stores.postgres, &stores.consume, &settings.amqp, &stop).await {
             Ok(Some(course)) => {
+                restore_epochs::until_agreed(&stores.postgres, &vitals, &stop).await;
                 let Settings { worker, retention, .. } = settings;
                 taskflow_workers::run(worker, retention, stores, course, name, vitals, stop).await;
             }
@@ -242,6 +243,7 @@ fn worker(
 fn scheduler(
     settings: Settings,
     stores: &Stores,
+    vitals: Vitals,
     stop: CancellationToken,
 ) -> impl Future<Output = &'static str> + Send + use<> {
     let stores = taskflow_scheduler::Stores {
@@ -251,6 +253,7 @@ fn scheduler(
         backups: taskflow_scheduler::Backups::new(settings.backup.clone(), settings.postgres.url.clone()),
     };
     async move {
+        restore_epochs::until_agreed(&stores.postgres, &vitals, &stop).await;
         let Settings { scheduler, audit, retention, .. } = settings;
         if let Err(error) = taskflow_scheduler::run(scheduler, audit, retention, stores, host(), stop).await {
             tracing::error!(%error, "The scheduler can't start.");

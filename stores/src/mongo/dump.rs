@@ -11,7 +11,7 @@ use mongodb::options::SessionOptions;
 use mongodb::{ClientSession, Cursor, Database, SessionCursor};
 use serde_json::Value;
 
-use super::{audit_leaves, audit_seals, events, failed};
+use super::{audit_leaves, audit_seals, events, failed, refill};
 use crate::{Kind, StoreError};
 
 /// `SnapshotTooOld`, `SnapshotUnavailable`, `IllegalOperation`, `InvalidOptions`, `CommandNotSupported`, `NotImplemented`,
@@ -88,6 +88,7 @@ pub async fn collections(database: &Database) -> Result<Vec<Collection>, StoreEr
         let name = one.get_str("name").unwrap_or_default().to_owned();
         if one.get_str("type").is_ok_and(|kind| kind != "collection")
             || name.starts_with("system.")
+            || name == refill::MARK
             || name.is_empty()
         {
             continue;

@@ -1,9 +1,10 @@
 //! What restores write into MongoDB: collections with their options, documents as they were, indexes last. Every step may
 //! be done again.
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Database;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::bson::{self, Bson, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
 
 use super::dump::Collection;
@@ -12,8 +13,11 @@ use crate::{Kind, StoreError};
 
 const DUPLICATE_KEY: i32 = 11_000;
 const NAMESPACE_EXISTS: i32 = 48;
-/// Where a restore writes down what it is; gone when it is whole.
-const MARK: &str = "taskflow_restore";
+/// Where a restore writes down what it is. When it is whole, up to when everything is there; nothing once Postgres and
+/// this database agree. It is in no backup.
+pub(super) const MARK: &str = "taskflow_restore";
+/// What is left of a restore that is whole.
+const RESTORED: &str = "restored";
 /// Options that a server tells of and does not take.
 const OWN_OPTIONS: [&str; 2] = ["uuid", "autoIndexId"];
 
@@ -110,9 +114,29 @@ pub async fn there(
     Ok((0..ids.len()).filter(|place| found.contains(&ids[*place].to_string())).collect())
 }
 
-/// From here on, what was restored is whole.
-pub async fn unmark(database: &Database) -> Result<(), StoreError> {
-    database.collection::<Document>(MARK).drop().await.map_err(failed("remove a restore's mark"))
+/// From here on, what was restored is whole: everything up to a time, and what came since is in no backup of the chain.
+pub async fn unmark(database: &Database, from: Option<DateTime<Utc>>) -> Result<(), StoreError> {
+    let call = "remove a restore's mark";
+    let marks = database.collection::<Document>(MARK);
+    let Some(from) = from else { return marks.drop().await.map_err(failed(call)) };
+    let note = doc! { "_id": RESTORED, "from": bson::DateTime::from_millis(from.timestamp_millis()) };
+    marks.replace_one(doc! { "_id": RESTORED }, note).upsert(true).await.map_err(failed(call))?;
+    marks.delete_many(doc! { "_id": { "$ne": RESTORED } }).await.map_err(failed(call))?;
+    Ok(())
+}
+
+/// Of a restore with which Postgres was not brought to agree: up to when everything is there.
+pub async fn restored(database: &Database) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let note = database.collection::<Document>(MARK).find_one(doc! { "_id": RESTORED }).await;
+    let note = note.map_err(failed("read a restore's mark"))?;
+    let from = note.and_then(|note| Some(note.get_datetime("from").ok()?.timestamp_millis()));
+    Ok(from.and_then(DateTime::from_timestamp_millis))
+}
+
+/// Postgres and this database agree.
+pub async fn agreed(database: &Database) -> Result<(), StoreError> {
+    let marks = database.collection::<Document>(MARK);
+    marks.drop().await.map_err(failed("remove a restore's mark"))
 }
 
 /// Makes an empty collection with its options; one that is there stays.

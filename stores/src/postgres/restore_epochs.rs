@@ -1,15 +1,25 @@
 //! The table `restore_epochs`: what Postgres is brought to when it has gone back in time.
+//!
+//! An epoch begins with the restore itself, in the database that was restored, and ends when the other stores agree with
+//! it. In between nobody works on it: what a worker wrote would bear numbers that the other stores have already.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use taskflow_core::system_event::Occurrence;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::audit_chain::{self, Addition};
 use super::{audit_seals, failed, system_events};
-use crate::StoreError;
+use crate::vitals::Vitals;
+use crate::{Kind, StoreError, seldom, within};
+
+/// Between two looks whether a restore was brought to its end, and how long Postgres may take for one.
+const LOOK: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// A restore that is being brought to its end.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -28,16 +38,70 @@ pub struct Outcome {
     pub keys_removed: i64,
 }
 
-/// Begins an epoch; one that was broken off goes on.
-pub async fn begin(pool: &PgPool, author: &str) -> Result<Epoch, StoreError> {
-    let call = "begin a restore epoch";
-    let open: Option<Epoch> = sqlx::query_as(
+/// The restore that was not brought to its end, if there is one.
+pub async fn open(pool: &PgPool) -> Result<Option<Epoch>, StoreError> {
+    let call = "look for a restore that has no end";
+    // Where there is no such table yet, the schema is another's, and others say so.
+    let table: Option<String> = sqlx::query_scalar("SELECT to_regclass('restore_epochs')::text")
+        .fetch_one(pool)
+        .await
+        .map_err(failed(call))?;
+    if table.is_none() {
+        return Ok(None);
+    }
+    sqlx::query_as(
         "SELECT epoch, begun_at, point FROM restore_epochs WHERE ended_at IS NULL ORDER BY epoch DESC LIMIT 1",
     )
     .fetch_optional(pool)
     .await
-    .map_err(failed(call))?;
-    if let Some(open) = open {
+    .map_err(failed(call))
+}
+
+/// Waits while Postgres is a restored one with which the other stores do not agree yet.
+pub async fn until_agreed(pool: &PgPool, vitals: &Vitals, stop: &CancellationToken) {
+    const PART: &str = "restore";
+    let mut waits = false;
+    while !stop.is_cancelled() {
+        match within(ANSWER, "postgres", "look for a restore that has no end", open(pool)).await {
+            Ok(Some(Epoch { epoch, point, .. })) => {
+                if !waits {
+                    let point = point.map_or_else(|| "no command".to_owned(), |point| point.to_rfc3339());
+                    let fault = format!(
+                        "Postgres was restored (epoch {epoch}, to {point}), and the other stores may tell of what it does \
+                         not know: run `taskflow restore --agree`; nothing is done before"
+                    );
+                    tracing::error!("{fault}");
+                    vitals.fault(PART, fault);
+                }
+                waits = true;
+            }
+            Err(error) => {
+                if error.kind != Kind::Unavailable {
+                    vitals.fault(PART, format!("whether Postgres was restored is not known: {error}"));
+                }
+                if seldom::worth_a_line(&error) {
+                    tracing::warn!(%error, "Whether Postgres was restored is not known yet.");
+                }
+            }
+            Ok(None) => {
+                if waits {
+                    tracing::info!("The restore was brought to its end.");
+                }
+                vitals.well(PART);
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Begins an epoch; one that was broken off goes on.
+pub async fn begin(pool: &PgPool, author: &str) -> Result<Epoch, StoreError> {
+    let call = "begin a restore epoch";
+    if let Some(open) = open(pool).await? {
         return Ok(open);
     }
     // The newest receipt is not looked for by an index: there is a block range index only.

@@ -1,5 +1,6 @@
 //! Backups and restores on real servers, compared row by row and document by document.
 
+mod agreed;
 mod redis;
 
 use std::sync::Arc;
@@ -27,6 +28,11 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         with_site("the scheduler makes backups, copies them, prunes them, and shows how old they are", jobs),
         with_site("backups that mongorestore can read are plain files", plain_files),
+        with_site("nobody works on what was restored before the stores agree", agreed::nobody_works_before),
+        with_site(
+            "what a restored MongoDB lacks is found, however much has come since",
+            agreed::older_than_what_came_since,
+        ),
         with_site("Redis's snapshot is brought back, with the sessions in it", redis::brought_back),
         with_site("a table, a task's history, and backups in the place of what is live", parts_and_live),
     ]
