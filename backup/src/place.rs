@@ -9,6 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
@@ -95,6 +98,12 @@ impl Place {
             return Err(Error::refused(format!(
                 "{name}: {}:// is none of s3://, gs://, az://; a folder is named without any",
                 url.scheme()
+            )));
+        }
+        if let Some(unknown) = options.keys().find(|option| !is_option(url.scheme(), option)) {
+            return Err(Error::refused(format!(
+                "{name}: {unknown:?} is no option of this store's client (backup.options or backup.second_options); \
+                 docs/recovery.md says which there are"
             )));
         }
         // Clients of object stores take the process's provider of TLS; whoever was first has chosen the same.
@@ -235,6 +244,16 @@ impl Place {
     }
 }
 
+/// Whether the client of a cloud's object store knows an option: it passes over others without a word.
+fn is_option(scheme: &str, option: &str) -> bool {
+    let option = option.to_ascii_lowercase();
+    match scheme {
+        "s3" | "s3a" => option.parse::<AmazonS3ConfigKey>().is_ok(),
+        "gs" => option.parse::<GoogleConfigKey>().is_ok(),
+        _ => option.parse::<AzureConfigKey>().is_ok(),
+    }
+}
+
 fn trouble(name: &str, path: &str, error: &object_store::Error) -> Error {
     use object_store::Error as E;
     let at = if path.is_empty() { name.to_owned() } else { format!("{name}/{path}") };
@@ -249,7 +268,18 @@ fn trouble(name: &str, path: &str, error: &object_store::Error) -> Error {
         }
         _ => match source_of(error) {
             Some(io) => Error::io(at, io),
-            None => Error::new(Trouble::Away, format!("{at}: {}", told(error))),
+            None => {
+                let told = told(error);
+                // A list's error has the server's status in its words only.
+                if ["401", "403", "404"]
+                    .iter()
+                    .any(|status| told.contains(&format!("status code: {status} ")))
+                {
+                    let way = "check the bucket's name, the rights and the keys in backup.options";
+                    return Error::new(Trouble::Refused, format!("{at}: {told}; {way}"));
+                }
+                Error::new(Trouble::Away, format!("{at}: {told}"))
+            }
         },
     }
 }

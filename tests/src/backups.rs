@@ -126,7 +126,7 @@ pub async fn documents(site: &Site, database: &str) -> Result<BTreeMap<String, V
     for name in database.list_collection_names().await? {
         let found = database.collection::<Document>(&name).find(doc! {}).sort(doc! { "_id": 1 }).await?;
         let mut found: Vec<Document> = found.try_collect().await?;
-        found.retain(|document| document.get_str("_id") != Ok("restored"));
+        found.retain(|document| !document.get_str("_id").is_ok_and(|id| id == "restored"));
         if name != "taskflow_restore" || !found.is_empty() {
             all.insert(name, found);
         }

@@ -14,7 +14,7 @@ use taskflow_backup::{Error, Kind, Manifest, Progress, Vault};
 use taskflow_stores::{clock, mongo, postgres, redis};
 
 pub(super) use self::look::Look;
-use crate::exit::{Exit, FAILED};
+use crate::exit::Exit;
 use crate::settings::Settings;
 
 pub(super) const NAME: &str = "taskflow backup";

@@ -114,7 +114,7 @@ pub(crate) async fn start(
     if roles.contains(&Role::Worker) {
         let left = CancellationToken::new();
         let journal = start_journal(settings, &mut parts, &left);
-        let worker = worker(settings.clone(), &stores, vitals, journal, stop.clone());
+        let worker = worker(settings.clone(), &stores, vitals.clone(), journal, stop.clone());
         parts.spawn(async move {
             // Also when it panics: the journal is written to its end.
             let _left = left.drop_guard();
@@ -123,7 +123,7 @@ pub(crate) async fn start(
     }
     if roles.contains(&Role::Scheduler) {
         parts.spawn(canary(settings, &stores, stop.clone()));
-        parts.spawn(scheduler(settings.clone(), &stores, vitals.clone(), stop.clone()));
+        parts.spawn(scheduler(settings.clone(), &stores, vitals, stop.clone()));
     }
     Ok(Running { parts, links, postgres: stores.postgres, publish: stores.publish, rabbit: stores.rabbit })
 }

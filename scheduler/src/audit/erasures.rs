@@ -48,7 +48,8 @@ impl Verifier {
                 ordered.get(&(scope.to_owned(), subject)).is_some_and(|at| event.created_ms <= *at)
             };
             if !asked("entity", event.entity) && !asked("actor", event.actor) {
-                let detail = "what it told was erased, and no sealed event tells of an order to do so that is younger";
+                let detail =
+                    "what it told was erased, and no sealed event tells of an order to do so that is younger";
                 self.report.add(Finding::new(Kind::ErasedUnasked, detail).event(event.id));
             }
         }

@@ -20,6 +20,7 @@ use taskflow_stores::postgres::{audit_chain, audit_seals};
 use taskflow_stores::{StoreError, mongo};
 
 use super::blocking;
+use super::erasures::Emptied;
 use super::files::{FileError, Outside};
 use super::restores::{self, Restore};
 use crate::Stores;

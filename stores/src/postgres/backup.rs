@@ -147,25 +147,32 @@ impl Moment {
     }
 }
 
-/// Tables of commands and what they change: nobody changes them under the locks of [`quiet_moment`].
-pub const QUIET: [&str; 3] = ["receipts", "tasks", "users"];
+/// Tables that are written all the time and say only who is there now: not even for a moment may they stand still.
+const ALIVE: [&str; 3] = ["partition_leases", "scheduler_leader", "workers"];
 
-/// Shorter than the time after which Postgres looks for deadlocks (1 s) and ends one of those concerned: batches take
-/// these locks in another order, and it is us who give up …
-const LOCK_LONGEST: &str = "SET LOCAL lock_timeout = 300";
+/// For one lock, shorter than the time after which Postgres looks for deadlocks (1 s) and ends one of those concerned:
+/// others take these locks in another order, and it is us who give up …
+const LOCK_LONGEST: [&str; 2] = ["SET LOCAL lock_timeout = 300", "SET LOCAL statement_timeout = 800"];
 /// … but each fifth time: only who waits for so long makes an autovacuum give way.
-const LOCK_PATIENT: &str = "SET LOCAL lock_timeout = 1500";
+const LOCK_PATIENT: [&str; 2] = ["SET LOCAL lock_timeout = 1500", "SET LOCAL statement_timeout = 2500"];
 /// Tries to have all the locks at once, and the pauses between them.
 const LOCK_TRIES: u32 = 30;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 const LOCK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
-/// A moment, and the place in the log of writes at which exactly that was committed of the tables [`QUIET`]. Their writers
-/// wait for some tenths of a second at a time.
+/// A moment in which nobody was writing.
+pub struct Quiet {
+    pub moment: Moment,
+    /// The place in the log of writes at which exactly what the moment sees of these tables was committed.
+    pub lsn: String,
+    pub tables: Vec<String>,
+}
+
+/// Takes a moment of all tables but [`ALIVE`]. Writers wait for some tenths of a second at a time.
 ///
 /// # Errors
 /// Somebody holds one of the tables for a minute, or Postgres is away.
-pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError> {
+pub async fn quiet_moment(pool: &PgPool) -> Result<Quiet, StoreError> {
     let mut backoff = Backoff::new(LOCK_AGAIN, LOCK_AGAIN_MAX);
     loop {
         let longest = if backoff.tries() % 5 == 4 { LOCK_PATIENT } else { LOCK_LONGEST };
@@ -178,33 +185,58 @@ pub async fn quiet_moment(pool: &PgPool) -> Result<(Moment, String), StoreError>
     }
 }
 
-async fn try_quiet_moment(pool: &PgPool, longest: &'static str) -> Result<(Moment, String), StoreError> {
+async fn try_quiet_moment(pool: &PgPool, longest: [&'static str; 2]) -> Result<Quiet, StoreError> {
     let call = "take a quiet moment";
     let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
     let mut moment = Moment::begin(pool).await?;
     let taken = async {
-        for statement in ["BEGIN", longest, "LOCK TABLE users, tasks, receipts IN EXCLUSIVE MODE"] {
+        // What this role may only add to it can't lock. The heads come first: each batch begins with its partition's.
+        let tables: Vec<String> = sqlx::query_scalar(
+            "SELECT relname::text FROM pg_class
+             WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND relpersistence = 'p'
+               AND has_table_privilege(oid, 'UPDATE') AND relname <> ALL ($1)
+             ORDER BY relname <> 'partition_heads', relname",
+        )
+        .bind(ALIVE)
+        .fetch_all(&mut lock)
+        .await
+        .map_err(failed(call))?;
+        let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
+        for statement in ["BEGIN"].into_iter().chain(longest) {
             sqlx::query(statement).execute(&mut lock).await.map_err(failed(call))?;
         }
+        let all = AssertSqlSafe(format!("LOCK TABLE {} IN EXCLUSIVE MODE", names.join(", ")));
+        sqlx::query(all).execute(&mut lock).await.map_err(not_quiet(call))?;
         // Its first statement fixes what it sees.
         sqlx::query("SELECT 1 FROM receipts LIMIT 1")
             .execute(&mut moment.connection)
             .await
             .map_err(failed(call))?;
-        sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
+        let lsn = sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
             .fetch_one(&mut lock)
             .await
-            .map_err(failed(call))
+            .map_err(failed(call))?;
+        Ok((lsn, tables))
     };
-    let lsn = taken.await;
+    let taken = taken.await;
     // The end of the session gives the locks back.
     let _ = lock.close().await;
-    match lsn {
-        Ok(lsn) => Ok((moment, lsn)),
+    match taken {
+        Ok((lsn, tables)) => Ok(Quiet { moment, lsn, tables }),
         Err(error) => {
             moment.end().await;
             Err(error)
         }
+    }
+}
+
+/// A statement that was ended for its time has met others too.
+fn not_quiet(call: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    move |error| {
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        let is_late = code.is_some_and(|code| code == "57014");
+        let error = failed(call)(error);
+        if is_late { StoreError::new("postgres", call, Kind::Conflict, error) } else { error }
     }
 }
 

@@ -306,7 +306,7 @@ async fn erased(site: Arc<Site>) -> Result {
     sealed.is_whole().await?;
     // It is no cover for what the user does from then on.
     let title = json!({ "title": "much later" });
-    sealed.apply(&[command_of(USER, "task.create", id(), title)]).await?;
+    sealed.apply(&[command_of(USER, "task.create", taskflow_tests::commands::id(), title)]).await?;
     let now = taskflow_stores::clock::now();
     let emptied = erasure::step(&site.mongo, Subject::Actor(USER), now, now).await?;
     ensure!(emptied.erased == 1, "{emptied:?}");

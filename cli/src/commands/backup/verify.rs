@@ -48,7 +48,8 @@ pub(super) async fn run(
     }
     if all {
         for (id, place) in vault.not_copied(clock::now() - COPYING).await? {
-            let why = format!("it is not in {place}; `taskflow backup create` and each backup job copy what lacks");
+            let why =
+                format!("it is not in {place}; `taskflow backup create` and each backup job copy what lacks");
             bar.say(&format!("{id}: {why}"));
             rows.push(json!({ "id": id, "place": place, "ok": false, "error": why }));
         }

@@ -30,7 +30,8 @@ pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
     let replaced = backups.ask(&["restore", &dump, "--over-live", "--replace", &live]).await?;
     let old = replaced[0]["old"].as_str().context("no old database")?.to_owned();
     let receipts = "SELECT count(*) FROM receipts";
-    wait::until("our connections are new", async || Ok(site.count(receipts).await.unwrap_or(0) == 20)).await?;
+    wait::until("our connections are new", async || Ok(site.count(receipts).await.unwrap_or(0) == 20))
+        .await?;
 
     let mut waiting = Vec::new();
     for role in ["worker", "scheduler"] {
