@@ -8,6 +8,7 @@ use mongodb::bson::{DateTime, Document, doc};
 use serde_json::json;
 use taskflow_tests::backups::{Backups, own};
 use taskflow_tests::commands::{command, id};
+use taskflow_tests::promise::Stream;
 use taskflow_tests::{Client, Result, Site, wait};
 
 use super::filled;
@@ -15,13 +16,28 @@ use crate::cluster;
 
 const HOUR_MS: i64 = 3_600_000;
 
+/// So many more commands, applied and told.
+async fn more(site: &Site, commands: usize) -> Result {
+    let cluster = cluster(site)?;
+    let receipts = "SELECT count(*) FROM receipts";
+    let all = site.count(receipts).await? + commands as i64;
+    let told = site.events().await?.len() + commands;
+    let worker = cluster.worker()?;
+    Stream::start(site, 2, commands / 2).end().await?;
+    wait::until("they are applied and told", async || {
+        Ok(site.count(receipts).await? == all && site.events().await?.len() >= told)
+    })
+    .await?;
+    worker.stop().await
+}
+
 /// Workers and schedulers on a restored Postgres wait, say for what, and go on by themselves.
 pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
     filled(&site, 4, 5).await?;
     let cluster = cluster(&site)?;
     let backups = Backups::new(&cluster);
     let dump = backups.create("postgres").await?;
-    filled(&site, 2, 5).await?;
+    more(&site, 10).await?;
     let live = own(&site);
     wait::until("nobody works", async || {
         Ok(site.count("SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()").await? == 0)
@@ -69,7 +85,7 @@ pub(super) async fn older_than_what_came_since(site: Arc<Site>) -> Result {
     let backups = Backups::new(&cluster);
     let trail = backups.create("mongodb").await?;
     let saved = site.count("SELECT count(*) FROM receipts").await?;
-    filled(&site, 2, 5).await?;
+    more(&site, 10).await?;
     let into = format!("{}_older", own(&site));
     backups.ask(&["restore", &trail, "--into", &into]).await?;
     // All that is long ago.

@@ -14,6 +14,9 @@ use tokio::process::{Child, Command};
 use super::filled;
 use crate::cluster;
 
+/// Whoever is logged in hears that there is no such command.
+const NOBODYS: &str = "/v1/commands/0189f7a0-6d3c-7e4b-9a51-3f0c2f4f7a10";
+
 /// What a key holds, in the server's own form, and when it ends.
 type Keys = BTreeMap<String, (Vec<u8>, i64)>;
 
@@ -22,7 +25,7 @@ pub(super) async fn brought_back(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let (api, client) = cluster.api().await?;
     let user = client.user().await?;
-    ensure!(user.get("/v1/tasks").await?.status() == 200, "the session does not hold");
+    ensure!(user.get(NOBODYS).await?.status() == 404, "the session does not hold");
     api.stop().await?;
 
     let before = keys(&site.redis_url, &site.redis_prefix).await?;
@@ -44,7 +47,8 @@ pub(super) async fn brought_back(site: Arc<Site>) -> Result {
     // Whoever was logged in is.
     let (api, client) = cluster.api_with(&[("TASKFLOW_REDIS__URL", url.as_str())]).await?;
     let token = user.token().context("no token")?;
-    ensure!(client.with(&token).get("/v1/tasks").await?.status() == 200, "the session has not come back");
+    ensure!(client.get(NOBODYS).await?.status() == 401, "it is open to all");
+    ensure!(client.with(&token).get(NOBODYS).await?.status() == 404, "the session has not come back");
     api.stop().await?;
     Ok(server.kill().await?)
 }
