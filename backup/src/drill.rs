@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use taskflow_core::backup::wal::Lsn;
 use taskflow_servers::{Kind as ServerKind, Options, Ports, Server};
 use taskflow_stores::clock;
-use taskflow_stores::mongo::{self, refill};
+use taskflow_stores::mongo::{self, Database, refill};
 use taskflow_stores::postgres::backup::{Quiet, Sums, quiet_moment};
 use taskflow_stores::postgres::{self, PgPool, wal};
 
@@ -129,8 +130,15 @@ impl Drill<'_> {
         self.passed("postgres", vec![manifest], started, checked).await.map(Ok)
     }
 
-    /// The audit trail, with every backup that its newest one needs.
-    pub async fn trail(&self) -> Result<Result<Outcome, String>> {
+    /// The audit trail, with every backup that its newest one needs. `seals` looks at what was restored, which has all up
+    /// to a time, and says what it has found.
+    pub async fn trail<F>(
+        &self,
+        seals: impl FnOnce(Database, Option<DateTime<Utc>>) -> F + Send,
+    ) -> Result<Result<Outcome, String>>
+    where
+        F: Future<Output = Result<String>> + Send,
+    {
         let Some(full) = self.vault.newest(Kind::MongoDb).await? else {
             return Ok(Err("there is no backup of MongoDB".to_owned()));
         };
@@ -144,8 +152,19 @@ impl Drill<'_> {
             let restored = async {
                 let database = mongo::connect(&settings, "taskflow drill").await?;
                 let database = refill::other_database(&database, "drill");
-                documents::restore(self.vault, self.identities, &newest.id, &database, None, self.progress)
-                    .await
+                let restored = documents::restore(
+                    self.vault,
+                    self.identities,
+                    &newest.id,
+                    &database,
+                    None,
+                    self.progress,
+                );
+                let mut restored = restored.await?;
+                self.progress.begin("verify the audit trail's seals", 0);
+                let said = seals(database, newest.position.through).await;
+                restored.checked.push(said.map_err(|error| error.during(newest.id.clone()))?);
+                Ok::<_, Error>(restored)
             };
             let restored = restored.await;
             server.stop().await;
@@ -206,7 +225,6 @@ impl Drill<'_> {
     }
 }
 
-/// What differs of the tables that must be alike.
 /// Of some tables, those that are not what the live ones are.
 fn different(tables: &[String], live: &Sums, restored: &Sums) -> Vec<String> {
     let differs = tables.iter().filter(|table| live.get(*table) != restored.get(*table));

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use taskflow_backup::drill::{Drill, Outcome};
-use taskflow_backup::{Result, Trouble};
+use taskflow_backup::{Error, Result, Trouble};
 use taskflow_core::metric;
+use taskflow_stores::clock;
+use taskflow_stores::mongo::Database;
 use taskflow_stores::observe::gauge;
 
 use super::{Job, backups};
+use crate::Stores;
+use crate::audit::restored::{Checked, check};
 use crate::context::{Context, Failure};
 
 pub(super) const JOB: Job = Job {
@@ -36,7 +41,8 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
         };
         let cluster = tell(&context, "cluster", drill.cluster().await)?;
         let dump = tell(&context, "dump", drill.dump().await)?;
-        let trail = tell(&context, "trail", drill.trail().await)?;
+        let look = |restored, through| seals(Arc::clone(&context), restored, through);
+        let trail = tell(&context, "trail", drill.trail(look).await)?;
         let parts = [cluster, dump, trail];
         // A drill that has restored nothing has proven nothing.
         if parts.iter().all(|part| matches!(part, Told::LeftOut)) {
@@ -48,6 +54,27 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
         }
         Err(Failure::Final(format!("backups can't be restored: {}", failed.join("; "))))
     })
+}
+
+/// Holds a restored trail against the seals and links of the live Postgres; says what it has found.
+async fn seals(context: Arc<Context>, restored: Database, through: Option<DateTime<Utc>>) -> Result<String> {
+    let stores = Stores { mongo: restored, ..context.stores.clone() };
+    let checked = check(&stores, &context.audit, through, clock::now()).await;
+    match checked.map_err(|error| Error::failed(format!("verify the audit trail's seals: {error}")))? {
+        Checked::Not(why) => Ok(format!("its seals are not verified: {why}")),
+        Checked::Through(seal, report) if report.found.is_empty() => {
+            Ok(format!("as it was sealed, up to seal {seal}: {} events", report.counts.proved))
+        }
+        Checked::Through(_, report) => {
+            let kinds: Vec<String> =
+                report.found.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            let first = report.findings.first().map(ToString::to_string).unwrap_or_default();
+            Err(Error::damaged(format!(
+                "the trail in it is not what was sealed: {} ({first}); docs/audit.md says what to do",
+                kinds.join(", ")
+            )))
+        }
+    }
 }
 
 /// How a part ended.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
+use taskflow_stores::mongo::events::COLLECTION;
 use taskflow_tests::backups::{Backups, own, text};
 use taskflow_tests::{Result, Site, wait};
 
@@ -66,19 +67,29 @@ async fn restored(site: Arc<Site>) -> Result {
             "{name}: {said}"
         );
     }
+    // A drill verifies them too.
+    let Sealed { cluster, scheduler, .. } = sealed;
+    scheduler.stop().await?;
+    let backups = Backups::new(&cluster);
+    let scheduler = cluster.spawn("scheduler", &backups.env())?;
+    let drill = ["jobs", "run", "backup.drill"];
+    let done = backups.ask(&drill).await?;
+    let said = done["figures"]["trail"]["detail"].as_str().unwrap_or_default();
+    ensure!(done["state"] == "completed" && said.contains("as it was sealed, up to seal"), "{done}");
     // Bent while it was live, and saved like that: the backup is as it was, and the trail in it is not what was sealed.
-    let event = sealed.events().find_one(doc! { "run.leaf": { "$gte": 1 } }).await?.context("no event")?;
+    let events = site.mongo.collection::<Document>(COLLECTION);
+    let event = events.find_one(doc! { "run.leaf": { "$gte": 1 } }).await?.context("no event")?;
     let id = event.get_object_id("_id")?;
-    sealed.events().update_one(doc! { "_id": id }, doc! { "$set": { "payload.title": "bent" } }).await?;
+    events.update_one(doc! { "_id": id }, doc! { "$set": { "payload.title": "bent" } }).await?;
     let bent = backups.create("mongodb").await?;
+    let (code, said) = backups.refused(&[&drill[..], &["--json"]].concat(), &[]).await?;
+    ensure!(code == Some(1) && said.contains(&bent) && said.contains("1 event_changed"), "{said}");
     let into = into("bent");
     let said = seals(&backups, &["restore", &later, &bent, "--into", &into], 1).await?;
     ensure!(said["verified"]["found"] == json!({ "event_changed": 1 }), "{said}");
     ensure!(said["verified"]["findings"].to_string().contains(&id.to_hex()), "{said}");
     // In the place of what is live too; and with the good one there again, all is well.
-    let Sealed { cluster, scheduler, .. } = sealed;
     scheduler.stop().await?;
-    let backups = Backups::new(&cluster);
     let working = "SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()";
     wait::until("nobody works", async || Ok(site.count(working).await? == 0)).await?;
     let said = seals(&backups, &over_live(&bent, &live), 1).await?;
