@@ -112,7 +112,7 @@ pub async fn check(
 }
 
 /// What can be done about a file that is damaged.
-const OTHER: &str = "take the copy in backup.second, or another backup";
+const OTHER: &str = "take the copy in the other place, if there is one, or another backup";
 
 fn must_be(at: &str, file: &File, tally: &Tally) -> Result<()> {
     if file.sha256.is_empty() {
