@@ -55,7 +55,7 @@ impl Drill<'_> {
             return Ok(Err("there is no base backup with a log behind it".to_owned()));
         };
         // What the live cluster has at a moment, and where in the log that is.
-        let Quiet { mut moment, lsn, tables } = quiet_moment(self.postgres).await?;
+        let Quiet { mut moment, lsn, tables, others } = quiet_moment(self.postgres).await?;
         let lsn: Lsn = lsn.parse().map_err(Error::failed)?;
         let live = moment.sums().await;
         moment.end().await;
@@ -93,10 +93,14 @@ impl Drill<'_> {
             )));
         }
         let rows: i64 = tables.iter().filter_map(|table| sums.get(table)).map(|(count, _)| count).sum();
-        let detail = format!(
+        let mut detail = format!(
             "replayed to {lsn} in {replayed_s:.1} s; {} tables have the live system's {rows} rows, by count and checksum",
             tables.len()
         );
+        if !others.is_empty() {
+            detail.push_str("; not compared, since this role may not lock them: ");
+            detail.push_str(&others.join(", "));
+        }
         self.passed("postgres", vec![base], started, detail).await.map(Ok)
     }
 
@@ -131,10 +135,10 @@ impl Drill<'_> {
     }
 
     /// The audit trail, with every backup that its newest one needs. `seals` looks at what was restored, which has all up
-    /// to a time, and says what it has found.
+    /// to a time, and from when its backup is, and says what it has found.
     pub async fn trail<F>(
         &self,
-        seals: impl FnOnce(Database, Option<DateTime<Utc>>) -> F + Send,
+        seals: impl FnOnce(Database, Option<DateTime<Utc>>, DateTime<Utc>) -> F + Send,
     ) -> Result<Result<Outcome, String>>
     where
         F: Future<Output = Result<String>> + Send,
@@ -162,7 +166,7 @@ impl Drill<'_> {
                 );
                 let mut restored = restored.await?;
                 self.progress.begin("verify the audit trail's seals", 0);
-                let said = seals(database, newest.position.through).await;
+                let said = seals(database, newest.position.through, newest.begun_at).await;
                 restored.checked.push(said.map_err(|error| error.during(newest.id.clone()))?);
                 Ok::<_, Error>(restored)
             };

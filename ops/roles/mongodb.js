@@ -6,6 +6,7 @@
 //   taskflow_app        API and workers: add events and read them; can neither change nor remove one
 //   taskflow_scheduler  stamps events (expiresAt), adds copies of the seals, reads all for backups; can't remove one
 //   taskflow_retention  the scheduler where it removes events, and `taskflow audit erase`: the only one that removes
+//                       (`taskflow restore --agree` takes these three together)
 //   taskflow_reader     `taskflow audit verify`, `taskflow audit prove`
 // A user of the scheduler needs the role clusterMonitor of the database admin beside these, if upkeep is to see the
 // server's load and its replica set; without it the runs say what they could not see.
@@ -32,7 +33,8 @@ const roles = {
   },
   "taskflow_retention": {
     "event_logs": ["find", "update", "remove"],
-    "audit_leaves": ["find", "update", "remove"]
+    "audit_leaves": ["find", "update", "remove"],
+    "taskflow_restore": ["find", "remove"]
   },
   "taskflow_reader": {
     "event_logs": ["find"],

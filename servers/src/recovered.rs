@@ -47,6 +47,9 @@ impl Recovered {
             format!("unix_socket_directories={socket}"),
             format!("hba_file={hba}"),
             "archive_mode=off".into(),
+            // No standby reaches it, and what is written into it at the end must not wait for one.
+            "synchronous_standby_names=".into(),
+            "default_transaction_read_only=off".into(),
             // Its limits may be smaller than those of the server that wrote the log.
             "hot_standby=off".into(),
             "shared_preload_libraries=".into(),

@@ -82,16 +82,22 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     must_rest(stores.postgres).await?;
     if refill::mark(stores.mongo).await?.is_some() {
         return Err(Error::refused(
-            "MongoDB holds a restore that was broken off, and half of what there should be; run that restore again first",
+            "MongoDB is being restored, or its restore was broken off, and holds half of what there should be; let that end \
+             first, or run it again",
         ));
     }
-    let epoch = epochs::begin(stores.postgres, author).await?;
+    // Before anybody is made to wait for it: that all stores are there.
     let newest = undone::newest(stores.mongo).await?;
+    let restored = refill::restored(stores.mongo).await?;
+    stores.redis.probe().await?;
+    let epoch = epochs::begin(stores.postgres, author).await?;
+    // Nobody begins to work from here on; somebody may have just before.
+    must_rest(stores.postgres).await?;
     // Without a receipt nothing has ever happened; without an event nothing was ever told.
     let point = epoch.point.unwrap_or(DateTime::UNIX_EPOCH);
     // Somebody may have worked since MongoDB was restored: then what it lacks is older than what it has.
-    let restored = refill::restored(stores.mongo).await?.unwrap_or(point);
-    let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(point).min(restored)) - MARGIN;
+    let oldest = restored.unwrap_or(point).min(point);
+    let since = newest.map_or(DateTime::UNIX_EPOCH, |newest| newest.min(oldest)) - MARGIN;
     let mut difference = Difference { epoch: epoch.epoch, point: epoch.point, ..Difference::default() };
 
     let (last_link, pending) = epochs::system_chain(stores.postgres).await?;
@@ -122,8 +128,12 @@ pub async fn agree(stores: &Stores<'_>, author: &str, progress: &Progress) -> Re
     });
     let event = system_event::restored(clock::new_id(), epoch.epoch, author, &figures, clock::now());
     epochs::end(stores.postgres, epoch.epoch, author, &outcome, &apart, &event).await?;
-    // Whoever dies before this compares more than need be the next time.
-    refill::agreed(stores.mongo).await?;
+    // All is done; with the note left there, the next time more is compared than need be.
+    if restored.is_some()
+        && let Err(error) = refill::agreed(stores.mongo).await
+    {
+        tracing::warn!(%error, "MongoDB goes on to bear the note that it was restored.");
+    }
     Ok(difference)
 }
 

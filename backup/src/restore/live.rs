@@ -132,15 +132,19 @@ async fn mongodb(
     }
     let ids: Vec<String> = chain.into_iter().map(|one| one.id).collect();
     let mut restore_point = None;
+    // Before anything is removed: nobody works on half a trail, nor on a whole one with which Postgres does not agree.
+    let begin_epoch = async || restore_epochs::begin(live.postgres, live.author).await;
     let saved = match mark {
         // A run that died while it emptied the database: what is left of it is saved.
         Some(mark) if mark.first().is_some_and(|first| first == EMPTIED) => {
             let saved = mark.into_iter().nth(1).unwrap_or_default();
+            begin_epoch().await?;
             empty(live.mongo, &ids).await?;
             saved
         }
         // A run that died: what was live is saved already, and what is there now is half of what it should be.
         Some(_) => {
+            begin_epoch().await?;
             let why = reason(&manifest.id);
             let saved = vault.newest_of(Kind::MongoDb, |one| one.reason.as_ref() == Some(&why)).await?;
             saved.map(|saved| saved.id).unwrap_or_default()
@@ -151,6 +155,7 @@ async fn mongodb(
             let saved = trail::create(&saving, live.mongo, clock::now(), progress).await?.id;
             // Whoever began to work meanwhile has written what is not saved and would be lost.
             must_rest(live.postgres).await?;
+            begin_epoch().await?;
             // Before anything is removed: an empty database without a mark would be backed up as the newest good one.
             refill::set_mark(live.mongo, &[EMPTIED.to_owned(), saved.clone()], &[]).await?;
             taskflow_stores::crash::point("marked");
@@ -159,8 +164,6 @@ async fn mongodb(
         }
     };
     let restored = documents::restore(vault, identities, &manifest.id, live.mongo, None, progress).await?;
-    // Nobody works before it agrees with Postgres.
-    restore_epochs::begin(live.postgres, live.author).await?;
     live.tell(live.postgres, &manifest.id, &saved)
         .await
         .map_err(|error| error.during("all is restored, but the audit trail could not be told".to_owned()))?;

@@ -78,8 +78,9 @@ pub async fn restore(
     }
     checked.push("every index was made".to_owned());
     checked.extend(room);
-    // With one collection alone it is no trail.
-    let from = backups.last().filter(|_| only.is_none()).and_then(|newest| newest.position.from);
+    // With one collection alone it is no trail. What the outbox still held when it was saved is not in it.
+    let whole = backups.last().filter(|_| only.is_none()).map(|newest| &newest.position);
+    let from = whole.and_then(|position| position.from.into_iter().chain(position.through).min());
     refill::unmark(database, from).await?;
     Ok(Restored {
         backups: ids,

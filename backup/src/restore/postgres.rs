@@ -115,11 +115,11 @@ pub async fn restore(
 
 /// Writes into a restored database that it is one: nobody works on it until the other stores agree.
 pub(super) async fn begin_epoch(restored: &PgPool) -> Result<()> {
-    match epochs::begin(restored, AUTHOR).await {
-        // A backup of an old schema has no table for it.
-        Err(error) if error.kind == taskflow_stores::Kind::Bug => Ok(()),
-        begun => Ok(begun.map(drop)?),
+    // A backup of an old schema has no table for it.
+    if epochs::is_known(restored).await? {
+        epochs::begin(restored, AUTHOR).await?;
     }
+    Ok(())
 }
 
 /// Everything that can be known before anything is written. Returns where the server's files are, if they are here.

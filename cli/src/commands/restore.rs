@@ -352,7 +352,10 @@ fn print_difference(difference: &Difference) {
     }
     match difference.keys_removed {
         Some(keys) => println!("{keys} keys of Redis are removed"),
-        None => println!("Redis is a cluster: empty each of its masters (FLUSHDB) before anybody works"),
+        None => println!(
+            "Redis is a cluster: if you have not emptied each of its masters (FLUSHDB) before this, stop every role, and \
+             do it now"
+        ),
     }
 }
 

@@ -20,11 +20,15 @@ pub enum Checked {
 
 /// Verifies from the first seal to the newest one that Postgres and MongoDB both have; of a trail that goes up to a time,
 /// to the last seal before it. One of the two may be older than the other: what only one knows of is not held against it.
+///
+/// With `newest`, only so many stretches between two seals, the newest ones. `goes_on` is asked after each.
 pub async fn check(
     stores: &Stores,
     settings: &Settings,
     trail_through: Option<DateTime<Utc>>,
+    newest: Option<i64>,
     now: DateTime<Utc>,
+    mut goes_on: impl FnMut() -> bool,
 ) -> Result<Checked, Error> {
     let keys = files::public_keys(&settings.public_keys_path)?;
     if keys.is_empty() {
@@ -47,12 +51,19 @@ pub async fn check(
     let outside = outside.is_there().then_some(outside);
     let mut verifier = Verifier::new(stores.clone(), keys, outside, now).await?;
     verifier.set_back = true;
-    let (mut first, mut before): (i64, Option<Trusted>) = (1, None);
+    let from = newest.map_or(0, |newest| (last - newest).max(0));
+    // The seal at which it begins is read too: the first stretch is from there.
+    let (mut first, mut before): (i64, Option<Trusted>) = (from.max(1), None);
     while first <= last {
         let end = last.min(first + SEALS_TOGETHER - 1);
         for seal in verifier.seals(first, end, before.as_ref()).await? {
-            verifier.stretch(before.as_ref().map(|before| &before.seal), &seal.seal).await?;
+            if seal.seal.number > from {
+                verifier.stretch(before.as_ref().map(|before| &before.seal), &seal.seal).await?;
+            }
             before = Some(seal);
+            if !goes_on() {
+                return Ok(Checked::Not("it was told to stop".to_owned()));
+            }
         }
         first = end + 1;
     }

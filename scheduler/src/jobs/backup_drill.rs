@@ -5,11 +5,12 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use taskflow_backup::drill::{Drill, Outcome};
-use taskflow_backup::{Error, Result, Trouble};
+use taskflow_backup::{Error, Progress, Result, Trouble};
 use taskflow_core::metric;
 use taskflow_stores::clock;
 use taskflow_stores::mongo::Database;
 use taskflow_stores::observe::gauge;
+use taskflow_stores::postgres::restore_epochs;
 
 use super::{Job, backups};
 use crate::Stores;
@@ -41,7 +42,9 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
         };
         let cluster = tell(&context, "cluster", drill.cluster().await)?;
         let dump = tell(&context, "dump", drill.dump().await)?;
-        let look = |restored, through| seals(Arc::clone(&context), restored, through);
+        let look = |restored, through, begun_at| {
+            seals(Arc::clone(&context), restored, through, begun_at, progress.clone())
+        };
         let trail = tell(&context, "trail", drill.trail(look).await)?;
         let parts = [cluster, dump, trail];
         // A drill that has restored nothing has proven nothing.
@@ -56,10 +59,26 @@ fn work(context: Arc<Context>) -> BoxFuture<'static, std::result::Result<(), Fai
     })
 }
 
+/// Stretches between two seals that are verified, the newest ones: more than a week has. `audit.verify` looks at the older
+/// ones, by and by.
+const STRETCHES: i64 = 15_000;
+
 /// Holds a restored trail against the seals and links of the live Postgres; says what it has found.
-async fn seals(context: Arc<Context>, restored: Database, through: Option<DateTime<Utc>>) -> Result<String> {
+async fn seals(
+    context: Arc<Context>,
+    restored: Database,
+    through: Option<DateTime<Utc>>,
+    begun_at: DateTime<Utc>,
+    progress: Progress,
+) -> Result<String> {
+    // What a restore has undone since is still in it, and has no links any more.
+    if restore_epochs::newest(&context.stores.postgres).await?.is_some_and(|ended| begun_at < ended) {
+        return Ok("its seals are not verified: it is from before the last restore".to_owned());
+    }
     let stores = Stores { mongo: restored, ..context.stores.clone() };
-    let checked = check(&stores, &context.audit, through, clock::now()).await;
+    let goes_on = || progress.check().is_ok();
+    let checked = check(&stores, &context.audit, through, Some(STRETCHES), clock::now(), goes_on).await;
+    progress.check()?;
     match checked.map_err(|error| Error::failed(format!("verify the audit trail's seals: {error}")))? {
         Checked::Not(why) => Ok(format!("its seals are not verified: {why}")),
         Checked::Through(seal, report) if report.found.is_empty() => {

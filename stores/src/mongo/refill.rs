@@ -136,7 +136,8 @@ pub async fn restored(database: &Database) -> Result<Option<DateTime<Utc>>, Stor
 /// Postgres and this database agree.
 pub async fn agreed(database: &Database) -> Result<(), StoreError> {
     let marks = database.collection::<Document>(MARK);
-    marks.drop().await.map_err(failed("remove a restore's mark"))
+    let removed = marks.delete_one(doc! { "_id": RESTORED }).await;
+    removed.map(drop).map_err(failed("remove a restore's mark"))
 }
 
 /// Makes an empty collection with its options; one that is there stays.

@@ -152,9 +152,13 @@ const ALIVE: [&str; 3] = ["partition_leases", "scheduler_leader", "workers"];
 
 /// For one lock, shorter than the time after which Postgres looks for deadlocks (1 s) and ends one of those concerned:
 /// others take these locks in another order, and it is us who give up …
-const LOCK_LONGEST: [&str; 2] = ["SET LOCAL lock_timeout = 300", "SET LOCAL statement_timeout = 800"];
+const LOCK_LONGEST: [&str; 3] =
+    ["SET LOCAL lock_timeout = 300", "SET LOCAL statement_timeout = 800", ABANDONED];
 /// … but each fifth time: only who waits for so long makes an autovacuum give way.
-const LOCK_PATIENT: [&str; 2] = ["SET LOCAL lock_timeout = 1500", "SET LOCAL statement_timeout = 2500"];
+const LOCK_PATIENT: [&str; 3] =
+    ["SET LOCAL lock_timeout = 1500", "SET LOCAL statement_timeout = 2500", ABANDONED];
+/// Where this machine is lost with the locks in its hand, the server takes them back.
+const ABANDONED: &str = "SET LOCAL idle_in_transaction_session_timeout = 3000";
 /// Tries to have all the locks at once, and the pauses between them.
 const LOCK_TRIES: u32 = 30;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
@@ -166,6 +170,8 @@ pub struct Quiet {
     /// The place in the log of writes at which exactly what the moment sees of these tables was committed.
     pub lsn: String,
     pub tables: Vec<String>,
+    /// Tables that this role may not lock, so that of them nothing is sure.
+    pub others: Vec<String>,
 }
 
 /// Takes a moment of all tables but [`ALIVE`]. Writers wait for some tenths of a second at a time.
@@ -185,44 +191,49 @@ pub async fn quiet_moment(pool: &PgPool) -> Result<Quiet, StoreError> {
     }
 }
 
-async fn try_quiet_moment(pool: &PgPool, longest: [&'static str; 2]) -> Result<Quiet, StoreError> {
+async fn try_quiet_moment(pool: &PgPool, longest: [&'static str; 3]) -> Result<Quiet, StoreError> {
     let call = "take a quiet moment";
     let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
     let mut moment = Moment::begin(pool).await?;
     let taken = async {
         // What this role may only add to it can't lock. The heads come first: each batch begins with its partition's.
-        let tables: Vec<String> = sqlx::query_scalar(
-            "SELECT relname::text FROM pg_class
+        let found: Vec<(String, bool)> = sqlx::query_as(
+            "SELECT relname::text, has_table_privilege(oid, 'UPDATE') FROM pg_class
              WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND relpersistence = 'p'
-               AND has_table_privilege(oid, 'UPDATE') AND relname <> ALL ($1)
+               AND relname <> ALL ($1)
              ORDER BY relname <> 'partition_heads', relname",
         )
         .bind(ALIVE)
         .fetch_all(&mut lock)
         .await
         .map_err(failed(call))?;
-        let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
+        let (tables, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, may)| *may);
+        let names = |found: Vec<(String, bool)>| found.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let (tables, others) = (names(tables), names(others));
+        if tables.is_empty() {
+            let way = "the role may update no table, and so lock none; see ops/roles/postgres.sql";
+            return Err(StoreError::new("postgres", call, Kind::Bug, way));
+        }
+        let quoted: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
         for statement in ["BEGIN"].into_iter().chain(longest) {
             sqlx::query(statement).execute(&mut lock).await.map_err(failed(call))?;
         }
-        let all = AssertSqlSafe(format!("LOCK TABLE {} IN EXCLUSIVE MODE", names.join(", ")));
+        let all = AssertSqlSafe(format!("LOCK TABLE {} IN EXCLUSIVE MODE", quoted.join(", ")));
         sqlx::query(all).execute(&mut lock).await.map_err(not_quiet(call))?;
         // Its first statement fixes what it sees.
-        sqlx::query("SELECT 1 FROM receipts LIMIT 1")
-            .execute(&mut moment.connection)
-            .await
-            .map_err(failed(call))?;
+        // It names no table, whose lock somebody else may wait for.
+        sqlx::query("SELECT 1").execute(&mut moment.connection).await.map_err(failed(call))?;
         let lsn = sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
             .fetch_one(&mut lock)
             .await
             .map_err(failed(call))?;
-        Ok((lsn, tables))
+        Ok((lsn, tables, others))
     };
     let taken = taken.await;
     // The end of the session gives the locks back.
     let _ = lock.close().await;
     match taken {
-        Ok((lsn, tables)) => Ok(Quiet { moment, lsn, tables }),
+        Ok((lsn, tables, others)) => Ok(Quiet { moment, lsn, tables, others }),
         Err(error) => {
             moment.end().await;
             Err(error)

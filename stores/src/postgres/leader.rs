@@ -20,14 +20,16 @@ const FENCED_MAX_MS: u32 = 4_000;
 /// ahead, and counts no more.
 pub const LEASE_MAX_MS: u64 = 60_000;
 
-/// Takes the lead if nobody has it; the epoch, or `None`. Waits for what the last leader is just writing.
+/// Takes the lead if nobody has it; the epoch, or `None`. Waits for what the last leader is just writing. Nobody leads on a
+/// restored database with which the other stores do not agree yet.
 pub async fn take(pool: &PgPool, holder: Uuid, host: &str, lease_ms: i64) -> Result<Option<i64>, StoreError> {
     sqlx::query_scalar(
         "/* take_lead */
         WITH free AS (
             SELECT single FROM scheduler_leader
-            WHERE expires_at <= clock_timestamp() OR holder = $1
-                OR expires_at > clock_timestamp() + 2 * $4 * interval '1 millisecond' FOR UPDATE
+            WHERE (expires_at <= clock_timestamp() OR holder = $1
+                OR expires_at > clock_timestamp() + 2 * $4 * interval '1 millisecond')
+                AND NOT EXISTS (SELECT FROM restore_epochs WHERE ended_at IS NULL) FOR UPDATE
         )
         UPDATE scheduler_leader l SET epoch = l.epoch + 1, holder = $1, host = $2, since = clock_timestamp(),
             expires_at = clock_timestamp() + $3 * interval '1 millisecond'

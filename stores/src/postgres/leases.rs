@@ -212,6 +212,7 @@ pub struct Lease {
 /// Raising the epoch waits for a batch that the last holder may still be committing; after it, that holder can
 /// commit nothing. It waits for an eighth of a lease at most: a holder that sleeps in the middle of its batch must not keep
 /// this worker from renewing the leases that it has. The layout's row is locked against a step that is taken meanwhile.
+/// Nothing is free in a restored database with which the other stores do not agree yet.
 pub async fn acquire(
     pool: &PgPool,
     partition: &str,
@@ -222,7 +223,8 @@ pub async fn acquire(
     let row: Option<(i64, i64, i16)> = sqlx::query_as(
         "/* acquire_lease */
         WITH known AS (
-            SELECT set_config('lock_timeout', $5, true) FROM partition_layout WHERE step = $4 FOR SHARE
+            SELECT set_config('lock_timeout', $5, true) FROM partition_layout
+            WHERE step = $4 AND NOT EXISTS (SELECT FROM restore_epochs WHERE ended_at IS NULL) FOR SHARE
         ), orphan AS (
             SELECT 1 FROM partition_leases WHERE partition = $1 AND expires_at <= now()
         ), lease AS (

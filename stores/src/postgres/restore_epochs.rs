@@ -38,15 +38,19 @@ pub struct Outcome {
     pub keys_removed: i64,
 }
 
+/// Whether the schema has epochs.
+pub async fn is_known(pool: &PgPool) -> Result<bool, StoreError> {
+    sqlx::query_scalar("SELECT to_regclass('restore_epochs') IS NOT NULL")
+        .fetch_one(pool)
+        .await
+        .map_err(failed("look for the table of restores"))
+}
+
 /// The restore that was not brought to its end, if there is one.
 pub async fn open(pool: &PgPool) -> Result<Option<Epoch>, StoreError> {
     let call = "look for a restore that has no end";
     // Where there is no such table yet, the schema is another's, and others say so.
-    let table: Option<String> = sqlx::query_scalar("SELECT to_regclass('restore_epochs')::text")
-        .fetch_one(pool)
-        .await
-        .map_err(failed(call))?;
-    if table.is_none() {
+    if !is_known(pool).await? {
         return Ok(None);
     }
     sqlx::query_as(

@@ -55,7 +55,7 @@ impl Pair {
             redis: redis::connect(&settings.redis)?,
             backups: Backups::default(),
         };
-        Ok(check(&stores, &settings.audit, self.through, clock::now()).await?)
+        Ok(check(&stores, &settings.audit, self.through, None, clock::now(), || true).await?)
     }
 }
 
