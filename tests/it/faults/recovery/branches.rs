@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use chrono::SecondsFormat;
 use sqlx::PgPool;
-use taskflow_tests::backups::{Backups, own};
+use taskflow_tests::backups::{Backups, own, text};
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World, wait};
 
@@ -82,6 +82,8 @@ async fn goes_on(backups: &Backups<'_>, pool: &PgPool, socket: &Path, url: &str)
     std::fs::write(&rules, format!("{all}local replication all trust\n"))?;
     sqlx::query("SELECT pg_reload_conf()").execute(pool).await?;
     let env = [backups.env().as_slice(), &[("TASKFLOW_POSTGRES__URL", url)]].concat();
+    let agreed = backups.cluster.run(&["restore", "--agree"], &env).await?;
+    ensure!(agreed.status.success(), "{}", text(&agreed));
     let scheduler = backups.cluster.spawn("scheduler", &env)?;
     sqlx::query("INSERT INTO marks VALUES (100)").execute(pool).await?;
     let at = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(pool).await?;
