@@ -6,6 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use mongodb::bson::{DateTime, Document, doc};
 use serde_json::json;
+use taskflow_stores::clock;
+use taskflow_stores::postgres::{leader, leases};
 use taskflow_tests::backups::{Backups, own};
 use taskflow_tests::commands::{command, id};
 use taskflow_tests::promise::Stream;
@@ -67,6 +69,15 @@ pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
                         + (SELECT count(*) FROM scheduler_leader WHERE expires_at > now())";
     ensure!(site.count(at_work).await? == 0, "somebody works");
 
+    // Whoever worked before the restore, and does not ask, gets nothing either.
+    let step = site.count("SELECT max(step) FROM partition_layout").await?;
+    let somebody = clock::new_id();
+    let take = async || -> Result<(bool, bool)> {
+        let partition = leases::acquire(&site.postgres, "00", somebody, 1_000, step).await?.is_some();
+        Ok((partition, leader::take(&site.postgres, somebody, "a test", 1_000).await?.is_some()))
+    };
+    ensure!(take().await? == (false, false), "a partition or the lead was taken");
+
     // They need not be stopped for it.
     let difference = backups.ask(&["restore", "--agree"]).await?;
     ensure!(difference["undone_commands"] == 10 && difference["undone_events"] == 10, "{difference}");
@@ -74,6 +85,7 @@ pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
         wait::until("it works", async || Ok(client.get("/readyz").await?.status() == 200)).await?;
         process.stop().await?;
     }
+    ensure!(take().await? == (true, true), "nothing can be taken after it");
     site.sql(&format!("DROP DATABASE {old} WITH (FORCE)")).await
 }
 
