@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::World;
 use crate::faults::{self, Fault};
 use crate::growth;
-use crate::trial::{self, Row, Size, Worlds};
+use crate::trial::{self, LINES_MAX, Row, Size, Worlds};
 use crate::world::Sync;
 
 const HELP: &str = "soak [--minutes N] [--rounds N] [--seed S] [--rate N] [--only TEXT] [--short] [--output FILE]
@@ -270,8 +270,10 @@ impl Table {
 }
 
 impl Line {
+    /// Whether it reaches the figures: nothing wrong, in time, and few words.
     fn is_well(&self) -> bool {
-        self.failed + self.lost + self.doubled + self.reordered + self.stuck == 0
+        let wrong = self.failed + self.lost + self.doubled + self.reordered + self.stuck;
+        wrong + self.late == 0 && self.lines <= LINES_MAX
     }
 
     fn read(text: &str) -> Option<Self> {
@@ -337,5 +339,14 @@ mod tests {
         let read = Table::read(&text, &chosen);
         assert_eq!(read.markdown(&chosen), text);
         assert!(read.has(chosen[0].name, 4) && !read.has(chosen[0].name, 2) && !read.all_well());
+    }
+
+    #[test]
+    fn what_is_late_or_says_too_much_is_not_well() {
+        let well = || Line { seeds: vec![1], accepted: 9, lines: LINES_MAX, ..Line::default() };
+        assert!(well().is_well());
+        assert!(!Line { late: 1, ..well() }.is_well());
+        assert!(!Line { lines: LINES_MAX + 0.1, ..well() }.is_well());
+        assert!(!Line { stuck: 1, ..well() }.is_well());
     }
 }

@@ -22,8 +22,8 @@ const ACT: Duration = Duration::from_secs(180);
 const RECOVERY: Duration = Duration::from_secs(240);
 /// A Postgres that is well tells how far the partitions are within this time.
 const ANSWER: Duration = Duration::from_millis(500);
-/// Log lines a second and partition.
-const LINES_MAX: f64 = 1.0;
+/// Log lines a second and partition that a worker may write while something is broken.
+pub const LINES_MAX: f64 = 1.0;
 /// The longest that a partition which goes on may need to show it, beside all the others that share the machine.
 const SLOW: Duration = Duration::from_secs(60);
 /// How often progress is looked at.
