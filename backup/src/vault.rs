@@ -213,20 +213,13 @@ impl Vault {
     /// What is whole, still kept and from before a time, and is not whole in the second place: its id, and that place's name.
     pub async fn not_copied(&self, before: DateTime<Utc>) -> Result<Vec<(String, String)>> {
         let Some(second) = &self.second else { return Ok(Vec::new()) };
-        let there = list(second).await?;
-        let verdicts = self.plan(clock::now()).await?;
-        let lacks = |one: &&Found| {
-            let old = one.good().is_some_and(|manifest| manifest.ended_at < before);
-            let kept = verdicts.get(&one.id).is_some_and(Verdict::keeps);
-            old && kept && !there.iter().any(|their| their.id == one.id && their.good().is_some())
-        };
-        let found = self.list().await?;
-        Ok(found.iter().filter(lacks).map(|one| (one.id.clone(), second.name().to_owned())).collect())
+        let lacking = self.lacking(second).await?;
+        let old = lacking.into_iter().filter(|manifest| manifest.ended_at < before);
+        Ok(old.map(|manifest| (manifest.id, second.name().to_owned())).collect())
     }
 
-    /// Copies what is whole and still kept to the second place, where it lacks; returns the ids of what was copied.
-    pub async fn copy(&self, progress: &Progress) -> Result<Vec<String>> {
-        let Some(second) = &self.second else { return Ok(Vec::new()) };
+    /// What is whole and still kept, and is not whole in another place.
+    async fn lacking(&self, second: &Place) -> Result<Vec<Manifest>> {
         let there: Vec<String> = list(second)
             .await?
             .into_iter()
@@ -234,12 +227,16 @@ impl Vault {
             .map(|found| found.id)
             .collect();
         let verdicts = self.plan(clock::now()).await?;
+        let mut found = self.list().await?;
+        found.retain(|one| !there.contains(&one.id) && verdicts.get(&one.id).is_some_and(Verdict::keeps));
+        Ok(found.into_iter().filter_map(|one| one.manifest.ok().flatten()).collect())
+    }
+
+    /// Copies what is whole and still kept to the second place, where it lacks; returns the ids of what was copied.
+    pub async fn copy(&self, progress: &Progress) -> Result<Vec<String>> {
+        let Some(second) = &self.second else { return Ok(Vec::new()) };
         let mut copied = Vec::new();
-        for found in self.list().await? {
-            let kept = verdicts.get(&found.id).is_some_and(Verdict::keeps);
-            let Some(manifest) = found.good().filter(|_| kept && !there.contains(&found.id)) else {
-                continue;
-            };
+        for manifest in self.lacking(second).await? {
             let folder = Self::folder(&manifest.id);
             progress.begin(format!("copy {} to {}", manifest.id, second.name()), manifest.bytes());
             for file in &manifest.files {
@@ -259,7 +256,7 @@ impl Vault {
                 ));
             }
             second.put(&format!("{folder}/{}", manifest::NAME), manifest.to_bytes()?).await?;
-            copied.push(found.id);
+            copied.push(manifest.id);
         }
         self.copy_proofs(second).await?;
         for (what, folder) in [("log of writes", archive::FOLDER), ("journal", journal::FOLDER)] {

@@ -220,8 +220,7 @@ async fn try_quiet_moment(pool: &PgPool, longest: [&'static str; 3]) -> Result<Q
         }
         let all = AssertSqlSafe(format!("LOCK TABLE {} IN EXCLUSIVE MODE", quoted.join(", ")));
         sqlx::query(all).execute(&mut lock).await.map_err(not_quiet(call))?;
-        // Its first statement fixes what it sees.
-        // It names no table, whose lock somebody else may wait for.
+        // Its first statement fixes what it sees; it names no table, whose lock somebody else may wait for.
         sqlx::query("SELECT 1").execute(&mut moment.connection).await.map_err(failed(call))?;
         let lsn = sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text")
             .fetch_one(&mut lock)

@@ -71,8 +71,8 @@ pub async fn until_agreed(pool: &PgPool, vitals: &Vitals, stop: &CancellationTok
                 if !waits {
                     let point = point.map_or_else(|| "no command".to_owned(), |point| point.to_rfc3339());
                     let fault = format!(
-                        "Postgres was restored (epoch {epoch}, to {point}), and the other stores may tell of what it does \
-                         not know: run `taskflow restore --agree`; nothing is done before"
+                        "Postgres or MongoDB was restored (epoch {epoch}, the newest receipt is of {point}), and the stores \
+                         may not agree: run `taskflow restore --agree`; nothing is done before"
                     );
                     tracing::error!("{fault}");
                     vitals.fault(PART, fault);

@@ -33,7 +33,7 @@ pub(super) async fn run(
             looked => looked?,
         }
     }
-    if all && said.away.is_none() {
+    if ids.is_empty() && said.away.is_none() {
         for (id, place) in vault.not_copied(clock::now() - COPYING).await? {
             let why =
                 format!("it is not in {place}; `taskflow backup create` and each backup job copy what lacks");

@@ -62,7 +62,7 @@ pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
             Ok(is_red && answer.text().await?.contains("taskflow restore --agree"))
         })
         .await?;
-        ensure!(process.log().contains("Postgres was restored (epoch"), "{}", process.log());
+        ensure!(process.log().contains("was restored (epoch"), "{}", process.log());
         waiting.push((process, client));
     }
     let at_work = "SELECT (SELECT count(*) FROM workers) + (SELECT count(*) FROM partition_leases)
