@@ -73,6 +73,8 @@ pub struct Settings {
     pub password_checks: usize,
     /// How long a read waits for the caches before it does without, in milliseconds.
     pub cache_patience_ms: u64,
+    /// How long Postgres may look for what somebody searches, in milliseconds; then the search is given up with 503.
+    pub search_patience_ms: u64,
     /// Seconds that the oldest command of a partition may have waited before more for that partition are refused with
     /// 429. 0 takes them however long the queue is: that is what a queue is for, and what is accepted is safe.
     pub backlog_age_max_s: u64,
@@ -93,6 +95,7 @@ impl Default for Settings {
             batch_max: 10_000,
             password_checks: 2,
             cache_patience_ms: 100,
+            search_patience_ms: 5_000,
             backlog_age_max_s: 0,
             open_metrics: false,
             stream: stream::Settings::default(),

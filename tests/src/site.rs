@@ -5,9 +5,10 @@ use std::time::Duration;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::cluster::ClusterClient;
 use ::redis::cluster_async::ClusterConnection;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lapin::options::QueueDeleteOptions;
 use mongodb::bson::{Document, doc};
+use serde_json::Value;
 use taskflow_core::partition::{Course, Partition};
 use taskflow_stores::postgres::{PgPool, layout};
 use taskflow_stores::rabbit::link::Link;
@@ -16,6 +17,7 @@ use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::{declare, mongo, postgres, rabbit, redis};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::world::with_name;
 use crate::{World, wait};
@@ -140,6 +142,26 @@ impl Site {
         let collection = self.mongo.collection::<Document>(mongo::events::COLLECTION);
         let sort = doc! { "run.p": 1, "run.n": 1, "run.i": 1 };
         Ok(collection.find(doc! {}).sort(sort).await?.try_collect().await?)
+    }
+
+    /// Waits until each of these commands has come to its end, and whatever happened is told everywhere: nothing that the
+    /// next holder of a partition would have to do is left. A login is a command too, so that a count would not do.
+    pub async fn until_told(&self, commands: &[Value]) -> Result<()> {
+        let ids = commands.iter().map(|command| Ok(command["id"].as_str().context("id")?.parse()?));
+        let ids: Vec<Uuid> = ids.collect::<Result<_>>()?;
+        wait::until("the commands have come to their end", async || {
+            let there = "SELECT count(*) FROM receipts WHERE id = ANY($1)";
+            let ended: i64 = sqlx::query_scalar(there).bind(&ids).fetch_one(&self.postgres).await?;
+            Ok(ended == ids.len() as i64)
+        })
+        .await?;
+        self.until_nothing_is_on_its_way().await
+    }
+
+    /// Waits until all that was applied is told everywhere.
+    pub async fn until_nothing_is_on_its_way(&self) -> Result<()> {
+        let waits = "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM system_events)";
+        wait::until("nothing is on its way", async || Ok(self.count(waits).await? == 0)).await
     }
 
     /// Which partitions there are.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -141,9 +142,10 @@ async fn search(
         depends: user.map_or(Depends::AllTasks, Depends::TasksOf),
     };
     let query = task_search::Query { text, user, offset: paging.offset(), limit: paging.limit() };
+    let patience = Duration::from_millis(app.settings.search_patience_ms);
     let postgres = app.reads.postgres.clone();
     let page = app.reads.document(wanted, move || async move {
-        match task_search::search(&postgres, &query).await? {
+        match task_search::search(&postgres, &query, patience).await? {
             Some(found) => Ok(made(paging, found)),
             None => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
         }

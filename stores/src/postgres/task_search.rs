@@ -3,6 +3,8 @@
 //! A search reads both in one snapshot, so it finds what was committed a moment ago. The index follows aside, in bulk:
 //! indexing with each insert would cost more than the insert itself.
 
+use std::time::Duration;
+
 use sqlx::{PgPool, Row};
 use taskflow_core::Task;
 use uuid::Uuid;
@@ -15,8 +17,6 @@ use crate::StoreError;
 pub const PENDING_MAX: i64 = 20_000;
 /// Matches that are ranked.
 const RANKED_MAX: i64 = 1_000;
-/// After which the server gives a search up.
-const TIME_MAX: &str = "5s";
 /// One indexer at a time: a later one must see what the one before has left.
 const LOCK: i64 = 0x7466_7365_6172_6368;
 
@@ -31,12 +31,17 @@ pub struct Query {
     pub limit: i64,
 }
 
-/// The best matches first; `None` if the index lacks too much.
-pub async fn search(pool: &PgPool, query: &Query) -> Result<Option<At<Vec<Task>>>, StoreError> {
+/// The best matches first; `None` if the index lacks too much. The server gives a search up that takes longer than
+/// `patience`.
+pub async fn search(
+    pool: &PgPool,
+    query: &Query,
+    patience: Duration,
+) -> Result<Option<At<Vec<Task>>>, StoreError> {
     const CALL: &str = "search tasks";
     let mut transaction = begin(pool).await.map_err(failed(CALL))?;
     sqlx::query("/* limit_search */ SELECT set_config('statement_timeout', $1, true)")
-        .bind(TIME_MAX)
+        .bind(patience.as_millis().to_string())
         .execute(&mut *transaction)
         .await
         .map_err(failed(CALL))?;

@@ -86,7 +86,7 @@ async fn made(site: &Site, cluster: &Cluster<'_>, commands: &[Value]) -> Result 
     let (api, client) = cluster.api().await?;
     let (status, answer) = client.admin().await?.send("application/x-ndjson", ndjson(commands)).await?;
     ensure!(status == 202, "{answer}");
-    wait::until("the events are there", async || Ok(site.events().await?.len() >= commands.len())).await?;
+    site.until_told(commands).await?;
     api.stop().await?;
     worker.stop().await
 }

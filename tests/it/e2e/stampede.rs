@@ -14,8 +14,10 @@ use crate::{cluster, with_site};
 
 /// Readers at each of two processes.
 const READERS: usize = 32;
-/// Nobody does without the caches because they are slow: so many at once may keep a busy machine for a while.
-const PATIENT: (&str, &str) = ("TASKFLOW_HTTP__CACHE_PATIENCE_MS", "10000");
+/// Nobody does without the caches because they are slow, and no search is given up: so many at once may keep a busy
+/// machine for a while.
+const PATIENT: [(&str, &str); 2] =
+    [("TASKFLOW_HTTP__CACHE_PATIENCE_MS", "10000"), ("TASKFLOW_HTTP__SEARCH_PATIENCE_MS", "30000")];
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -73,8 +75,8 @@ async fn answers(site: Arc<Site>) -> Result {
     site.sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").await?;
     let cluster = cluster(&site)?;
     let worker = cluster.worker()?;
-    let (_one, first) = cluster.api_with(&[PATIENT]).await?;
-    let (_two, second) = cluster.api_with(&[PATIENT]).await?;
+    let (_one, first) = cluster.api_with(&PATIENT).await?;
+    let (_two, second) = cluster.api_with(&PATIENT).await?;
     let clients = [first.user().await?, second.user().await?];
     let all = (2 * READERS) as f64;
     let made = command_of(USER, "task.create", id(), json!({ "title": "stampede" }));
@@ -137,8 +139,8 @@ async fn tasks(site: Arc<Site>) -> Result {
     site.sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").await?;
     let cluster = cluster(&site)?;
     let worker = cluster.worker()?;
-    let (_one, first) = cluster.api_with(&[PATIENT]).await?;
-    let (_two, second) = cluster.api_with(&[PATIENT]).await?;
+    let (_one, first) = cluster.api_with(&PATIENT).await?;
+    let (_two, second) = cluster.api_with(&PATIENT).await?;
     let clients = [first.user().await?, second.user().await?];
     let task = id();
     let made = command_of(USER, "task.create", task, json!({ "title": "stampede" }));

@@ -47,6 +47,5 @@ async fn dies(site: Arc<Site>, point: &str, pass: u32) -> Result {
     let worker = cluster.worker()?;
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
-    worker.stop().await?;
-    audit::is_whole(&site).await
+    audit::is_whole(&site, worker).await
 }
