@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Heartbeat, Membership, Reach};
+use taskflow_stores::postgres::restore_epochs::{self, Epoch};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, observe, seldom, supervise, within};
 use tokio::sync::watch;
@@ -51,6 +52,8 @@ struct Keeper {
     unreached_since: Option<Instant>,
     /// Whether this worker has a share of the partitions.
     shares: bool,
+    /// Whether this is a restored database with which the other stores do not agree yet.
+    restored: bool,
     stop: CancellationToken,
 }
 
@@ -64,6 +67,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         valid_until: watch::Sender::new(Instant::now()),
         unreached_since: None,
         shares: true,
+        restored: false,
         stop: stop.clone(),
     };
     while !stop.is_cancelled() {
@@ -155,6 +159,7 @@ impl Keeper {
             );
         }
         self.shares = shares;
+        self.learn_of_restore(membership.restored.as_ref());
         let given_up: Vec<Partition> = self.held.keys().filter(|held| !all.contains(held)).copied().collect();
         for partition in given_up {
             let Some(one) = self.held.get(&partition) else { continue };
@@ -201,6 +206,23 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// A worker that is started waits for the stores to agree before it comes here; one that works finds it now.
+    fn learn_of_restore(&mut self, epoch: Option<&Epoch>) {
+        match (epoch, self.restored) {
+            (Some(epoch), false) => {
+                let fault = epoch.fault();
+                tracing::error!("{fault}");
+                self.context.vitals.fault(restore_epochs::PART, fault);
+            }
+            (None, true) => {
+                tracing::info!("The restore was brought to its end.");
+                self.context.vitals.well(restore_epochs::PART);
+            }
+            _ => {}
+        }
+        self.restored = epoch.is_some();
     }
 
     async fn acquire(&self, partition: Partition, newest: i64) -> Result<Option<Held>, StoreError> {

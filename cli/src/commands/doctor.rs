@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use taskflow_stores::postgres::pauses::{self, Pause};
-use taskflow_stores::postgres::{audit_seals, dead_letters, health as postgres_health, layout};
+use taskflow_stores::postgres::{audit_seals, dead_letters, health as postgres_health, layout, restore_epochs};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, mongo, postgres};
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,11 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings<'_>)
                 ),
             }
         }
+        Err(error) => findings.broken(STORE, &error),
+    }
+    match restore_epochs::open(&stores.postgres).await {
+        Ok(None) => {}
+        Ok(Some(epoch)) => findings.add(STORE, Level::Error, epoch.fault()),
         Err(error) => findings.broken(STORE, &error),
     }
     match dead_letters::count_kept(&stores.postgres).await {

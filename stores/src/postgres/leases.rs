@@ -11,7 +11,8 @@ use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
 use super::{failed, layout};
-use crate::StoreError;
+use super::restore_epochs::Epoch;
+use crate::{Kind, StoreError};
 
 /// Whether a live worker reaches the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Membership {
     pub pauses: Pauses,
     /// Which partitions there are; `None` if nobody has said so yet.
     pub course: Option<Course>,
+    /// This database was restored, and the other stores do not agree with it yet: nothing can be taken.
+    pub restored: Option<Epoch>,
 }
 
 /// Says that a worker is alive, how far its partitions have got, which step of the layout it knows and whether it reaches
@@ -86,7 +89,9 @@ pub async fn heartbeat(pool: &PgPool, me: Heartbeat<'_>) -> Result<Membership, S
         UNION ALL SELECT 'ends', ceil(EXTRACT(EPOCH FROM min(expires_at) - now()) * 1000)::bigint::text, NULL
             FROM partition_leases WHERE holder <> $1 AND expires_at > now()
         UNION ALL SELECT 'paused', scope, NULL FROM pauses
-        UNION ALL SELECT 'layout', row_to_json(l)::text, NULL FROM partition_layout l",
+        UNION ALL SELECT 'layout', row_to_json(l)::text, NULL FROM partition_layout l
+        UNION ALL (SELECT 'restored', json_build_object('epoch', epoch, 'begun_at', begun_at, 'point', point)::text, NULL
+            FROM restore_epochs WHERE ended_at IS NULL ORDER BY epoch DESC LIMIT 1)",
     )
     .bind(worker)
     .bind(name)
@@ -113,6 +118,11 @@ pub async fn heartbeat(pool: &PgPool, me: Heartbeat<'_>) -> Result<Membership, S
             // A type that a newer program knows can't come here: this one would not read such a command either.
             ("paused", Some(scope), _) => paused.extend(scope.parse::<Scope>().ok()),
             ("layout", Some(row), _) => membership.course = Some(layout::decode(&row)?),
+            ("restored", Some(row), _) => {
+                let epoch = serde_json::from_str(&row)
+                    .map_err(|error| StoreError::new(super::STORE, "renew leases", Kind::Bug, error))?;
+                membership.restored = Some(epoch);
+            }
             (_, Some(partition), _) => membership.taken.push(partition),
             _ => {}
         }

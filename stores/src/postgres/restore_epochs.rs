@@ -20,9 +20,11 @@ use crate::{Kind, StoreError, seldom, within};
 /// Between two looks whether a restore was brought to its end, and how long Postgres may take for one.
 const LOOK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(15);
+/// What is faulty in a process that waits for it.
+pub const PART: &str = "restore";
 
 /// A restore that is being brought to its end.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx::FromRow, serde::Deserialize)]
 pub struct Epoch {
     pub epoch: i64,
     pub begun_at: DateTime<Utc>,
@@ -36,6 +38,18 @@ pub struct Outcome {
     pub undone_events: i64,
     pub missing_events: i64,
     pub keys_removed: i64,
+}
+
+impl Epoch {
+    /// What is wrong while it lasts, and the way out.
+    pub fn fault(&self) -> String {
+        let point = self.point.map_or_else(|| "no command".to_owned(), |point| point.to_rfc3339());
+        format!(
+            "Postgres or MongoDB was restored (epoch {}, the newest receipt is of {point}), and the stores may not agree: \
+             run `taskflow restore --agree`; nothing is done before",
+            self.epoch
+        )
+    }
 }
 
 /// Whether the schema has epochs.
@@ -63,17 +77,12 @@ pub async fn open(pool: &PgPool) -> Result<Option<Epoch>, StoreError> {
 
 /// Waits while Postgres is a restored one with which the other stores do not agree yet.
 pub async fn until_agreed(pool: &PgPool, vitals: &Vitals, stop: &CancellationToken) {
-    const PART: &str = "restore";
     let mut waits = false;
     while !stop.is_cancelled() {
         match within(ANSWER, "postgres", "look for a restore that has no end", open(pool)).await {
-            Ok(Some(Epoch { epoch, point, .. })) => {
+            Ok(Some(epoch)) => {
                 if !waits {
-                    let point = point.map_or_else(|| "no command".to_owned(), |point| point.to_rfc3339());
-                    let fault = format!(
-                        "Postgres or MongoDB was restored (epoch {epoch}, the newest receipt is of {point}), and the stores \
-                         may not agree: run `taskflow restore --agree`; nothing is done before"
-                    );
+                    let fault = epoch.fault();
                     tracing::error!("{fault}");
                     vitals.fault(PART, fault);
                 }

@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("the scheduler makes backups, copies them, prunes them, and shows how old they are", jobs),
         with_site("backups that mongorestore can read are plain files", plain_files),
         with_site("nobody works on what was restored before the stores agree", agreed::nobody_works_before),
+        with_site("a worker that was there before a restore says why it waits", agreed::who_is_there_already),
         with_site(
             "what a restored MongoDB lacks is found, however much has come since",
             agreed::older_than_what_came_since,

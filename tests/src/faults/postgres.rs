@@ -22,8 +22,8 @@ pub static FAULTS: &[Fault] = &[
         .stands()
         .takes()
         .hold(3.0, 40.0),
-    Fault::new("postgres: an idle transaction that holds rows", act!(hold_rows), act!(let_go))
-        .stands()
+    // After a while partitions go on around the commands that the rows are for.
+    Fault::new("postgres: an idle transaction that holds rows", act!(hold_rows), act!(free_rows))
         .takes()
         .hold(3.0, 150.0),
     Fault::new("postgres: serialization failures", act!(serializable), act!(read_committed)).hold(3.0, 20.0),
@@ -85,6 +85,15 @@ async fn lock_tasks(h: &mut Harness<'_>) -> Result<()> {
 /// Some of the rows that every batch changes: each partition's newest tasks.
 async fn hold_rows(h: &mut Harness<'_>) -> Result<()> {
     hold(h, "BEGIN; SELECT 1 FROM tasks ORDER BY updated_at DESC LIMIT 20 FOR UPDATE").await
+}
+
+/// Somebody still waits for them: otherwise the fault would be none.
+async fn free_rows(h: &mut Harness<'_>) -> Result<()> {
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event IN ('transactionid', 'tuple')";
+    let site = h.site;
+    wait::until("somebody waits for the rows", async || Ok(site.count(waits).await? > 0)).await?;
+    let_go(h).await
 }
 
 /// Does something in a transaction and leaves it open.

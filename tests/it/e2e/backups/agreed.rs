@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use mongodb::bson::{DateTime, Document, doc};
 use serde_json::json;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::{leader, leases};
+use taskflow_stores::postgres::{leader, leases, restore_epochs};
 use taskflow_tests::backups::{Backups, own};
 use taskflow_tests::commands::{command, id};
 use taskflow_tests::promise::Stream;
@@ -87,6 +87,37 @@ pub(super) async fn nobody_works_before(site: Arc<Site>) -> Result {
     }
     ensure!(take().await? == (true, true), "nothing can be taken after it");
     site.sql(&format!("DROP DATABASE {old} WITH (FORCE)")).await
+}
+
+/// A worker that has begun before a restore finds nothing to take, and says why; so does the doctor.
+pub(super) async fn who_is_there_already(site: Arc<Site>) -> Result {
+    filled(&site, 4, 5).await?;
+    let cluster = cluster(&site)?;
+    let backups = Backups::new(&cluster);
+    let listen = taskflow_tests::free_address()?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", listen.as_str())])?;
+    let client = Client::new(&format!("http://{listen}"))?;
+    let ready = async || -> Result<(u16, String)> {
+        let answer = client.get("/readyz").await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    };
+    wait::until("it works", async || Ok(matches!(ready().await, Ok((200, _))))).await?;
+    restore_epochs::begin(&site.postgres, "a test").await?;
+    // What it has it may keep; a restore puts another database in this one's place, where it has nothing.
+    wait::until("it says what it waits for", async || {
+        let (status, said) = ready().await?;
+        Ok(status == 503 && said.contains("taskflow restore --agree"))
+    })
+    .await?;
+    ensure!(worker.log().contains("was restored (epoch"), "{}", worker.log());
+    let doctor = backups.run(&["doctor"], &[]).await?;
+    let said = taskflow_tests::backups::text(&doctor);
+    ensure!(!doctor.status.success() && said.contains("taskflow restore --agree"), "{said}");
+
+    site.sql("UPDATE restore_epochs SET ended_at = now()").await?;
+    wait::until("it is well again", async || Ok(ready().await?.0 == 200)).await?;
+    ensure!(worker.log().contains("brought to its end"), "{}", worker.log());
+    worker.stop().await
 }
 
 /// A restored MongoDB that was worked on before anybody made the stores agree: what came after its backup is missing, and
