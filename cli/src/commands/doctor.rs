@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use taskflow_stores::postgres::pauses::{self, Pause};
-use taskflow_stores::postgres::{audit_seals, dead_letters, health as postgres_health, layout, restore_epochs};
+use taskflow_stores::postgres::{
+    audit_seals, dead_letters, health as postgres_health, layout, restore_epochs,
+};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, mongo, postgres};
 use tokio_util::sync::CancellationToken;

@@ -10,8 +10,8 @@ use taskflow_core::partition::Course;
 use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
-use super::{failed, layout};
 use super::restore_epochs::Epoch;
+use super::{failed, layout};
 use crate::{Kind, StoreError};
 
 /// Whether a live worker reaches the broker.
