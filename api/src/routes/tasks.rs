@@ -12,6 +12,7 @@ use axum::response::Response;
 use axum::routing::get;
 use taskflow_core::task_page::{Paging, REACH, SIZE, SIZE_MAX};
 use taskflow_core::{Task, cache_key};
+use taskflow_stores::Kind;
 use taskflow_stores::postgres::task_lists::At;
 use taskflow_stores::postgres::task_search;
 use uuid::Uuid;
@@ -114,6 +115,14 @@ async fn changes(
     }
 }
 
+/// Postgres is there: the search is too much for it.
+fn given_up(patience: Duration) -> Problem {
+    Problem::unavailable(format!(
+        "the search was given up after {} ms (http.search_patience_ms): look for fewer or longer words, or try again",
+        patience.as_millis()
+    ))
+}
+
 async fn search(
     State(app): Shared,
     caller: Caller,
@@ -145,9 +154,11 @@ async fn search(
     let patience = Duration::from_millis(app.settings.search_patience_ms);
     let postgres = app.reads.postgres.clone();
     let page = app.reads.document(wanted, move || async move {
-        match task_search::search(&postgres, &query, patience).await? {
-            Some(found) => Ok(made(paging, found)),
-            None => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
+        match task_search::search(&postgres, &query, patience).await {
+            Ok(Some(found)) => Ok(made(paging, found)),
+            Ok(None) => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
+            Err(error) if error.kind == Kind::Conflict => Err(given_up(patience)),
+            Err(error) => Err(error.into()),
         }
     });
     Ok(answer::respond(&headers, page.await?))

@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "reads: a search finds words, their beginnings, phrases, and what was written a moment ago",
             search,
         ),
+        with_site("reads: a search that takes too long is given up, and says so", given_up),
         with_site("reads: each reads its own, an admin everything", private),
         with_site("reads: what is asked wrongly is answered clearly", wrongly),
     ]
@@ -269,6 +270,24 @@ async fn private(site: Arc<Site>) -> Result {
     let again = user.request(reqwest::Method::GET, &task_path).header("if-none-match", tag).send().await?;
     ensure!(again.status() == 404, "{}", again.status());
     worker.stop().await
+}
+
+async fn given_up(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (_api, client) = cluster.api_with(&[("TASKFLOW_HTTP__SEARCH_PATIENCE_MS", "200")]).await?;
+    let user = client.user().await?;
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
+    sqlx::raw_sql("LOCK TABLE task_texts IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await?;
+    let answer = user.get("/v1/tasks/search?q=anything").await?;
+    let status = answer.status();
+    let body: Value = answer.json().await?;
+    let said = body["detail"].as_str().unwrap_or_default();
+    ensure!(status == 503 && said.contains("given up after 200 ms"), "{status} {body}");
+    lock.rollback().await?;
+    // Who asks again is answered.
+    let (_, found) = read(&user, "/v1/tasks/search?q=anything").await?;
+    ensure!(found["items"] == json!([]), "{found}");
+    Ok(())
 }
 
 async fn wrongly(site: Arc<Site>) -> Result {
