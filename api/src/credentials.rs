@@ -183,8 +183,12 @@ impl Credentials {
 
     async fn find_key(&self, postgres: &PgPool, id: Uuid) -> Result<Option<Arc<Stored>>, Problem> {
         let kept = || self.keys.get(&id, Instant::now());
+        let turn = tokio::time::timeout(PATIENCE, self.look_ups.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            // Others ask too much: that says nothing of Postgres, and what is remembered must not count for longer.
+            return Err(Problem::unavailable("too many API keys are looked up at the moment"));
+        };
         let asked = async {
-            let Ok(_turn) = self.look_ups.acquire().await else { return Ok(None) };
             // Somebody who was before us may have asked for the same, or found that nobody answers.
             match kept() {
                 Some((stored, age)) if age <= FRESH => return Ok(stored),
@@ -336,15 +340,32 @@ impl App {
         let Stores { postgres, redis, .. } = &self.stores;
         let endings = user_deeds::endings(postgres, ENDINGS).await?;
         // First here: what Redis can't be told must not count meanwhile.
-        endings.iter().for_each(|(_, user)| self.credentials.forget_user(user.id));
+        endings.iter().for_each(|(_, user)| self.forget_user(user.id));
+        let mut all = Ok(());
         for (version, user) in endings {
-            redis.end_sessions(user.id, version).await?;
-            redis.fence_permissions(user.id, version).await?;
-            let changed = vec![taskflow_stores::redis::cache::user_entry(&user)];
-            redis.refresh(&taskflow_stores::redis::cache::Refresh { changed, ..Default::default() }).await?;
-            self.credentials.forget_user(user.id);
-            user_deeds::ended(postgres, user.id, version).await?;
+            let ended = async {
+                redis.end_sessions(user.id, version).await?;
+                redis.fence_permissions(user.id, version).await?;
+                let changed = vec![taskflow_stores::redis::cache::user_entry(&user)];
+                redis.refresh(&taskflow_stores::redis::cache::Refresh { changed, ..Default::default() }).await?;
+                self.credentials.forget_user(user.id);
+                user_deeds::ended(postgres, user.id, version).await
+            };
+            // One whose part of Redis is away keeps no other one's sessions.
+            all = all.and(ended.await);
         }
-        Ok(())
+        all
+    }
+
+    /// A user's sessions are over here, and their streams.
+    pub(crate) fn forget_user(&self, user: Uuid) {
+        self.credentials.forget_user(user);
+        self.streams.hub.end_user(user);
+    }
+
+    /// A session is over here, and its streams.
+    pub(crate) fn forget_session(&self, digest: &str) {
+        self.credentials.forget_session(digest);
+        self.streams.hub.end_session(digest);
     }
 }

@@ -3,17 +3,18 @@
 //! The order is that of the cost: what needs no store comes first, the address is counted before anything is looked up.
 //! A caller that is remembered costs at most one round trip, to Redis; the first request of its second one more.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::address::{self, ClientAddress};
-use crate::auth::{Credential, user_agent};
+use crate::auth::{Caller, Credential, user_agent};
 use crate::authority::{self, Need};
 use crate::body::Paced;
 use crate::problem::Problem;
@@ -88,6 +89,23 @@ async fn admit(
     reads.inspect(|user| app.activity.note(*user));
     request.extensions_mut().insert(caller);
     Ok(paced(app, request))
+}
+
+/// Who has sent a request, asked once more while it lasts; nothing is counted.
+pub(crate) async fn caller_of(
+    app: &App,
+    headers: &HeaderMap,
+    ip: Option<IpAddr>,
+    need: Need,
+) -> Result<Caller, Problem> {
+    let credential = Credential::of(headers)?;
+    let identity = match app.credentials.remembered(&credential) {
+        Some(known) => known?,
+        None => app.credentials.look_up(&app.stores, &credential).await?,
+    };
+    let caller = identity.into_caller(ip, user_agent(headers));
+    caller.may_call(need)?;
+    Ok(caller)
 }
 
 fn refuse_if_exceeded(standings: &[Standing]) -> Result<(), Problem> {

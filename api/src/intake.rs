@@ -44,7 +44,8 @@ pub(crate) struct Sent {
     /// Commands that have their receipt already: taken, with nothing left to do.
     pub known: Vec<Command>,
     pending: Vec<(u64, Command, Result<Pending, PublishError>)>,
-    at: DateTime<Utc>,
+    /// When they were accepted.
+    pub at: DateTime<Utc>,
 }
 
 /// What became of a group.
@@ -176,7 +177,7 @@ impl Sent {
                     app.recent.note(&command, self.at);
                     tracing::debug!(
                         command = %command.id, correlation = %command.correlation, kind = command.kind(),
-                        trace = command.traceparent.as_deref().map(trace::trace_id),
+                        trace = command.traceparent.as_deref().map(envelope::trace_id),
                         "The broker has the command."
                     );
                 }

@@ -126,6 +126,7 @@ pub(crate) struct App {
     pub settings: Settings,
     pub stores: Stores,
     pub metrics: Metrics,
+    pub looks: routes::health::Looks,
     /// This process, as the workers know it when they announce receipts.
     pub intake: Uuid,
     pub lookup: lookup::Lookup,
@@ -191,6 +192,7 @@ pub async fn run(
         bodies: bodies::Bodies::new(&settings),
         pressure: pressure::start(&stores, mender.clone(), stop.clone()),
         mender: mender.clone(),
+        looks: routes::health::Looks::default(),
         streams,
         credentials: credentials::Credentials::default(),
         rate_limit: rate_limit::RateLimit::new(&settings.limits),

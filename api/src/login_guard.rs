@@ -30,7 +30,7 @@ static EVENTS: Seldom = Seldom::new();
 
 pub(crate) struct LoginGuard {
     rule: Rule,
-    /// Attempts whose password is being looked at, by account: many at once are no way around the limit.
+    /// Attempts whose password is being looked at, by account and by address: many at once are no way around the limit.
     trying: Mutex<HashMap<String, u32>>,
 }
 
@@ -59,10 +59,12 @@ impl LoginGuard {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let mut trying = self.guard.trying.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = trying.get_mut(&self.counter) {
-            *count -= 1;
-            if *count == 0 {
-                trying.remove(&self.counter);
+        for counter in [&self.counter, &self.of_address] {
+            if let Some(count) = trying.get_mut(counter) {
+                *count -= 1;
+                if *count == 0 {
+                    trying.remove(counter);
+                }
             }
         }
     }
@@ -90,12 +92,20 @@ impl App {
             if standing.known { (of_both, both_stand) } else { (of_account, account_stands) };
         let wait = locked.max(address_stands.0);
         let mut trying = guard.trying.lock().unwrap_or_else(PoisonError::into_inner);
-        let at_once = trying.get(&counter).copied().unwrap_or_default();
-        if !wait.is_zero() || failures + at_once >= guard.rule.failures {
+        let at_once = |counter: &str| trying.get(counter).copied().unwrap_or_default();
+        let of_both_kinds = [(&counter, failures), (&of_address, address_stands.1)];
+        // Many people may come from one address at once: only where some have failed do those count who are at it.
+        let too_many = |(counter, failures): (&String, u32)| {
+            let counts = failures > 0 || *counter != of_address;
+            counts && failures + at_once(counter) >= guard.rule.failures
+        };
+        if !wait.is_zero() || of_both_kinds.into_iter().any(too_many) {
             observe::counter(&metric::LOGINS, &[("result", "limited")]).increment(1);
             return Err(Problem::too_many_logins(wait.as_millis().div_ceil(1000).max(1) as u64));
         }
-        trying.insert(counter.clone(), at_once + 1);
+        for counter in [&counter, &of_address] {
+            *trying.entry(counter.clone()).or_default() += 1;
+        }
         drop(trying);
         Ok(Attempt { guard, account, counter, of_address, address })
     }

@@ -7,6 +7,8 @@ use tokio::sync::Semaphore;
 
 /// Checks that may wait for their turn, for each that runs; more are turned away.
 const WAITING_PER_RUNNING: usize = 16;
+/// The same of new hashes, which have places of their own: they must not keep people from logging in.
+const HASHES_PER_RUNNING: usize = 4;
 /// bcrypt reads no more.
 pub(crate) const PASSWORD_MAX: usize = 71;
 /// Characters of a new password, at least.
@@ -17,6 +19,7 @@ const COST: u32 = 12;
 pub(crate) struct Passwords {
     running: Arc<Semaphore>,
     waiting: Semaphore,
+    hashes_waiting: Semaphore,
 }
 
 /// Too many passwords are looked at at once.
@@ -28,12 +31,13 @@ impl Passwords {
         Self {
             running: Arc::new(Semaphore::new(checks)),
             waiting: Semaphore::new(checks * (1 + WAITING_PER_RUNNING)),
+            hashes_waiting: Semaphore::new(checks * (1 + HASHES_PER_RUNNING)),
         }
     }
 
     /// Hashes a new password, in the form that users are stored with.
     pub(crate) async fn hash(&self, password: String) -> Result<String, Busy> {
-        let _place = self.waiting.try_acquire().map_err(|_| Busy)?;
+        let _place = self.hashes_waiting.try_acquire().map_err(|_| Busy)?;
         let Ok(permit) = Arc::clone(&self.running).acquire_owned().await else { return Err(Busy) };
         let hashed = tokio::task::spawn_blocking(move || {
             let _permit = permit;

@@ -129,13 +129,23 @@ impl Pressure {
             });
         }
         let course = self.course();
+        let mut looked = Ok(());
         for partition in course.to.all() {
-            let Some(depth) = broker.find(&partition.queue()).await? else {
-                // In a change it may not be there yet.
-                if course.step > 0 && course.is_settled() {
-                    mender.missing(&partition.queue());
+            let depth = match broker.find(&partition.queue()).await {
+                Ok(Some(depth)) => depth,
+                Ok(None) => {
+                    // In a change it may not be there yet.
+                    if course.step > 0 && course.is_settled() {
+                        mender.missing(&partition.queue());
+                    }
+                    continue;
                 }
-                continue;
+                // A queue that can't be looked at makes no other one older; without the broker there is nothing to see.
+                Err(error) if broker.is_up() => {
+                    looked = looked.and(Err(error));
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             // In a change the lease of this name is the old queue's.
             let behind = behind.get(&partition.to_string()).filter(|_| course.is_settled());
@@ -147,7 +157,7 @@ impl Pressure {
             let age = self.age(partition).as_secs_f64();
             observe::gauge(&metric::QUEUE_AGE, &[("queue", &partition.queue())]).set(age);
         }
-        Ok(())
+        looked
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

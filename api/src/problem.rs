@@ -66,6 +66,11 @@ impl Problem {
         }
     }
 
+    /// How many faults it names, at least itself.
+    pub(crate) fn faults(&self) -> usize {
+        self.errors.len().max(1)
+    }
+
     pub(crate) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, "Invalid input", detail)
     }

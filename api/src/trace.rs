@@ -14,8 +14,3 @@ pub(crate) fn continued(own: Option<&str>, headers: &HeaderMap) -> String {
         None => format!("00-{:032x}-{span:016x}-01", rand::random::<u128>().max(1)),
     }
 }
-
-/// The trace's id, for logs.
-pub(crate) fn trace_id(traceparent: &str) -> &str {
-    traceparent.get(3..35).unwrap_or_default()
-}

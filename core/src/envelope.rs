@@ -37,13 +37,18 @@ impl Malformed {
         Self { id: None, faults: vec![Fault::new("", detail)], unknown: None }
     }
 
-    /// All faults in one line.
+    /// The faults in one line: it is kept with a receipt or a dead letter, so of many only the first are told.
     pub fn summary(&self) -> String {
+        const TOLD: usize = 10;
         let line = |fault: &Fault| match fault.pointer.as_str() {
             "" => fault.detail.clone(),
             pointer => format!("{pointer}: {}", fault.detail),
         };
-        self.faults.iter().map(line).collect::<Vec<_>>().join("; ")
+        let mut told = self.faults.iter().take(TOLD).map(line).collect::<Vec<_>>().join("; ");
+        if self.faults.len() > TOLD {
+            told.push_str("; and more");
+        }
+        told
     }
 }
 
@@ -158,6 +163,11 @@ fn read_source(event: &mut Object<'_>, name: &'static str) -> Option<String> {
         return None;
     }
     Some(source)
+}
+
+/// The id of a `traceparent`'s trace, as every line of the log names it; empty if it is none.
+pub fn trace_id(traceparent: &str) -> &str {
+    traceparent.get(3..35).unwrap_or_default()
 }
 
 /// Whether a text has the form of a W3C `traceparent` header.

@@ -23,13 +23,26 @@ impl Fault {
     }
 }
 
-/// All faults of one input.
+/// Faults of one input that are named. What is wrong with a small input may take many times its size to say.
+pub const FAULTS_MAX: usize = 50;
+
+/// All faults of one input; of more than [`FAULTS_MAX`] the first, and that there are more.
 #[derive(Debug, Default)]
 pub struct Faults(pub Vec<Fault>);
 
 impl Faults {
     pub fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
-        self.0.push(Fault::new(pointer, detail));
+        match self.0.len() {
+            0..FAULTS_MAX => self.0.push(Fault::new(pointer, detail)),
+            FAULTS_MAX => {
+                self.0.push(Fault::new("", format!("there are more faults than these {FAULTS_MAX}: mend them first")));
+            }
+            _ => {}
+        }
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.0.len() > FAULTS_MAX
     }
 }
 
@@ -214,7 +227,11 @@ impl<'f> Object<'f> {
 
     /// Refuses by name whatever was not read.
     pub fn finish(self) {
-        for name in self.fields.keys().filter(|name| !self.known.contains(&name.as_str())) {
+        let unknown = self.fields.keys().filter(|name| !self.known.contains(&name.as_str()));
+        for name in unknown {
+            if self.faults.are_too_many() {
+                return;
+            }
             let shown: String = name.chars().take(64).collect();
             let list = self.known.join(", ");
             self.faults.add(

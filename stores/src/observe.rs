@@ -1,12 +1,11 @@
 //! Recording metrics. Names, labels and help are in `taskflow_core::metric`; here is the one place that calls the
 //! metrics library.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::{Label, SharedString};
 use taskflow_core::metric::{self, Kind, Metric};
 
-use crate::StoreError;
 
 /// The handle of one series. Keep it where the series is recorded often.
 pub fn counter(metric: &Metric, labels: &[(&'static str, &str)]) -> metrics::Counter {
@@ -41,18 +40,6 @@ fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> metrics::Key {
     let labels =
         labels.iter().map(|(name, value)| Label::new(*name, SharedString::from((*value).to_owned())));
     metrics::Key::from_parts(metric.name, labels.collect::<Vec<_>>())
-}
-
-/// Times one call to a store and notes whether the store answered.
-pub async fn store_call<T>(
-    store: &'static str,
-    call: &'static str,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let start = Instant::now();
-    let result = work.await;
-    store_took(store, call, start.elapsed());
-    result
 }
 
 /// Records the time of one call to a store.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use taskflow_core::audit::Hash;
@@ -55,7 +55,8 @@ pub(crate) async fn apply(
     source: &impl Source,
     now: DateTime<Utc>,
 ) -> Result<Option<Applied>, StoreError> {
-    let mut transaction = BatchTransaction::new(&context.stores.postgres);
+    let lease = Duration::from_millis(context.settings.lease_ms);
+    let mut transaction = BatchTransaction::new(&context.stores.postgres, lease);
     match work(context, fence, range, lines, relayed, source, now, &mut transaction).await {
         Ok(Some(applied)) => {
             timed("commit", transaction.commit()).await?;
@@ -157,6 +158,7 @@ fn refresh(folded: &Folded) -> Refresh {
     }
 }
 
+/// Times a step that is a call to Postgres.
 async fn timed<T>(
     step: &'static str,
     work: impl Future<Output = Result<T, StoreError>>,
@@ -164,6 +166,7 @@ async fn timed<T>(
     let start = Instant::now();
     let result = work.await;
     observe_step(step, start);
+    observe::store_took("postgres", step, start.elapsed());
     result
 }
 

@@ -36,11 +36,12 @@ use crate::sink::Batch;
 use crate::waiting::{Room, foreign};
 use taskflow_stores::backoff::Backoff;
 
+use self::standstill::Fails;
 use self::waited::Careful;
 use crate::{Context, crash, pause, report};
 
 /// A quiet partition tidies its outbox after this long.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET: Duration = Duration::from_millis(300);
 /// A quiet partition that has nothing to tidy looks up this seldom.
 const QUIET_LONG: Duration = Duration::from_secs(5);
 
@@ -87,6 +88,8 @@ struct Pipeline<'c> {
     held_by: Option<Scope>,
     /// Batches that have lasted and that the sinks have not been given.
     lasted: Vec<Batch>,
+    /// Whether messages were taken since the last pause.
+    took: bool,
 }
 
 /// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for. `leaving` says that
@@ -117,10 +120,12 @@ pub(crate) async fn run(
         pulse,
         held_by: None,
         lasted: Vec::new(),
+        took: false,
         name,
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
     let mut backoff = fresh();
+    let mut fails = Fails::default();
     loop {
         let parting = pipeline.pulse.arm(&stop);
         if !pipeline.while_paused(&stop).await {
@@ -154,13 +159,15 @@ pub(crate) async fn run(
             Err(error) => {
                 observe::store_up(error.store, false);
                 // What broke again and again, and worked in between, is no longer outage.
-                if pipeline.pulse.state().finished.is_some_and(|finished| finished > started) {
+                let finished = pipeline.pulse.state().finished.is_some_and(|finished| finished > started);
+                if finished {
                     backoff = fresh();
                 }
+                fails.note(std::mem::take(&mut pipeline.took), finished);
                 pipeline.complain(&error);
             }
         }
-        if !pipeline.wait_for_stores(&mut backoff, &stop).await {
+        if !pipeline.wait_for_stores(&fails, &mut backoff, &stop).await {
             break;
         }
     }
@@ -257,6 +264,7 @@ impl Pipeline<'_> {
                 Collected::Stopped => return Ok(Left::Stopped),
             };
             patience = QUIET;
+            self.took = true;
             crash::point("collected");
             supervise::point("partition");
             self.held_by = pause::cut(&mut deliveries, &self.context.pauses.borrow());
@@ -357,7 +365,7 @@ impl Pipeline<'_> {
         source: &impl Source,
     ) -> Result<(), StoreError> {
         let Applied { number, folded, payload, refresh, settled } = applied;
-        let mut announcements = Vec::new();
+        let (mut announcements, mut foreigners) = (Vec::new(), Vec::new());
         for (index, verdict) in folded.verdicts.iter().enumerate() {
             let index = first + index;
             match verdict {
@@ -373,18 +381,28 @@ impl Pipeline<'_> {
                 }
                 Verdict::Mismatch => {
                     observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "mismatch")]).increment(1);
-                    source.bury(index, "idempotency_mismatch", &foreign(items[index].id)).await?;
+                    foreigners.push(index);
                 }
                 Verdict::Held(held) => report::held(&self.name, &items[index], &folded.held[*held]),
                 Verdict::Stays => {}
             }
         }
+        let somebody_waits = !announcements.is_empty();
         self.context.announcer.announce(announcements);
+        let burials = foreigners.into_iter().map(|index| async move {
+            source.bury(index, "idempotency_mismatch", &foreign(items[index].id)).await
+        });
         report::receipts(&folded.receipts);
         report::new_users(&folded.new_users);
         self.room.note(&settled);
         self.newest = number;
         self.lasted.push(Batch { number, payload, refresh: Some(refresh) });
+        if somebody_waits {
+            // The answer is written now, before the sinks are woken: on one thread it would wait behind all of them.
+            tokio::task::yield_now().await;
+        }
+        // They are acknowledged with their batch: their letters come before that.
+        try_join_all(burials).await?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use taskflow_core::batch::Content;
 use taskflow_core::state::{Role, User};
 use taskflow_core::wait::Held;
-use taskflow_core::{Item, Receipt, metric};
+use taskflow_core::{Item, Receipt, envelope, metric};
 use taskflow_stores::observe;
 
 /// One line a command, with what ties it to the lines of the intake and of upstream.
@@ -17,7 +17,7 @@ pub(crate) fn finished(partition: &str, batch: i64, item: &Item, receipt: &Recei
     tracing::debug!(
         command = %receipt.id,
         correlation = command.map(|command| tracing::field::display(command.correlation)),
-        trace = command.and_then(|command| command.traceparent.as_deref()),
+        trace = command.and_then(|command| command.traceparent.as_deref()).map(envelope::trace_id),
         kind = receipt.kind,
         outcome = receipt.outcome.as_str(),
         code = receipt.code,

@@ -35,6 +35,8 @@ struct Pace {
 
 const HURRIED: Pace = Pace { notes: TOGETHER, rest: REST };
 const GENTLE: Pace = Pace { notes: PIECE, rest: LONG_REST };
+/// It looks again in a while.
+const NONE: Pace = Pace { notes: 0, rest: 0 };
 
 /// What the index lacks, as it was when somebody looked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,7 +52,7 @@ impl Lack {
     fn pace(self, now: Instant) -> Pace {
         match self {
             Self::Little => GENTLE,
-            Self::TooMuch(since) if now.duration_since(since) < BURST => GENTLE,
+            Self::TooMuch(since) if now.duration_since(since) < BURST => NONE,
             Self::Much | Self::TooMuch(_) => HURRIED,
         }
     }
@@ -64,6 +66,9 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     loop {
         let indexed = async {
             let pace = pace(context, &mut lack).await?;
+            if pace == NONE {
+                return Ok(LOOK_EVERY);
+            }
             let begun = Instant::now();
             let taken = task_search::index(&context.stores.postgres, pace.notes).await?;
             Ok::<_, StoreError>(if taken < pace.notes as u64 { IDLE } else { begun.elapsed() * pace.rest })
@@ -128,7 +133,7 @@ mod tests {
         let since = Instant::now();
         assert_eq!(Lack::Little.pace(since), GENTLE);
         assert_eq!(Lack::Much.pace(since), HURRIED);
-        assert_eq!(Lack::TooMuch(since).pace(since + BURST / 2), GENTLE);
+        assert_eq!(Lack::TooMuch(since).pace(since + BURST / 2), NONE);
         assert_eq!(Lack::TooMuch(since).pace(since + BURST), HURRIED);
     }
 }

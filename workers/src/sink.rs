@@ -1,8 +1,10 @@
 //! The three sinks that follow Postgres, and how each takes a batch. Taking one twice does no harm: MongoDB knows the
 //! events' ids, Redis keeps the newer version, and who listens to the exchange knows the events' ids as well.
 
+use std::time::Instant;
+
 use chrono::{DateTime, Utc};
-use taskflow_core::metric;
+use taskflow_core::{envelope, metric};
 use taskflow_core::stream::Place;
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::postgres::{tasks, users};
@@ -58,6 +60,7 @@ pub(crate) async fn deliver(
     sink: Sink,
     batch: &Batch,
 ) -> Result<DateTime<Utc>, StoreError> {
+    let begun = Instant::now();
     let count = match sink {
         Sink::Audit => {
             let run = mongo::events::Run { partition, number: batch.number };
@@ -77,11 +80,12 @@ pub(crate) async fn deliver(
             batch.payload.events.len()
         }
     };
+    observe::store_took(sink.store(), sink.as_str(), begun.elapsed());
     if tracing::enabled!(tracing::Level::DEBUG) {
         for event in &batch.payload.events {
             tracing::debug!(
                 event = %event.id, command = %event.command, correlation = %event.correlation,
-                trace = event.traceparent.as_deref(), sink = sink.as_str(), partition, batch = batch.number,
+                trace = event.traceparent.as_deref().map(envelope::trace_id), sink = sink.as_str(), partition, batch = batch.number,
                 "A sink has the event."
             );
         }

@@ -117,7 +117,8 @@ fn look(
     patience: Duration,
 ) -> bool {
     let Depth { ready, consumers } = depth;
-    let look = Look { now: Instant::now(), ready, consumers, pulse: pipeline.pulse.state() };
+    let takes = context.stores.publisher.takes();
+    let look = Look { now: Instant::now(), ready, consumers, takes, pulse: pipeline.pulse.state() };
     let verdict = memory.judge(&look, patience);
     let doing = &look.pulse.doing;
     match verdict {

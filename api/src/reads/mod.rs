@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use taskflow_core::window::Position;
-use taskflow_core::{cache_key, early};
+use taskflow_core::{cache_key, early, permission};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::{self, Entry};
@@ -29,8 +29,10 @@ pub(crate) use moment::Depends;
 use moment::Moment;
 use shelf::{Held, Shelf, count};
 
-/// Lists, counts and searches that are made at a time; each occupies a connection.
+/// Lists and counts that are made at a time; each occupies a connection.
 const MAKERS: usize = 4;
+/// The same of searches, which may take seconds: they must not keep others from their lists.
+const SEARCHERS: usize = 2;
 /// How long a reader waits for its turn to make one.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -39,6 +41,7 @@ pub(crate) struct Reads {
     shelf: Arc<Shelf>,
     flights: Flights,
     makers: Arc<Semaphore>,
+    searchers: Arc<Semaphore>,
     pub postgres: PgPool,
 }
 
@@ -51,6 +54,9 @@ pub(crate) struct Answer {
     /// It came from the cache.
     pub hit: bool,
 }
+
+/// The cache of searches, as the metric calls it.
+pub(crate) const SEARCH: &str = "search";
 
 /// An answer that is made of many rows.
 pub(crate) struct Wanted {
@@ -81,6 +87,7 @@ impl Reads {
             shelf: Arc::new(Shelf::new(redis.clone(), patience)),
             flights: Flights::default(),
             makers: Arc::new(Semaphore::new(MAKERS)),
+            searchers: Arc::new(Semaphore::new(SEARCHERS)),
             postgres: postgres.clone(),
         }
     }
@@ -116,6 +123,23 @@ impl Reads {
         }
         let Some(user) = self.moment.user_row(id).await? else { return Ok(None) };
         Ok(Some(self.put(user.version, cache::user_entry(&user)).await))
+    }
+
+    /// What a user may do, as JSON, and whether that came from the cache; `None` if there is no such user.
+    pub(crate) async fn permissions(&self, id: Uuid) -> Result<Option<(String, bool)>, StoreError> {
+        let result = match self.shelf.permissions(id).await {
+            Some(Some(cached)) => {
+                count("permissions", "hit");
+                return Ok(Some((cached, true)));
+            }
+            Some(None) => "miss",
+            None => "away",
+        };
+        count("permissions", result);
+        let Some(user) = self.moment.user_row(id).await? else { return Ok(None) };
+        let text = serde_json::to_string(permission::of(user.role)).unwrap_or_default();
+        self.shelf.put_permissions(id, user.version, text.clone()).await;
+        Ok(Some((text, false)))
     }
 
     async fn put(&self, version: i32, entry: Entry) -> Answer {
@@ -168,7 +192,8 @@ impl Reads {
     where
         F: Future<Output = Result<Made, Problem>> + Send + 'static,
     {
-        let (makers, shelf) = (Arc::clone(&self.makers), Arc::clone(&self.shelf));
+        let makers = if wanted.cache == SEARCH { &self.searchers } else { &self.makers };
+        let (makers, shelf) = (Arc::clone(makers), Arc::clone(&self.shelf));
         async move {
             let turn = tokio::time::timeout(TURN, makers.acquire_owned()).await;
             let Ok(Ok(turn)) = turn else {

@@ -8,6 +8,7 @@ use taskflow_core::metric;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::Entry;
 use taskflow_stores::{StoreError, observe};
+use uuid::Uuid;
 
 /// How long nobody looks after it gave no answer.
 const REST: Duration = Duration::from_secs(1);
@@ -44,6 +45,18 @@ impl Shelf {
         let redis = self.redis.clone();
         // A server without room still has what it holds.
         let kept = async move { Ok(redis.keep(&entry).await.is_ok()) };
+        let _ = self.within_patience(kept).await;
+    }
+
+    /// A user's permissions, as JSON; outer `None`: no answer.
+    pub(crate) async fn permissions(&self, user: Uuid) -> Option<Option<String>> {
+        let redis = self.redis.clone();
+        self.within_patience(async move { redis.permissions(user).await }).await
+    }
+
+    pub(crate) async fn put_permissions(&self, user: Uuid, version: i32, json: String) {
+        let redis = self.redis.clone();
+        let kept = async move { Ok(redis.put_permissions(user, version, &json).await.is_ok()) };
         let _ = self.within_patience(kept).await;
     }
 

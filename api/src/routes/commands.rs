@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use taskflow_core::envelope;
+use taskflow_core::{Command, command, envelope, metric};
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::postgres::waiting;
-use taskflow_stores::{Kind, StoreError, clock};
+use taskflow_stores::{Kind, StoreError, clock, observe};
 use uuid::Uuid;
 
 use super::ndjson;
@@ -43,14 +43,41 @@ struct Accepted {
     userid: Option<Uuid>,
 }
 
+/// Faults of refused commands that an answer names; more commands are counted.
+const FAULTS_LISTED: usize = 10_000;
+
 /// The answer to many.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 pub(super) struct Batch {
     pub accepted: u64,
     pub refused: Vec<Refused>,
     /// How many more were refused than the list names.
     #[serde(skip_serializing_if = "is_zero")]
     pub unlisted: u64,
+    /// Faults that the list names.
+    #[serde(skip)]
+    faults: usize,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, Outcome { accepted, refused }: Outcome) {
+        self.accepted += accepted;
+        for one in refused {
+            // What can't be sent now decides the answer's status: it is kept whatever the list's length.
+            let decides = one.problem.is_unavailable() && !self.is_unavailable();
+            if self.faults < FAULTS_LISTED || decides {
+                self.faults += one.problem.faults();
+                self.refused.push(one);
+            } else {
+                self.unlisted += 1;
+            }
+        }
+    }
+
+    /// Whether the broker did not take one of the newest.
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.refused.iter().rev().take(ndjson::GROUP).any(|Refused { problem, .. }| problem.is_unavailable())
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
@@ -114,11 +141,12 @@ pub(super) async fn take(
     let wait = wait_seconds(headers);
     // Registered before it is sent: the receipt may be there before the confirm is. Only who waits pays for reading it
     // twice.
-    let told = wait.and_then(|_| envelope::parse(body).ok()).map(|command| app.waiters.register(command.id));
+    let command = wait.and_then(|_| envelope::parse(body).ok());
+    let told = command.as_ref().map(|command| app.waiters.register(command.id));
     let incoming = [Incoming { index: 0, text: body }];
     let sent = app.send(caller, headers, &incoming, wait.is_some()).await;
     let id = sent.first_id();
-    let known = !sent.known.is_empty();
+    let (known, at) = (!sent.known.is_empty(), sent.at);
     let mut outcome = sent.confirmed(app).await;
     if let Some(Refused { problem, .. }) = outcome.refused.pop() {
         return Err(problem);
@@ -129,10 +157,22 @@ pub(super) async fn take(
             return Ok(Taken::Ended(Box::new(receipt)));
         }
         if let Ok(Ok(receipt)) = tokio::time::timeout(Duration::from_secs(seconds), told).await {
+            // Accepted at another time, it may be the receipt of another command that had the id before this one.
+            let ours = receipt.acceptedat.map(|at| at.timestamp_micros()) == Some(at.timestamp_micros());
+            if !ours && is_anothers(app, command.as_ref()).await {
+                return Err(Problem::mismatch(id));
+            }
             return Ok(Taken::Ended(Box::new(receipt)));
         }
     }
     Ok(Taken::Accepted(id))
+}
+
+/// Whether the receipt under a command's id is that of another command.
+async fn is_anothers(app: &App, command: Option<&Command>) -> bool {
+    let Some(command) = command else { return false };
+    let first = app.lookup.find(vec![command.id]).await;
+    first.get(&command.id).is_some_and(|first| *first != command.fingerprint())
 }
 
 async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
@@ -153,9 +193,9 @@ async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> 
         .enumerate()
         .map(|(index, text)| Incoming { index: index as u64, text: text.get().as_bytes() })
         .collect();
-    let Outcome { accepted, refused } =
-        app.send(caller, headers, &incoming, false).await.confirmed(app).await;
-    answer_many(app, Batch { accepted, refused, unlisted: 0 })
+    let mut batch = Batch::default();
+    batch.add(app.send(caller, headers, &incoming, false).await.confirmed(app).await);
+    answer_many(app, batch)
 }
 
 /// 202 if all good commands were taken; 400 if there was no good one; 503 if the broker did not take some, 429 if the
@@ -211,6 +251,9 @@ async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> R
     let receipt = read_receipt(&app, id).await?;
     match receipt {
         Some(receipt) if cancelled => {
+            let kind = receipt.kind.as_deref().filter(|kind| command::TYPES.contains(kind)).unwrap_or("unknown");
+            let labels = [("type", kind), ("outcome", "cancelled")];
+            observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(1);
             tracing::info!(command = %id, "A scheduled command was cancelled.");
             Ok(Json(receipt))
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -13,6 +13,7 @@ use serde::Serialize;
 use taskflow_stores::postgres::pauses;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, mongo, observe, postgres};
+use tokio::sync::Mutex;
 
 use crate::{App, Shared};
 
@@ -38,7 +39,22 @@ struct Readiness {
     notes: BTreeMap<String, String>,
 }
 
-#[derive(Serialize)]
+/// What the stores have said, for a moment: anyone may ask, as often as it likes, and a look occupies connections.
+#[derive(Default)]
+pub(crate) struct Looks(Mutex<Option<(Instant, Looked)>>);
+
+/// How long it holds.
+const HOLDS: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+struct Looked {
+    rows: Vec<Row>,
+    /// Whether the stores are there without which nothing is taken.
+    works: bool,
+    notes: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Serialize)]
 struct Row {
     store: &'static str,
     up: bool,
@@ -49,6 +65,24 @@ struct Row {
 }
 
 async fn ready(State(app): Shared) -> Response {
+    let Looked { rows, works, notes } = look(&app).await;
+    let faults = app.vitals.faults();
+    let works = works && faults.is_empty();
+    let status = match (works, rows.iter().all(|row| row.up)) {
+        (true, true) => "ready",
+        (true, false) => "degraded",
+        (false, _) => "unready",
+    };
+    let code = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Readiness { status, stores: rows, faults, notes })).into_response()
+}
+
+/// One look at a time; who comes meanwhile is told what it has found.
+async fn look(app: &App) -> Looked {
+    let mut kept = app.looks.0.lock().await;
+    if let Some((_, looked)) = kept.as_ref().filter(|(at, _)| at.elapsed() < HOLDS) {
+        return looked.clone();
+    }
     let stores = &app.stores;
     let (rabbitmq, redis, postgres, mongodb, paused) = tokio::join!(
         stores.publisher.probe(),
@@ -58,8 +92,7 @@ async fn ready(State(app): Shared) -> Response {
         tokio::time::timeout(PATIENCE, pauses::list(&stores.postgres)),
     );
     // Taking commands needs the broker, and the sessions in Redis to know from whom.
-    let faults = app.vitals.faults();
-    let works = rabbitmq.is_ok() && redis.is_ok() && faults.is_empty();
+    let works = rabbitmq.is_ok() && redis.is_ok();
     // Reasons are for those who may log in; anyone may ask here.
     let paused = paused.ok().and_then(Result::ok).unwrap_or_default();
     let notes = paused.into_iter().map(|pause| (pause.scope, "paused by an operator".to_owned())).collect();
@@ -69,13 +102,9 @@ async fn ready(State(app): Shared) -> Response {
         row("postgres", "logins and receipts", postgres),
         row("mongodb", "the audit trail (it catches up)", mongodb),
     ];
-    let status = match (works, rows.iter().all(|row| row.up)) {
-        (true, true) => "ready",
-        (true, false) => "degraded",
-        (false, _) => "unready",
-    };
-    let code = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Readiness { status, stores: rows, faults, notes })).into_response()
+    let looked = Looked { rows, works, notes };
+    *kept = Some((Instant::now(), looked.clone()));
+    looked
 }
 
 fn row(store: &'static str, needed: &'static str, probe: Result<(), StoreError>) -> Row {

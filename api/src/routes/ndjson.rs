@@ -2,6 +2,7 @@
 //! while the next is read.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -9,21 +10,22 @@ use futures_util::StreamExt;
 use taskflow_core::envelope::COMMAND_MAX;
 
 use super::commands::Batch;
-use crate::App;
 use crate::auth::Caller;
+use crate::authority::Need;
 use crate::bodies::Room;
 use crate::body::is_too_slow;
-use crate::intake::{Incoming, Outcome, Refused, Sent};
+use crate::intake::{Incoming, Sent};
 use crate::problem::Problem;
+use crate::{App, gate};
 
 /// Commands that are checked and sent together …
-const GROUP: usize = 500;
+pub(super) const GROUP: usize = 500;
 /// … or fewer, when they have so many bytes.
 const GROUP_BYTES: usize = 1024 * 1024;
+/// How long what is known of the caller holds.
+const FRESH: Duration = Duration::from_secs(1);
 /// Groups that wait for their confirms while the next is read.
 const GROUPS_UNCONFIRMED: usize = 4;
-/// Refused commands that the answer names; more are counted.
-const REFUSED_LISTED: usize = 10_000;
 
 pub(super) async fn stream(
     app: &App,
@@ -33,9 +35,10 @@ pub(super) async fn stream(
 ) -> Result<Batch, Problem> {
     let mut intake = Stream {
         app,
-        caller,
+        caller: caller.clone(),
+        known: Instant::now(),
         headers,
-        batch: Batch { accepted: 0, refused: Vec::new(), unlisted: 0 },
+        batch: Batch::default(),
         lines: Lines::default(),
         room: Room::default(),
         sent: VecDeque::new(),
@@ -67,8 +70,9 @@ pub(super) async fn stream(
         intake.lines.feed(&chunk);
         intake.room.shrink_to(intake.lines.bytes);
         while intake.lines.ready() >= GROUP || intake.lines.ready() > 0 && intake.lines.bytes >= GROUP_BYTES {
+            intake.ask_again().await?;
             intake.send().await;
-            if intake.is_unavailable() {
+            if intake.batch.is_unavailable() {
                 // The rest would fare no better; the caller sends it again.
                 intake.finish().await;
                 return Ok(intake.batch);
@@ -77,6 +81,7 @@ pub(super) async fn stream(
     }
     intake.lines.end();
     while intake.lines.ready() > 0 {
+        intake.ask_again().await?;
         intake.send().await;
     }
     intake.finish().await;
@@ -85,7 +90,9 @@ pub(super) async fn stream(
 
 struct Stream<'a> {
     app: &'a App,
-    caller: &'a Caller,
+    /// Who sends, as of `known`.
+    caller: Caller,
+    known: Instant,
     headers: &'a HeaderMap,
     batch: Batch,
     lines: Lines,
@@ -109,13 +116,35 @@ impl Stream<'_> {
         bodies.more(&mut self.room, bytes).await
     }
 
+    /// Whether the caller may still send: a stream may last for longer than its session, its key or its role.
+    ///
+    /// # Errors
+    /// With the number of commands that were accepted.
+    async fn ask_again(&mut self) -> Result<(), Problem> {
+        if self.known.elapsed() < FRESH {
+            return Ok(());
+        }
+        match gate::caller_of(self.app, self.headers, self.caller.ip, Need::Write).await {
+            Ok(caller) => {
+                self.caller = caller;
+                self.known = Instant::now();
+                Ok(())
+            }
+            Err(mut problem) => {
+                self.finish().await;
+                problem.accepted = Some(self.batch.accepted);
+                Err(problem)
+            }
+        }
+    }
+
     /// Sends the next group.
     async fn send(&mut self) {
         let group = self.lines.take(GROUP);
         let room = self.room.split(group.iter().map(|line| line.text.len()).sum());
         let incoming: Vec<Incoming<'_>> =
             group.iter().map(|line| Incoming { index: line.number, text: &line.text }).collect();
-        let sent = self.app.send(self.caller, self.headers, &incoming, false).await;
+        let sent = self.app.send(&self.caller, self.headers, &incoming, false).await;
         self.sent.push_back((sent, room));
         while self.sent.len() > GROUPS_UNCONFIRMED {
             self.confirm_one().await;
@@ -124,22 +153,7 @@ impl Stream<'_> {
 
     async fn confirm_one(&mut self) {
         let Some((sent, _room)) = self.sent.pop_front() else { return };
-        let Outcome { accepted, refused } = sent.confirmed(self.app).await;
-        self.batch.accepted += accepted;
-        for one in refused {
-            // What can't be sent now decides the answer's status: it is kept whatever the list's length.
-            if self.batch.refused.len() < REFUSED_LISTED
-                || one.problem.is_unavailable() && !self.is_unavailable()
-            {
-                self.batch.refused.push(one);
-            } else {
-                self.batch.unlisted += 1;
-            }
-        }
-    }
-
-    fn is_unavailable(&self) -> bool {
-        self.batch.refused.iter().rev().take(GROUP).any(|Refused { problem, .. }| problem.is_unavailable())
+        self.batch.add(sent.confirmed(self.app).await);
     }
 
     async fn finish(&mut self) {

@@ -1,5 +1,6 @@
 //! Logging in and out.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -18,6 +19,7 @@ use taskflow_stores::postgres::users;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::redis::sessions::Session;
 use taskflow_stores::{clock, observe};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::address::ClientAddress;
@@ -44,6 +46,19 @@ async fn log_in(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let (email, password) = read(&body)?;
+    // In a task of its own: whoever hangs up has tried all the same, and is counted.
+    let tried = async move { try_to_log_in(&app, ip, &headers, email, password).await };
+    let tried = tokio::spawn(tried.instrument(tracing::Span::current()));
+    tried.await.unwrap_or_else(|_| Err(Problem::unavailable("the login was not brought to its end; try again")))
+}
+
+async fn try_to_log_in(
+    app: &App,
+    ip: IpAddr,
+    headers: &HeaderMap,
+    email: String,
+    password: String,
+) -> Result<Response, Problem> {
     let attempt = app.begin_login(&email, Some(ip)).await?;
     let user = users::by_email(&app.stores.postgres, &email).await?;
     let known = user.as_ref().map(|user| user.id);
@@ -70,12 +85,12 @@ async fn log_in(
     }
     app.login_succeeded(attempt).await;
     let metadata = Metadata {
-        user_agent: auth::user_agent(&headers),
+        user_agent: auth::user_agent(headers),
         ip_address: Some(ip.to_string()),
         session_id: Some(digest.clone()),
     };
     let body = Body::RecordLogin(RecordSession { sessionid: digest });
-    record(&app, user.id, metadata, body, &headers).await;
+    record(app, user.id, metadata, body, headers).await;
     count("ok");
     let answer = LoggedIn { token, userid: user.id, expiresat: expires_at };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
@@ -84,9 +99,9 @@ async fn log_in(
 async fn log_out(State(app): Shared, caller: Caller, headers: HeaderMap) -> Result<StatusCode, Problem> {
     // Before Redis is told: if it can't be, the session ends here all the same. And afterwards: an answer may have come
     // in between.
-    app.credentials.forget_session(&caller.session);
+    app.forget_session(&caller.session);
     app.stores.redis.end_session(&caller.session).await?;
-    app.credentials.forget_session(&caller.session);
+    app.forget_session(&caller.session);
     let metadata = caller.metadata();
     let body = Body::RecordLogout(RecordSession { sessionid: caller.session.clone() });
     record(&app, caller.user, metadata, body, &headers).await;
@@ -111,8 +126,11 @@ async fn record(app: &App, user: Uuid, metadata: Metadata, body: Body, headers: 
         metadata,
         body,
     };
-    if let Err(error) = app.stores.publisher.publish(Message::command(&command, now, None)).await {
-        tracing::error!(%user, kind = command.kind(), %error, "A login or logout is missing in the audit trail.");
+    match app.stores.publisher.publish(Message::command(&command, now, None)).await {
+        Ok(()) => observe::counter(&metric::COMMANDS_ACCEPTED, &[("type", command.kind())]).increment(1),
+        Err(error) => {
+            tracing::error!(%user, kind = command.kind(), %error, "A login or logout is missing in the audit trail.");
+        }
     }
 }
 

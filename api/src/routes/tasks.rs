@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::problem::Problem;
-use crate::reads::{Depends, Made, Wanted};
+use crate::reads::{Depends, Made, SEARCH, Wanted};
 use crate::{App, Shared, answer};
 
 /// Characters of what is looked for.
@@ -141,11 +141,15 @@ async fn search(
             format!("q says what to look for, in 1 to {QUERY_MAX} characters without NUL"),
         ));
     }
+    if text.split(' ').all(|word| word.starts_with('-')) {
+        let detail = "q needs a word to look for, beside those that are left out";
+        return Err(Problem::bad_request("bad_query", detail));
+    }
     let user = caller.finds_tasks_of();
     let scope = user.map_or_else(|| "all".to_owned(), |user| user.to_string());
     let size = paging.size.to_string();
     let wanted = Wanted {
-        cache: "search",
+        cache: SEARCH,
         key: cache_key::task_search(&cache_key::query_hash(&[&scope, &text, &size]), paging.page),
         ttl_s: cache_key::SEARCH_TTL_S,
         depends: user.map_or(Depends::AllTasks, Depends::TasksOf),

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use taskflow_core::envelope::{self, Malformed};
 use taskflow_core::fault::{Fault, Faults, Object};
-use taskflow_core::permission;
 use taskflow_core::state::Role;
 use taskflow_core::system_event::Change;
 use taskflow_core::{User, metric};
@@ -111,28 +110,8 @@ async fn permissions(
     if !caller.may_see(Some(user)) {
         return Err(unknown());
     }
-    let count = |result| {
-        observe::counter(&metric::CACHE_REQUESTS, &[("cache", "permissions"), ("result", result)])
-            .increment(1);
-    };
-    match app.stores.redis.permissions(user).await {
-        Ok(Some(cached)) => {
-            count("hit");
-            return Ok(words(&headers, cached, true));
-        }
-        Ok(None) => count("miss"),
-        // Slower, not wrong.
-        Err(error) => {
-            count("away");
-            tracing::debug!(%error, "Permissions are read from Postgres.");
-        }
-    }
-    let User { role, version, .. } = users::by_id(&app.stores.postgres, user).await?.ok_or_else(unknown)?;
-    let text = serde_json::to_string(permission::of(role)).unwrap_or_default();
-    if let Err(error) = app.stores.redis.put_permissions(user, version, &text).await {
-        tracing::debug!(%error, "Permissions were not cached.");
-    }
-    Ok(words(&headers, text, false))
+    let (text, hit) = app.reads.permissions(user).await?.ok_or_else(unknown)?;
+    Ok(words(&headers, text, hit))
 }
 
 fn words(asked: &HeaderMap, text: String, hit: bool) -> Response {
@@ -221,7 +200,7 @@ async fn put_password(
 
 /// Ends the sessions of a user who has changed. If Redis is away, that is done as soon as it is back.
 async fn end_sessions(app: &App, user: Uuid) -> &'static str {
-    app.credentials.forget_user(user);
+    app.forget_user(user);
     match app.end_sessions().await {
         Ok(()) => "ended",
         Err(error) => {

@@ -5,12 +5,14 @@
 //! in MongoDB yet, and what it does not keep is there: so the outbox is read before.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::stream::{About, Cursor, Filter, Positions};
 use taskflow_stores::mongo::gap::{Kept, SYSTEM, Wanted};
 use taskflow_stores::postgres::{leases, outbox};
 use taskflow_stores::{StoreError, mongo};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::hub::End;
@@ -34,6 +36,11 @@ pub(crate) struct Missed {
     pub json: Vec<u8>,
 }
 
+/// Readers whose gap is read at a time, in this process …
+static READING: Semaphore = Semaphore::const_new(4);
+/// … and how long the others wait before they are told to come again.
+const TURN: Duration = Duration::from_secs(20);
+
 /// What was missed, and up to where.
 pub(crate) struct Gap {
     pub missed: Vec<Missed>,
@@ -54,8 +61,11 @@ pub(crate) async fn newest(stores: &Stores) -> Result<Positions, StoreError> {
     Ok(Positions::of_batches(leases::newest_batches(&stores.postgres).await?))
 }
 
-/// Reads what was missed since a cursor.
+/// Reads what was missed since a cursor. A few at a time: after a restart all readers come back together, and what each of
+/// them reads may be much.
 pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) -> Result<Gap, End> {
+    let turn = tokio::time::timeout(TURN, READING.acquire()).await;
+    let Ok(Ok(_turn)) = turn else { return Err(End::Unavailable) };
     let until = newest(stores).await.map_err(away)?;
     let behind = cursor.positions.behind(&until);
     let mut found = Found { reader, cursor, until: &until, ids: HashSet::new(), missed: Vec::new() };

@@ -241,11 +241,12 @@ impl Hub {
 
     /// Events come in from now on, or no more. Whoever listens then may miss some.
     pub(super) fn set_fed(&self, fed: bool) {
+        // First: who takes a seat after all others were ended waits for the feed.
+        self.fed.send_replace(fed);
         if !fed {
             self.lock().positions = Arc::default();
             self.end_all(End::Reset);
         }
-        self.fed.send_replace(fed);
     }
 
     /// Waits until events come in.
@@ -269,6 +270,18 @@ impl Hub {
 
     pub(crate) fn end_all(&self, why: End) {
         self.all().iter().for_each(|seat| seat.end(why));
+    }
+
+    /// Ends the streams of a user's sessions; those of API keys end in their own way.
+    pub(crate) fn end_user(&self, user: Uuid) {
+        let of_user = |seat: &&Arc<Seat>| seat.user == user && seat.session.is_some();
+        self.all().iter().filter(of_user).for_each(|seat| seat.end(End::SessionOver));
+    }
+
+    /// Ends the streams of a session.
+    pub(crate) fn end_session(&self, digest: &str) {
+        let of_session = |seat: &&Arc<Seat>| seat.session.as_deref() == Some(digest);
+        self.all().iter().filter(of_session).for_each(|seat| seat.end(End::SessionOver));
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Seat>> {

@@ -14,7 +14,7 @@ use taskflow_core::state::{TaskPriority, TaskStatus};
 use taskflow_core::{Event, Outcome, Receipt, Task, command};
 use taskflow_stores::clock;
 use taskflow_stores::mongo::events;
-use taskflow_stores::postgres::batch::{self, BatchTransaction, Record};
+use taskflow_stores::postgres::batch::{self, BatchTransaction, NO_LEASE, Record};
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::postgres::{layout, leases};
 use taskflow_stores::rabbit::consume::{Delivery, Subscription};
@@ -81,7 +81,7 @@ async fn drain(stores: Stores, partition: Partition, mut count: usize) -> Result
         }
         count -= deliveries.len();
         let batch = read(&deliveries)?;
-        let mut transaction = BatchTransaction::new(&stores.postgres);
+        let mut transaction = BatchTransaction::new(&stores.postgres, NO_LEASE);
         let record = Record {
             partition: &name,
             epoch: lease.epoch,

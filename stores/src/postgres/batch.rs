@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Postgres, Row, Transaction};
@@ -13,7 +14,8 @@ use taskflow_core::{Folded, Receipt, State, Task, cache_tag};
 use uuid::Uuid;
 
 use super::outbox::{self, Payload};
-use super::{begin, failed, tasks, users};
+use super::transaction::begin_awake;
+use super::{failed, tasks, users};
 use crate::StoreError;
 
 /// Removes relayed batches of the partition `$1` from the outbox and notes when each store had them. The arguments are
@@ -42,6 +44,11 @@ macro_rules! tidied {
         )
     };
 }
+
+/// Between two statements of a batch a machine that is busy may need this long, however short a lease is.
+const IDLE_MIN: Duration = Duration::from_secs(3);
+/// The same for what no worker does under a lease.
+pub const NO_LEASE: Duration = Duration::from_secs(60);
 
 /// A batch that all other stores have: its outbox row can go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,19 +102,23 @@ pub async fn claim(pool: &PgPool, ids: &[Uuid], needs: &Needs) -> Result<Claim, 
 /// there is its record alone, and a statement is a transaction by itself. A lone command waits for every round trip.
 pub struct BatchTransaction {
     pool: PgPool,
+    /// How long its worker may be silent in the middle of it.
+    idle: Duration,
     begun: Option<Transaction<'static, Postgres>>,
 }
 
 impl BatchTransaction {
-    pub fn new(pool: &PgPool) -> Self {
-        Self { pool: pool.clone(), begun: None }
+    /// `lease` is how long its worker may be silent before another one takes its partition over: that one must not wait
+    /// for rows that this one has locked.
+    pub fn new(pool: &PgPool, lease: Duration) -> Self {
+        Self { pool: pool.clone(), idle: (lease / 2).max(IDLE_MIN), begun: None }
     }
 
     /// The connection, for the statements of the other tables.
     pub async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
         let begun = match self.begun.take() {
             Some(begun) => begun,
-            None => begin(&self.pool).await.map_err(failed("begin a batch"))?,
+            None => begin_awake(&self.pool, self.idle).await.map_err(failed("begin a batch"))?,
         };
         Ok(self.begun.insert(begun))
     }
@@ -294,6 +305,28 @@ pub async fn record(
     };
     let number = recorded.and_then(|row| row.map(|row| row.try_get(0)).transpose());
     number.map_err(failed("record a batch"))
+}
+
+/// Records a batch without commands and takes it back: whether batches can be written now, which reading does not tell.
+/// Returns the number of the partition's newest batch, if it still belongs to this epoch.
+pub async fn may_be_written(pool: &PgPool, fence: (&str, i64), now: DateTime<Utc>) -> Result<Option<i64>, StoreError> {
+    let (partition, epoch) = fence;
+    let mut transaction = BatchTransaction::new(pool, NO_LEASE);
+    transaction.connection().await?;
+    let payload = Payload::default();
+    let nothing = Record {
+        partition,
+        epoch,
+        commands: 0,
+        applied_at: now,
+        receipts: &[],
+        new_tasks: &[],
+        payload: &payload,
+        relayed: &[],
+    };
+    let number = record(&mut transaction, nothing).await?;
+    transaction.roll_back().await?;
+    Ok(number.map(|number| number - 1))
 }
 
 struct Columns {

@@ -14,7 +14,7 @@ use taskflow_core::wait::Patience;
 use taskflow_core::{Event, Folded, Item, State, batch, envelope};
 use uuid::Uuid;
 
-use super::batch::{BatchTransaction, Record};
+use super::batch::{BatchTransaction, NO_LEASE, Record};
 use super::dead_letter_deeds::forget_receipts;
 use super::dead_letters::Letter;
 use super::outbox::Payload;
@@ -81,7 +81,7 @@ pub async fn rehearse(
         Ok(item) => item,
         Err(detail) => return Ok(Rehearsal::ends("dead", Some("malformed"), Some(detail))),
     };
-    let mut transaction = BatchTransaction::new(pool);
+    let mut transaction = BatchTransaction::new(pool, NO_LEASE);
     let rehearsed = play(&mut transaction, letter, &item, now).await;
     let ended = transaction.roll_back().await;
     match rehearsed {

@@ -169,6 +169,10 @@ pub async fn hold(
 }
 
 /// Writes the new state of commands that have waited and wait on. Who joins a line goes to its end.
+///
+/// # Errors
+/// [`crate::Kind::Conflict`] when one of them does not wait any more: somebody has cancelled it meanwhile. A line would
+/// stay behind it that nobody calls.
 pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> Result<(), StoreError> {
     if holds.is_empty() {
         return Ok(());
@@ -176,7 +180,7 @@ pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> 
     fn column<'h, T>(holds: &[(Uuid, &'h Held)], field: impl Fn(&'h Held) -> T) -> Vec<T> {
         holds.iter().map(|(_, held)| field(held)).collect()
     }
-    sqlx::query(
+    let held = sqlx::query(
         "/* hold_on */
         UPDATE waiting_commands w
         SET state = h.state, code = h.code, detail = h.detail, attempts = h.attempts, since = h.since, due_at = h.due_at,
@@ -196,7 +200,11 @@ pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> 
     .execute(connection)
     .await
     .map_err(failed("let commands wait on"))?;
-    Ok(())
+    if held.rows_affected() == holds.len() as u64 {
+        return Ok(());
+    }
+    let detail = "a command that waited does so no more: it was cancelled meanwhile";
+    Err(StoreError::new(super::STORE, "let commands wait on", Kind::Conflict, detail))
 }
 
 /// Takes commands out that have ended, and makes whoever is first in a line now due at once. Returns those of the

@@ -161,7 +161,11 @@ impl Subscription {
         loop {
             match link.find(&queue).await? {
                 None => return Ok(Opened::Missing),
-                Some(depth) if depth.consumers == 0 => break,
+                // Twice: "nobody" is also what the broker says when the queue's leader was late with its answer.
+                Some(depth) if depth.consumers == 0 => match link.find(&queue).await? {
+                    Some(depth) if depth.consumers == 0 => break,
+                    _ => {}
+                },
                 Some(_) => {}
             }
             if pause > Duration::from_millis(200) && !told && SOMEBODY_ELSE.due().is_some() {

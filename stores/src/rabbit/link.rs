@@ -146,7 +146,9 @@ impl Link {
         self.find(queue).await?.ok_or_else(missing)
     }
 
-    /// What the broker says of a queue; `None` if there is no such queue.
+    /// What the broker says of a queue; `None` if there is no such queue. It says "no messages, no consumers" too where the
+    /// leader of a quorum queue does not answer it: nothing may be given up on the strength of that
+    /// ([`super::topology::is_empty`]).
     pub async fn find(&self, queue: &str) -> Result<Option<Depth>, StoreError> {
         let mut probes = self.probes.lock().await;
         let channel = match probes.take().filter(|channel| channel.status().connected()) {

@@ -216,6 +216,11 @@ impl Publisher {
         self.send(message).await?.confirmed().await
     }
 
+    /// Whether the broker takes messages now, as far as is known: its connection is there, and no alarm is on.
+    pub fn takes(&self) -> bool {
+        self.0.link.is_up() && !self.0.link.is_blocked()
+    }
+
     /// Whether messages can be published now.
     #[expect(clippy::unused_async, reason = "every store is probed alike")]
     pub async fn probe(&self) -> Result<(), StoreError> {

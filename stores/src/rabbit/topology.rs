@@ -43,6 +43,8 @@ pub const EVENTS: &str = "taskflow.events";
 
 /// How long the broker may take for a message that waits.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a message may take to somebody who has just begun to consume.
+const GIVEN: Duration = Duration::from_millis(100);
 /// How often, and how many times, an empty queue is looked at whose consumer has just left.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 20;
@@ -153,6 +155,38 @@ async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, 
     Ok(there)
 }
 
+/// Whether a queue that nobody is to consume is empty, by the word of its leader.
+///
+/// A look is not enough: of a quorum queue whose leader does not answer, with the majority of its members away or after a
+/// quarter of a second, the broker says that there are no messages and no consumers. A consumer is entered by the leader
+/// alone, and with one there an answer of "no consumers" is known to be none.
+///
+/// # Errors
+/// The leader does not answer.
+pub async fn is_empty(link: &Link, partition: Partition) -> Result<bool, StoreError> {
+    let queue = partition.queue();
+    if link.find(&queue).await?.is_none() {
+        return Ok(true);
+    }
+    let channel = ConsumerChannel::open(link, 1).await?;
+    let consumer = channel.consume(&queue, BasicConsumeOptions::default(), "look into a queue");
+    let consumer = tokio::time::timeout(ANSWER, consumer).await.unwrap_or_else(|_| {
+        Err(StoreError::unavailable(STORE, "look into a queue", "its leader does not answer"))
+    })?;
+    // Dropped in this order, wherever it ends.
+    let mut looking = (channel, consumer);
+    let with_us = link.find(&queue).await?;
+    let given = tokio::time::timeout(GIVEN, looking.1.next()).await.is_ok();
+    looking.0.close(ANSWER).await;
+    match with_us {
+        None => Ok(true),
+        Some(Depth { consumers: 0, .. }) => {
+            Err(StoreError::unavailable(STORE, "look into a queue", "its leader does not answer"))
+        }
+        Some(Depth { ready, .. }) => Ok(ready == 0 && !given),
+    }
+}
+
 /// Deletes the queue of a partition that is left: unbound, empty, and without a consumer. What is in it in spite of
 /// all (a publisher's channel that hung while the slots were bound anew) goes to where its slot is bound now first.
 /// Returns how many messages that were.
@@ -166,7 +200,7 @@ pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, St
     loop {
         match link.find(&queue).await? {
             None => return Ok(carried),
-            Some(Depth { ready: 0, consumers: 0 }) => break,
+            Some(Depth { ready: 0, consumers: 0 }) if is_empty(link, partition).await? => break,
             Some(Depth { ready: 0, .. }) if looks < LOOKS => {
                 looks += 1;
                 tokio::time::sleep(LOOK_EVERY).await;

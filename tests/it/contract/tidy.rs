@@ -189,12 +189,19 @@ fn metrics() -> Result {
         .map(|metric| metric.name.to_owned())
         .collect();
     must_be_empty("docs/metrics.md has a row for every metric", &missing)?;
-    let recorded: String = sources()?.into_iter().map(|(_, text)| text).collect();
+    // What records for others is not who records.
+    let others = sources()?.into_iter().filter(|(file, _)| !file.ends_with("stores/src/observe.rs"));
+    let recorded: String = others.map(|(_, text)| text).collect();
+    let by_helper = |name: &str| match name {
+        "STORE_CALL" => recorded.contains("observe::store_took("),
+        "STORE_UP" => recorded.contains("observe::store_up("),
+        _ => false,
+    };
     let source = std::fs::read_to_string(root().join("core/src/metric.rs"))?;
     let unused: Vec<String> = source
         .lines()
         .filter_map(|line| line.trim().split_once(" = \"taskflow_").map(|(name, _)| name.to_owned()))
-        .filter(|name| !recorded.contains(&format!("metric::{name}")))
+        .filter(|name| !recorded.contains(&format!("metric::{name}")) && !by_helper(name))
         .collect();
     must_be_empty("every metric is recorded somewhere", &unused)
 }

@@ -311,6 +311,7 @@ async fn wrongly(site: Arc<Site>) -> Result {
         ("/v1/tasks/search".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=%20".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=a%00b".to_owned(), 400, "bad_query"),
+        ("/v1/tasks/search?q=-a%20-b".to_owned(), 400, "bad_query"),
         (format!("/v1/tasks/search?q={}", "x".repeat(201)), 400, "bad_query"),
     ] {
         let answer = admin.get(&path).await?;

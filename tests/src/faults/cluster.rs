@@ -8,6 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use taskflow_core::partition::Phase;
 use taskflow_servers::Kind::RabbitMq;
 use taskflow_servers::Ports;
 use tokio::process::{Child, Command};
@@ -28,6 +29,14 @@ pub static FAULTS: &[Fault] = &[
         .spoils()
         .soak_only()
         .hold(15.0, 20.0)
+        .stands()
+        .refuses(),
+    // Of a queue without a majority the broker says that it is empty.
+    Fault::new("broker: three nodes, two die while the number of partitions changes", act!(change_and_lose_two), act!(as_before))
+        .prepared(act!(join))
+        .spoils()
+        .soak_only()
+        .hold(20.0, 20.0)
         .stands()
         .refuses(),
     Fault::new("broker: three nodes, ports between them blocked", act!(block), act!(unblock))
@@ -199,6 +208,41 @@ async fn start_lost(h: &mut Harness<'_>) -> Result<()> {
     for node in nodes.iter() {
         node.wait_up().await?;
     }
+    Ok(())
+}
+
+/// Messages wait in queues that are to go, since they are held back; then nobody can say so any more.
+async fn change_and_lose_two(h: &mut Harness<'_>) -> Result<()> {
+    told(h, &["pause", "--all", "--reason", "a backlog"]).await?;
+    let site = h.site;
+    let queues: Vec<String> = site.partitions().await?.iter().map(|partition| partition.queue()).collect();
+    wait::until("messages wait", async || {
+        Ok(site.link.depths(&queues).await?.values().filter(|depth| depth.ready > 0).count() > 1)
+    })
+    .await?;
+    // It says that it is not done yet, with an error's code.
+    h.cluster.run(&["partitions", "set", "7", "--wait", "0"], &[]).await?;
+    wait::until("the old queues are to be emptied", async || {
+        Ok(site.course().await?.phase == Phase::Draining)
+    })
+    .await?;
+    lose_two(h).await
+}
+
+async fn as_before(h: &mut Harness<'_>) -> Result<()> {
+    let phase = h.site.course().await?.phase;
+    ensure!(
+        matches!(phase, Phase::Draining | Phase::Stopping),
+        "{phase:?}: queues were left though nobody knew what is in them"
+    );
+    start_lost(h).await?;
+    told(h, &["resume", "--all"]).await?;
+    super::process::as_before(h).await
+}
+
+async fn told(h: &Harness<'_>, args: &[&str]) -> Result<()> {
+    let output = h.cluster.run(args, &[]).await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

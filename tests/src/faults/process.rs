@@ -104,7 +104,7 @@ async fn more_partitions(h: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn as_before(h: &mut Harness<'_>) -> Result<()> {
+pub(super) async fn as_before(h: &mut Harness<'_>) -> Result<()> {
     settled(h).await?;
     let number = h.site.rabbit.partitions.to_string();
     let set = h.cluster.run(&["partitions", "set", &number], &[]).await?;

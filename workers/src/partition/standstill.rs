@@ -1,13 +1,37 @@
 //! A pipeline that stands still: since an operator wants it, or since a store is away.
 
-use taskflow_stores::postgres::leases;
-use taskflow_stores::{Kind, StoreError, observe, seldom};
+use std::time::Duration;
+
+use taskflow_stores::postgres::batch as transaction;
+use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, QUIET, QUIET_LONG};
 use crate::pause;
 use crate::pulse::Doing;
 use taskflow_stores::backoff::Backoff;
+
+/// So often in a row may a batch fail, though the stores answer, before its partition is tried less often …
+const FAILS: u32 = 30;
+/// … each time by so much, up to …
+const REST: Duration = Duration::from_secs(1);
+/// … this: the broker counts how often it gets a message back, and gives it up after 1,000 times.
+const REST_MAX: Duration = Duration::from_secs(60);
+
+/// How often in a row messages were taken and given back, without one that was finished.
+#[derive(Debug, Default)]
+pub(super) struct Fails(u32);
+
+impl Fails {
+    pub(super) fn note(&mut self, took: bool, finished: bool) {
+        self.0 = if finished { u32::from(took) } else { self.0 + u32::from(took) };
+    }
+
+    /// How long the partition rests beside the usual pause.
+    fn rest(&self) -> Duration {
+        REST.saturating_mul(self.0.saturating_sub(FAILS)).min(REST_MAX)
+    }
+}
 
 impl Pipeline<'_> {
     /// Waits while an operator wants it to, and tidies meanwhile; `false` if it is time to stop.
@@ -46,14 +70,25 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Waits until Postgres and the broker answer; `false` if it is time to stop.
-    pub(super) async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
+    /// Waits until batches can be written; `false` if it is time to stop. A store that only reads, or lacks something, is
+    /// found here, where no message is in hand that the broker would count as given back.
+    pub(super) async fn wait_for_stores(
+        &mut self,
+        fails: &Fails,
+        backoff: &mut Backoff,
+        stop: &CancellationToken,
+    ) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            () = tokio::time::sleep(fails.rest()) => {}
+        }
         loop {
             if !backoff.wait(stop).await {
                 return false;
             }
             // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
-            match leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch).await {
+            let fence = (self.name.as_str(), self.epoch);
+            match transaction::may_be_written(&self.context.stores.postgres, fence, clock::now()).await {
                 Ok(newest) => {
                     observe::store_up("postgres", true);
                     self.newest = newest.unwrap_or(self.newest);
@@ -61,9 +96,39 @@ impl Pipeline<'_> {
                 }
                 Err(error) => {
                     observe::store_up("postgres", false);
-                    tracing::debug!(partition = self.name, %error, "Still waiting.");
+                    // Somebody holds what it needs, and lets go some day.
+                    if error.kind == Kind::Conflict {
+                        tracing::debug!(partition = self.name, %error, "Still waiting.");
+                    } else {
+                        self.complain(&error);
+                    }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_again_and_again_is_tried_less_often_and_never_given_up() {
+        let mut fails = Fails::default();
+        (0..FAILS).for_each(|_| fails.note(true, false));
+        assert_eq!(fails.rest(), Duration::ZERO);
+        let mut rested = Duration::ZERO;
+        for _ in FAILS..1_000 {
+            fails.note(true, false);
+            rested += fails.rest();
+        }
+        // As long as the broker goes on giving it back.
+        assert!(rested > Duration::from_secs(15 * 3_600), "{rested:?}");
+        // Without a message in hand nothing is given back.
+        let before = fails.rest();
+        fails.note(false, false);
+        assert_eq!(fails.rest(), before);
+        fails.note(true, true);
+        assert_eq!(fails.rest(), Duration::ZERO);
     }
 }

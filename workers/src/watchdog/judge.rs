@@ -39,6 +39,8 @@ pub(crate) struct Look {
     pub ready: u32,
     /// Consumers that the broker knows.
     pub consumers: u32,
+    /// Whether the broker takes messages; not so while an alarm is on.
+    pub takes: bool,
     pub pulse: State,
 }
 
@@ -80,8 +82,10 @@ impl Memory {
             *self = Self { finished: *finished, renewed: self.renewed, ..Self::default() };
         }
         match doing {
-            // That the broker is away is no cause: it has just answered this look.
-            Doing::Waiting("rabbitmq") | Doing::Subscribing | Doing::Listening if look.ready > 0 => {}
+            Doing::Subscribing | Doing::Listening if look.ready > 0 => {}
+            // That the broker is away is no cause: it has just answered this look. That it takes nothing is one, where a
+            // message is to go to the dead letters.
+            Doing::Waiting("rabbitmq") if look.ready > 0 && look.takes => {}
             // A known cause: the store's own signs tell of it, and repairing the consumer would mend nothing.
             Doing::Waiting(_) | Doing::Paused => {
                 *self = Self { finished: self.finished, ..Self::default() };
@@ -179,7 +183,7 @@ mod tests {
             let start = Instant::now();
             let mut pulse = Pulse::new().state();
             (pulse.doing, pulse.since) = (doing, start);
-            let look = Look { now: start, ready, consumers: 1, pulse };
+            let look = Look { now: start, ready, consumers: 1, takes: true, pulse };
             Self { start, memory: Memory::default(), look, ends_when_told: true }
         }
 
@@ -249,6 +253,15 @@ mod tests {
         }
         let mut broken = Scene::new(Doing::Broken("no table".into()), 3);
         assert_eq!(broken.memory.judge(&broken.look, PATIENCE), Verdict::StillStuck);
+    }
+
+    #[test]
+    fn a_broker_that_takes_nothing_is_a_known_cause_and_one_that_answers_is_not() {
+        let mut scene = Scene::new(Doing::Waiting("rabbitmq"), 7);
+        scene.look.takes = false;
+        assert_eq!(scene.until(3_600), []);
+        let mut scene = Scene::new(Doing::Waiting("rabbitmq"), 7);
+        assert_eq!(scene.until(20).len(), 1);
     }
 
     #[test]
