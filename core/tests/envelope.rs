@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use taskflow_core::Command;
 use taskflow_core::envelope::{parse, read};
+use taskflow_core::fault::FAULTS_MAX;
 
 fn valid(kind: &str, data: Value) -> Value {
     json!({
@@ -134,4 +135,16 @@ proptest! {
             prop_assert!(elsewhere.is_none(), "{:?} for damage at {}", elsewhere, here);
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_small_input_is_told_in_bounds() {
+    let mut command = json!({ "specversion": "1.0" });
+    for number in 0..100_000 {
+        command[format!("{number}")] = 0.into();
+    }
+    let malformed = parse(command.to_string().as_bytes()).unwrap_err();
+    assert!(malformed.faults.len() <= FAULTS_MAX + 1, "{} faults", malformed.faults.len());
+    assert!(malformed.faults.last().unwrap().detail.contains("more faults"), "{:?}", malformed.faults.last());
+    assert!(malformed.summary().len() < 4_096, "{}", malformed.summary());
 }

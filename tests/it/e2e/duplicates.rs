@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("one id in one body takes effect once", in_one_body),
         with_site("one id from many connections takes effect once", from_many_connections),
         with_site("an id with other content is refused, over AMQP as well", mismatch),
+        with_site("who waits for a receipt is not given that of another command", anothers),
         with_site("twins on different partitions take effect once", twins),
     ]
 }
@@ -110,6 +111,35 @@ async fn publish(site: &Site, command: &Command) -> Result {
 }
 
 /// The same id with normal and with low priority travels through two partitions that know nothing of each other.
+/// Both were accepted before either had a receipt.
+async fn anothers(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let first = command("task.create", id(), json!({ "title": "first" }));
+    let mut second = first.clone();
+    second["data"]["title"] = json!("second");
+    let waits = async |command: &Value| -> Result<(u16, Value)> {
+        let answer = admin.post("/v1/commands").header("prefer", "wait=30").json(command).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await?))
+    };
+    let (status, answer) = admin.send("application/json", first.to_string()).await?;
+    ensure!(status == 202, "{answer}");
+    let worked = async {
+        let queues: Vec<String> = site.partitions().await?.iter().map(|partition| partition.queue()).collect();
+        wait::until("all of them wait with the broker", async || {
+            Ok(site.link.depths(&queues).await?.values().map(|depth| depth.ready).sum::<u32>() == 3)
+        })
+        .await?;
+        cluster.worker()
+    };
+    let (same, other, worker) = tokio::join!(waits(&first), waits(&second), worked);
+    let ((same_status, same), (other_status, other), worker) = (same?, other?, worker?);
+    ensure!(same_status == 200 && same["status"] == "applied", "{same_status} {same}");
+    ensure!(other_status == 409 && other["code"] == "idempotency_mismatch", "{other_status} {other}");
+    worker.stop().await
+}
+
 async fn twins(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let mut expected = 0;

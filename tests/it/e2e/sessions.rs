@@ -1,17 +1,24 @@
 //! Logging in and out, and what is closed to whoever has not.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use futures_util::{StreamExt, stream};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use taskflow_tests::commands::{ADMIN_EMAIL, USER, USER_EMAIL, USER_PASSWORD, command_of, id};
+use taskflow_tests::commands::{ADMIN_EMAIL, USER, USER_EMAIL, USER_PASSWORD, command_of, id, ndjson};
 use taskflow_tests::{Result, Site, wait};
+use tokio::sync::watch;
 
 use crate::{cluster, with_site};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![with_site("sessions begin, hold and end", sessions), with_site("nothing is open", closed)]
+    vec![
+        with_site("a stream of commands ends with its session", stream_ends),
+        with_site("sessions begin, hold and end", sessions),
+        with_site("nothing is open", closed),
+    ]
 }
 
 async fn sessions(site: Arc<Site>) -> Result {
@@ -71,5 +78,40 @@ async fn closed(site: Arc<Site>) -> Result {
     for path in ["/healthz", "/readyz", "/metrics"] {
         ensure!(client.get(path).await?.status() == 200, "{path}");
     }
+    Ok(())
+}
+
+/// What was sent before counts; what comes after it is not taken.
+async fn stream_ends(site: Arc<Site>) -> Result {
+    const GROUP: usize = 500;
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let user = client.user().await?;
+    let group = || {
+        let create = |_| command_of(USER, "task.create", id(), json!({ "title": "one of many" }));
+        ndjson(&(0..GROUP).map(create).collect::<Vec<_>>())
+    };
+    let (go, mut gone) = watch::channel(false);
+    let (first, second) = (group(), group());
+    let begun = Instant::now();
+    let first = stream::once(async { std::io::Result::Ok(first) });
+    let second = stream::once(async move {
+        let _ = gone.wait_for(|gone| *gone).await;
+        std::io::Result::Ok(second)
+    });
+    let sender = user.clone();
+    let body = reqwest::Body::wrap_stream(first.chain(second));
+    let sending = tokio::spawn(async move { sender.send("application/x-ndjson", body).await });
+    let tasks = "SELECT count(*) FROM tasks";
+    wait::until("the first group is applied", async || Ok(site.count(tasks).await? == GROUP as i64)).await?;
+    ensure!(user.delete("/v1/sessions/current").await?.status() == 204, "not logged out");
+    // What is known of a caller holds for a second.
+    wait::until("that is long ago", async || Ok(begun.elapsed() > Duration::from_secs(2))).await?;
+    go.send_replace(true);
+    let (status, answer) = sending.await??;
+    ensure!(status == 401 && answer["accepted"] == GROUP, "{status} {answer}");
+    worker.stop().await?;
+    ensure!(site.count(tasks).await? == GROUP as i64, "commands were taken after the session's end");
     Ok(())
 }

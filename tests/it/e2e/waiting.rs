@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a scheduled command is applied in its time, or cancelled", scheduled),
         with_site("a command of an unknown type waits, then goes to the dead letters", unknown_type),
         with_site("a worker that dies with commands in the waiting room loses none", survives),
+        with_site("a command that is cancelled while it is tried leaves no line behind it", cancelled_meanwhile),
         with_site("many scheduled commands cost those that are due nothing", cheap),
     ]
 }
@@ -201,6 +202,38 @@ async fn unknown_type(site: Arc<Site>) -> Result {
 }
 
 /// Parked commands of many subjects, a worker that dies at each step of trying them, and one that ends the work.
+/// It is due, names a user who is not there, and would be parked: its subject's later commands must not wait behind it.
+async fn cancelled_meanwhile(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let task = id();
+    let mut create = command("task.create", task, json!({ "title": "never", "assigneeid": id() }));
+    create["notbefore"] = json!(in_ms(3_000));
+    send(&admin, &[create.clone()]).await?;
+    until_status(&admin, &create["id"], "scheduled").await?;
+    // Its batch waits here when it has looked for receipts, and before it writes anything.
+    let mut lock = taskflow_stores::postgres::begin(&site.postgres).await?;
+    sqlx::raw_sql("LOCK TABLE partition_heads IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await?;
+    wait::until("it is tried", async || {
+        let tried = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+            AND wait_event_type = 'Lock' AND query LIKE '/* record_batch */%'";
+        Ok(site.count(tried).await? > 0)
+    })
+    .await?;
+    let path = format!("/v1/commands/{}", create["id"].as_str().unwrap_or_default());
+    let cancelled: Value = admin.delete(&path).await?.json().await?;
+    ensure!(cancelled["status"] == "cancelled", "{cancelled}");
+    lock.rollback().await?;
+    let next = command("task.create", task, json!({ "title": "not held up" }));
+    let next = admin.apply(&next).await?;
+    ensure!(next["status"] == "applied", "{next}");
+    ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 0, "somebody waits");
+    until_status(&admin, &create["id"], "cancelled").await?;
+    worker.stop().await
+}
+
 async fn survives(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let patient = ("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "60000");

@@ -60,9 +60,8 @@ async fn mid_batch(site: Arc<Site>, point: &str) -> Result {
     let held = "SELECT count(*) FROM partition_leases WHERE expires_at > now()";
     wait::until("its leases have run out", async || Ok(site.count(held).await? == 0)).await?;
     let successor = cluster.worker()?;
-    let now = site.count("SELECT count(*) FROM receipts").await?;
-    // All partitions but perhaps the one whose head the sleeper has locked.
-    applied(&site, now + 100).await?;
+    // Also the one whose head or rows the sleeper has locked: Postgres ends what is silent for half a lease.
+    all_go_on(&site).await?;
     sleeper.signal(Signal::SIGCONT)?;
     let client = Client::new(&format!("http://{listen}"))?;
     wait::until("its batch was refused or broken off", async || {
@@ -83,6 +82,18 @@ async fn mid_batch(site: Arc<Site>, point: &str) -> Result {
     successor.stop().await
 }
 
+/// Waits until every partition has applied a batch from now on.
+async fn all_go_on(site: &Site) -> Result {
+    let before = heads(site).await?;
+    wait::until("all partitions go on", async || {
+        // One that has had no batch yet is not among them.
+        let begun =
+            |name: &str| before.iter().find(|(known, _)| known == name).map_or(0, |(_, batch)| *batch);
+        Ok(heads(site).await?.iter().all(|(name, batch)| begun(name) < *batch))
+    })
+    .await
+}
+
 /// The sinks of what is handed over can't finish; nobody waits for them.
 async fn handed_over(world: &World) -> Result {
     let site = Site::new(world).await?;
@@ -94,14 +105,7 @@ async fn handed_over(world: &World) -> Result {
     world.servers.lock().await.mongodb.pause();
     let handed = async {
         let second = sharing(&site, &cluster, &patient).await?;
-        let before = heads(&site).await?;
-        wait::until("all partitions go on", async || {
-            // One that has had no batch yet is not among them.
-            let begun =
-                |name: &str| before.iter().find(|(known, _)| known == name).map_or(0, |(_, batch)| *batch);
-            Ok(heads(&site).await?.iter().all(|(name, batch)| begun(name) < *batch))
-        })
-        .await?;
+        all_go_on(&site).await?;
         Ok::<_, anyhow::Error>(second)
     };
     let handed = handed.await;

@@ -6,15 +6,17 @@ use anyhow::{Context, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
-use taskflow_core::envelope;
+use taskflow_core::{envelope, slot};
 use taskflow_servers::Server;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::begin;
+use taskflow_stores::rabbit::consume::Subscription;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_tests::commands::{command, id, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::wait::looked_at;
-use taskflow_tests::{Result, Site, World, wait};
+use taskflow_tests::{Result, Site, World, letters, wait};
+use tokio_util::sync::CancellationToken;
 
 use crate::{cluster, with_site, with_world};
 
@@ -37,6 +39,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_world("mongodb dies and comes back under load", async |world| dies(world, Store::MongoDb).await),
         with_world("redis dies and comes back under load", async |world| dies(world, Store::Redis).await),
         with_site("a transaction that is given up while it begins is not left open", given_up),
+        with_site("what can't be written is not given back to the broker again and again", not_written),
         with_site("a row that another session holds is named, and who stands before it is applied", held_row),
     ]
 }
@@ -195,4 +198,29 @@ async fn applied(site: &Site, count: i64) -> Result {
         Ok(site.count("SELECT count(*) FROM receipts").await? >= count)
     })
     .await
+}
+
+/// Reading works, writing does not: the broker would dead-letter a message that it has got back a thousand times.
+async fn not_written(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let subject = id();
+    site.sql("ALTER TABLE receipts RENAME COLUMN attempts TO tries").await?;
+    letters::publish(&site, &command("task.create", subject, json!({ "title": "kept" }))).await?;
+    let worker = cluster.worker()?;
+    wait::until("the worker says what is missing", async || Ok(worker.log().contains("attempts"))).await?;
+    let rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+    let before = site.count(rollbacks).await?;
+    wait::until("it has tried again and again", async || Ok(site.count(rollbacks).await? >= before + 8)).await?;
+    worker.stop().await?;
+    let partition = site.course().await?.to.in_slot(false, slot::of(subject));
+    let stop = CancellationToken::new();
+    let opened = Subscription::open(&site.link, partition, 10, &stop).await?;
+    let mut subscription = opened.subscription().context("no subscription")?;
+    let returns = subscription.next().await?.returns();
+    subscription.release().await;
+    ensure!(returns <= 3, "it was given back {returns} times");
+    site.sql("ALTER TABLE receipts RENAME COLUMN tries TO attempts").await?;
+    let worker = cluster.worker()?;
+    wait::until("it is applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1)).await?;
+    worker.stop().await
 }

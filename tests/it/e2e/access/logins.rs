@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("access: failed logins are limited by account, and nobody can lock others out", by_account),
         with_site("access: failed logins are limited by address", by_address),
+        with_site("access: who hangs up while the password is looked at has tried", hangs_up),
     ]
 }
 
@@ -102,4 +103,23 @@ async fn by_address(site: Arc<Site>) -> Result {
         "{waits:?}"
     );
     Ok(())
+}
+
+async fn hangs_up(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (_api, client) = cluster.api_with(&[PROXY]).await?;
+    let redis = redis::Client::open(site.redis_url.as_str())?;
+    let mut redis = redis.get_multiplexed_async_connection().await?;
+    let pattern = format!("{}login:failed:*", site.redis_prefix);
+    let mut failures = async || -> Result<usize> {
+        let keys: Vec<String> = redis::cmd("KEYS").arg(&pattern).query_async(&mut redis).await?;
+        Ok(keys.len())
+    };
+    ensure!(failures().await? == 0, "somebody has failed before");
+    // bcrypt takes longer than this caller has.
+    let guess = json!({ "email": USER_EMAIL, "password": "a guess" });
+    let request = client.post("/v1/sessions").header("x-forwarded-for", "203.0.113.7").json(&guess);
+    let hung_up = request.timeout(std::time::Duration::from_millis(100)).send().await;
+    ensure!(hung_up.is_err_and(|error| error.is_timeout()), "it was answered");
+    wait::until("it is counted", async || Ok(failures().await? > 0)).await
 }
