@@ -129,7 +129,7 @@ fn error(status: u16) -> (&'static str, &'static str) {
         500 => ("Internal", "Our fault; the log has the cause under the answer's x-request-id"),
         _ => (
             "Unavailable",
-            "A store is away; retry-after says when to try again. Sending the same again is safe",
+            "A store is away or there is no room; retry-after says when to try again. A command takes effect once, however often it is sent; what else was asked for may have been done where the detail says that this is not known",
         ),
     }
 }
