@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 use taskflow_core::envelope;
 use taskflow_core::partition::Phase;
 use taskflow_stores::clock;
+use taskflow_stores::rabbit::consume::Subscription;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::{COMMANDS, SLOTS};
+use taskflow_stores::rabbit::topology::{self, COMMANDS, SLOTS};
 use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
 use taskflow_tests::promise::{self, Accepted, Stream};
-use taskflow_tests::{Cluster, Result, Site, wait};
+use taskflow_tests::{Cluster, Result, Site, letters, wait};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{cluster, with_site};
@@ -41,6 +43,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a change of the partitions goes on wherever its command dies", commands_die),
         with_site("commands that wait move to the new partitions of their subjects", waiting_moves),
         with_site("a change of the partitions that can't go on says why", says_why),
+        with_site("a queue is looked into, and what is in it stays in its order", looked_into),
         with_site("the deployment's number of partitions counts, not the settings'", database_wins),
     ]
 }
@@ -291,4 +294,25 @@ async fn database_wins(site: Arc<Site>) -> Result {
     ensure!(log.matches("only for a fresh deployment").count() == 1, "it does not say so once:\n{log}");
     ensure!(site.link.find("taskflow.commands.08").await?.is_none(), "the settings' queues were declared");
     worker.stop().await
+}
+
+async fn looked_into(site: Arc<Site>) -> Result {
+    let partition = site.course().await?.to.in_slot(false, 1);
+    ensure!(topology::is_empty(&site.link, partition).await?, "something is in a new queue");
+    let commands: Vec<Value> =
+        (0..3).map(|_| command("task.create", subject_in_slot(1), json!({ "title": "stays" }))).collect();
+    for command in &commands {
+        letters::publish(&site, command).await?;
+    }
+    for _ in 0..3 {
+        ensure!(!topology::is_empty(&site.link, partition).await?, "the queue is said to be empty");
+    }
+    let opened = Subscription::open(&site.link, partition, 10, &CancellationToken::new()).await?;
+    let mut subscription = opened.subscription().context("no subscription")?;
+    for command in &commands {
+        let body: Value = serde_json::from_slice(subscription.next().await?.body())?;
+        ensure!(body["id"] == command["id"], "{body} stands where {command} was");
+    }
+    subscription.release().await;
+    Ok(())
 }
