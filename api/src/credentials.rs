@@ -347,7 +347,9 @@ impl App {
                 redis.end_sessions(user.id, version).await?;
                 redis.fence_permissions(user.id, version).await?;
                 let changed = vec![taskflow_stores::redis::cache::user_entry(&user)];
-                redis.refresh(&taskflow_stores::redis::cache::Refresh { changed, ..Default::default() }).await?;
+                redis
+                    .refresh(&taskflow_stores::redis::cache::Refresh { changed, ..Default::default() })
+                    .await?;
                 self.credentials.forget_user(user.id);
                 user_deeds::ended(postgres, user.id, version).await
             };

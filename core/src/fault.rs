@@ -35,7 +35,10 @@ impl Faults {
         match self.0.len() {
             0..FAULTS_MAX => self.0.push(Fault::new(pointer, detail)),
             FAULTS_MAX => {
-                self.0.push(Fault::new("", format!("there are more faults than these {FAULTS_MAX}: mend them first")));
+                self.0.push(Fault::new(
+                    "",
+                    format!("there are more faults than these {FAULTS_MAX}: mend them first"),
+                ));
             }
             _ => {}
         }

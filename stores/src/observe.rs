@@ -6,7 +6,6 @@ use std::time::Duration;
 use metrics::{Label, SharedString};
 use taskflow_core::metric::{self, Kind, Metric};
 
-
 /// The handle of one series. Keep it where the series is recorded often.
 pub fn counter(metric: &Metric, labels: &[(&'static str, &str)]) -> metrics::Counter {
     debug_assert_eq!(metric.kind, Kind::Counter);

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use taskflow_core::{envelope, metric};
 use taskflow_core::stream::Place;
+use taskflow_core::{envelope, metric};
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::postgres::{tasks, users};
 use taskflow_stores::rabbit::publish::Message;

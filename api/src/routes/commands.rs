@@ -251,7 +251,8 @@ async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> R
     let receipt = read_receipt(&app, id).await?;
     match receipt {
         Some(receipt) if cancelled => {
-            let kind = receipt.kind.as_deref().filter(|kind| command::TYPES.contains(kind)).unwrap_or("unknown");
+            let kind =
+                receipt.kind.as_deref().filter(|kind| command::TYPES.contains(kind)).unwrap_or("unknown");
             let labels = [("type", kind), ("outcome", "cancelled")];
             observe::counter(&metric::COMMANDS_FINISHED, &labels).increment(1);
             tracing::info!(command = %id, "A scheduled command was cancelled.");

@@ -49,7 +49,9 @@ async fn log_in(
     // In a task of its own: whoever hangs up has tried all the same, and is counted.
     let tried = async move { try_to_log_in(&app, ip, &headers, email, password).await };
     let tried = tokio::spawn(tried.instrument(tracing::Span::current()));
-    tried.await.unwrap_or_else(|_| Err(Problem::unavailable("the login was not brought to its end; try again")))
+    tried
+        .await
+        .unwrap_or_else(|_| Err(Problem::unavailable("the login was not brought to its end; try again")))
 }
 
 async fn try_to_log_in(

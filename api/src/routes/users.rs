@@ -9,14 +9,14 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use taskflow_core::User;
 use taskflow_core::envelope::{self, Malformed};
 use taskflow_core::fault::{Fault, Faults, Object};
 use taskflow_core::state::Role;
 use taskflow_core::system_event::Change;
-use taskflow_core::{User, metric};
+use taskflow_stores::clock;
 use taskflow_stores::postgres::user_deeds::{self, Refused};
 use taskflow_stores::postgres::users;
-use taskflow_stores::{clock, observe};
 use uuid::Uuid;
 
 use super::commands::{self, Taken};

@@ -309,7 +309,11 @@ pub async fn record(
 
 /// Records a batch without commands and takes it back: whether batches can be written now, which reading does not tell.
 /// Returns the number of the partition's newest batch, if it still belongs to this epoch.
-pub async fn may_be_written(pool: &PgPool, fence: (&str, i64), now: DateTime<Utc>) -> Result<Option<i64>, StoreError> {
+pub async fn may_be_written(
+    pool: &PgPool,
+    fence: (&str, i64),
+    now: DateTime<Utc>,
+) -> Result<Option<i64>, StoreError> {
     let (partition, epoch) = fence;
     let mut transaction = BatchTransaction::new(pool, NO_LEASE);
     transaction.connection().await?;

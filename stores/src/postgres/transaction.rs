@@ -18,10 +18,12 @@ pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Erro
 
 /// The same of a transaction that the server ends when nothing is heard of it for so long: whoever sleeps in the middle of
 /// it must not hold its rows for longer than others can wait. In the round trip of its beginning.
-pub async fn begin_awake(pool: &PgPool, idle: Duration) -> Result<Transaction<'static, Postgres>, Error> {
+pub(super) async fn begin_awake(
+    pool: &PgPool,
+    idle: Duration,
+) -> Result<Transaction<'static, Postgres>, Error> {
     let pool = pool.clone();
-    let begin =
-        format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
+    let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
     #[expect(clippy::disallowed_methods, reason = "nobody drops it here")]
     let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
     begun.await.unwrap_or(Err(Error::WorkerCrashed))

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::failed;
 use super::receipts::{self, View};
 use super::tasks::unknown_word;
-use crate::StoreError;
+use crate::{Kind, StoreError};
 
 /// A command that has waited, as its message came.
 #[derive(Debug, Clone)]

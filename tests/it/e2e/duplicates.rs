@@ -126,7 +126,8 @@ async fn anothers(site: Arc<Site>) -> Result {
     let (status, answer) = admin.send("application/json", first.to_string()).await?;
     ensure!(status == 202, "{answer}");
     let worked = async {
-        let queues: Vec<String> = site.partitions().await?.iter().map(|partition| partition.queue()).collect();
+        let queues: Vec<String> =
+            site.partitions().await?.iter().map(|partition| partition.queue()).collect();
         wait::until("all of them wait with the broker", async || {
             Ok(site.link.depths(&queues).await?.values().map(|depth| depth.ready).sum::<u32>() == 3)
         })

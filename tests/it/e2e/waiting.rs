@@ -23,7 +23,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a scheduled command is applied in its time, or cancelled", scheduled),
         with_site("a command of an unknown type waits, then goes to the dead letters", unknown_type),
         with_site("a worker that dies with commands in the waiting room loses none", survives),
-        with_site("a command that is cancelled while it is tried leaves no line behind it", cancelled_meanwhile),
+        with_site(
+            "a command that is cancelled while it is tried leaves no line behind it",
+            cancelled_meanwhile,
+        ),
         with_site("many scheduled commands cost those that are due nothing", cheap),
     ]
 }

@@ -210,7 +210,8 @@ async fn not_written(site: Arc<Site>) -> Result {
     wait::until("the worker says what is missing", async || Ok(worker.log().contains("attempts"))).await?;
     let rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()";
     let before = site.count(rollbacks).await?;
-    wait::until("it has tried again and again", async || Ok(site.count(rollbacks).await? >= before + 8)).await?;
+    wait::until("it has tried again and again", async || Ok(site.count(rollbacks).await? >= before + 8))
+        .await?;
     worker.stop().await?;
     let partition = site.course().await?.to.in_slot(false, slot::of(subject));
     let stop = CancellationToken::new();

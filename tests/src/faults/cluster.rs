@@ -32,13 +32,17 @@ pub static FAULTS: &[Fault] = &[
         .stands()
         .refuses(),
     // Of a queue without a majority the broker says that it is empty.
-    Fault::new("broker: three nodes, two die while the number of partitions changes", act!(change_and_lose_two), act!(as_before))
-        .prepared(act!(join))
-        .spoils()
-        .soak_only()
-        .hold(20.0, 20.0)
-        .stands()
-        .refuses(),
+    Fault::new(
+        "broker: three nodes, two die while the number of partitions changes",
+        act!(change_and_lose_two),
+        act!(as_before),
+    )
+    .prepared(act!(join))
+    .spoils()
+    .soak_only()
+    .hold(20.0, 20.0)
+    .stands()
+    .refuses(),
     Fault::new("broker: three nodes, ports between them blocked", act!(block), act!(unblock))
         .prepared(act!(join))
         .spoils()
