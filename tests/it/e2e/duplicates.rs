@@ -128,8 +128,9 @@ async fn anothers(site: Arc<Site>) -> Result {
     let worked = async {
         let queues: Vec<String> =
             site.partitions().await?.iter().map(|partition| partition.queue()).collect();
+        // The login is a command too.
         wait::until("all of them wait with the broker", async || {
-            Ok(site.link.depths(&queues).await?.values().map(|depth| depth.ready).sum::<u32>() == 3)
+            Ok(site.link.depths(&queues).await?.values().map(|depth| depth.ready).sum::<u32>() == 4)
         })
         .await?;
         cluster.worker()
