@@ -230,7 +230,26 @@ async fn change_and_lose_two(h: &mut Harness<'_>) -> Result<()> {
         Ok(site.course().await?.phase == Phase::Draining)
     })
     .await?;
+    lead_elsewhere(h).await?;
     lose_two(h).await
+}
+
+/// Of a queue whose leader it has itself the first node still knows what is in it.
+async fn lead_elsewhere(h: &mut Harness<'_>) -> Result<()> {
+    let vhost = h.vhost().to_owned();
+    let names: Vec<String> = nodes(h)?.iter().map(|node| node.name.clone()).collect();
+    let to = names.first().context("no nodes have joined")?;
+    let order = format!(
+        "[rabbit_quorum_queue:transfer_leadership(Q, '{to}') || Q <- rabbit_amqqueue:list(<<\"{vhost}\">>), \
+         amqqueue:get_type(Q) =:= rabbit_quorum_queue], ok."
+    );
+    wait::until("the nodes that go have all the leaders", async || {
+        h.rabbitmqctl(&["eval", &order]).await?;
+        let queues = h.rabbitmqctl(&["list_queues", "-p", &vhost, "--silent", "name", "leader"]).await?;
+        let mut partitions = queues.lines().filter(|line| line.starts_with("taskflow.commands."));
+        Ok(partitions.all(|line| names.iter().any(|name| line.contains(name.as_str()))))
+    })
+    .await
 }
 
 async fn as_before(h: &mut Harness<'_>) -> Result<()> {
