@@ -123,6 +123,10 @@ fn look(
     let doing = &look.pulse.doing;
     match verdict {
         Verdict::Well => show(context, partition, None),
+        Verdict::Unseen => {
+            let detail = "the broker knows of no consumer of its queue: the queue's leader does not answer";
+            show(context, partition, Some(detail.to_owned()));
+        }
         Verdict::StillStuck => show(context, partition, Some(cause(&look))),
         Verdict::Renew => {
             show(context, partition, None);

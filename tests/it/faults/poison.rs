@@ -10,13 +10,14 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use taskflow_core::command::digest;
-use taskflow_core::envelope;
+use taskflow_core::{Command, envelope};
 use taskflow_stores::clock;
 use taskflow_stores::postgres::suspects;
 use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
-use taskflow_tests::{Process, Result, Site, wait};
+use taskflow_tests::{Process, Result, Site, letters, wait};
 use uuid::Uuid;
 
 use crate::{cluster, with_site};
@@ -47,8 +48,11 @@ pub(crate) fn tests() -> Vec<Trial> {
 /// Sends it; returns what counts it when it is dead.
 async fn pill(site: &Site, slot: u8) -> Result<String> {
     let value = command("task.create", subject_in_slot(slot), json!({ "title": "the pill" }));
-    let pill = envelope::read(value)?;
-    site.publisher.publish(Message::command(&pill, clock::now(), None)).await?;
+    swallow(site, &envelope::read(value)?).await
+}
+
+async fn swallow(site: &Site, pill: &Command) -> Result<String> {
+    site.publisher.publish(Message::command(pill, clock::now(), None)).await?;
     Ok(format!(
         "SELECT count(*) FROM receipts WHERE id = '{}' AND outcome = 'dead' AND code = 'poison'",
         pill.id
@@ -59,7 +63,8 @@ async fn pill(site: &Site, slot: u8) -> Result<String> {
 async fn panics(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let stream = Stream::start(&site, 12, 20);
-    let dead = pill(&site, 0).await?;
+    let pill = envelope::read(command("task.create", subject_in_slot(0), json!({ "title": "the pill" })))?;
+    let dead = swallow(&site, &pill).await?;
     let since = clock::now();
     let mut worker = cluster.spawn("worker", &[("TASKFLOW_CRASH_ON", "panic:the pill")])?;
     wait::until("the message is dead", async || {
@@ -71,6 +76,19 @@ async fn panics(site: Arc<Site>) -> Result {
     accepted.others = 1;
     promise::check(&site, &accepted).await?;
     forgotten(&site, &worker, since).await?;
+    worker.stop().await?;
+
+    // Sent again, to one that can read it: it is known, and no other command under a known id.
+    let worker = cluster.worker()?;
+    letters::until(&site, "kept", 1).await?;
+    swallow(&site, &pill).await?;
+    let after = command("task.create", subject_in_slot(0), json!({ "title": "after it" }));
+    letters::publish(&site, &after).await?;
+    site.until_told(&[after]).await?;
+    wait::until("the dead letters are drained", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 0))
+        .await?;
+    ensure!(site.count("SELECT count(*) FROM dead_letters").await? == 1, "it is taken for another command");
+    ensure!(site.count(&dead).await? == 1, "its receipt has changed");
     worker.stop().await
 }
 

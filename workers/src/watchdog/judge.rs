@@ -50,6 +50,8 @@ pub(crate) enum Verdict {
     Well,
     /// Idle for long: let it subscribe anew, as a routine.
     Renew,
+    /// Subscribed, and the broker says that nobody is: it knows nothing of the queue while its leader is away.
+    Unseen,
     /// Stuck, and this is to be done now.
     Stuck(Step),
     /// Stuck still; what was done may need time, or a person is needed.
@@ -76,7 +78,16 @@ impl Memory {
 
     /// Judges a partition by a look at it.
     pub(crate) fn judge(&mut self, look: &Look, patience: Duration) -> Verdict {
-        self.unseen_since = None;
+        let is_seen = look.pulse.doing != Doing::Listening || look.consumers > 0 || look.ready > 0;
+        if is_seen {
+            self.unseen_since = None;
+        } else if self.is_unseen_for(look.now, patience) {
+            // It may as well be that the consumer has vanished.
+            return match self.nothing_waits(look, look.pulse.since, patience) {
+                Verdict::Renew => Verdict::Renew,
+                _ => Verdict::Unseen,
+            };
+        }
         let State { doing, since, finished, .. } = &look.pulse;
         if finished.is_some_and(|at| self.finished.is_none_or(|last| at > last)) {
             *self = Self { finished: *finished, renewed: self.renewed, ..Self::default() };
@@ -279,6 +290,16 @@ mod tests {
         scene.until(86_400);
         scene.look.ready = 1;
         assert_eq!(scene.until(86_412), []);
+    }
+
+    #[test]
+    fn a_queue_without_a_leader_is_told_and_nothing_is_rebuilt() {
+        let mut scene = Scene::new(Doing::Listening, 0);
+        scene.look.consumers = 0;
+        assert!(scene.until(600).iter().all(|(_, verdict)| *verdict == Verdict::Renew));
+        assert_eq!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Unseen);
+        scene.look.consumers = 1;
+        assert_ne!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Unseen);
     }
 
     #[test]
