@@ -128,6 +128,8 @@ pub(crate) struct Context {
     /// What no partition complains of is logged once a second.
     pub complaints: Seldom,
     pub watched: watchdog::Watched,
+    /// What fails again and again.
+    pub fails: partition::standstill::Fails,
     pub vitals: Vitals,
 }
 
@@ -153,6 +155,7 @@ pub async fn run(
         mender: Mender::default(),
         complaints: Seldom::new(),
         watched: watchdog::Watched::default(),
+        fails: partition::standstill::Fails::default(),
         vitals,
         settings,
         retention,

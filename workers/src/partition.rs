@@ -1,7 +1,7 @@
 //! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
 
 mod alone;
-mod standstill;
+pub(crate) mod standstill;
 mod waited;
 
 use std::collections::HashSet;
@@ -36,7 +36,6 @@ use crate::sink::Batch;
 use crate::waiting::{Room, foreign};
 use taskflow_stores::backoff::Backoff;
 
-use self::standstill::Fails;
 use self::waited::Careful;
 use crate::{Context, crash, pause, report};
 
@@ -125,7 +124,6 @@ pub(crate) async fn run(
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
     let mut backoff = fresh();
-    let mut fails = Fails::default();
     loop {
         let parting = pipeline.pulse.arm(&stop);
         if !pipeline.while_paused(&stop).await {
@@ -163,11 +161,11 @@ pub(crate) async fn run(
                 if finished {
                     backoff = fresh();
                 }
-                fails.note(std::mem::take(&mut pipeline.took), finished);
+                context.fails.note(partition, std::mem::take(&mut pipeline.took), finished);
                 pipeline.complain(&error);
             }
         }
-        if !pipeline.wait_for_stores(&fails, &mut backoff, &stop).await {
+        if !pipeline.wait_for_stores(&mut backoff, &stop).await {
             break;
         }
     }

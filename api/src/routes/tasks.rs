@@ -14,7 +14,7 @@ use taskflow_core::task_page::{Paging, REACH, SIZE, SIZE_MAX};
 use taskflow_core::{Task, cache_key};
 use taskflow_stores::Kind;
 use taskflow_stores::postgres::task_lists::At;
-use taskflow_stores::postgres::task_search;
+use taskflow_stores::postgres::task_search::{self, Searched};
 use uuid::Uuid;
 
 use crate::auth::Caller;
@@ -141,10 +141,6 @@ async fn search(
             format!("q says what to look for, in 1 to {QUERY_MAX} characters without NUL"),
         ));
     }
-    if text.split(' ').all(|word| word.starts_with('-')) {
-        let detail = "q needs a word to look for, beside those that are left out";
-        return Err(Problem::bad_request("bad_query", detail));
-    }
     let user = caller.finds_tasks_of();
     let scope = user.map_or_else(|| "all".to_owned(), |user| user.to_string());
     let size = paging.size.to_string();
@@ -159,8 +155,12 @@ async fn search(
     let postgres = app.reads.postgres.clone();
     let page = app.reads.document(wanted, move || async move {
         match task_search::search(&postgres, &query, patience).await {
-            Ok(Some(found)) => Ok(made(paging, found)),
-            Ok(None) => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
+            Ok(Searched::Found(found)) => Ok(made(paging, found)),
+            Ok(Searched::Boundless) => Err(Problem::bad_request(
+                "bad_query",
+                "q needs a word that is looked for, not only such that are left out, nor as one of two ways (or)",
+            )),
+            Ok(Searched::Behind) => Err(Problem::unavailable("the search index is behind with new tasks; try again")),
             Err(error) if error.kind == Kind::Conflict => Err(given_up(patience)),
             Err(error) => Err(error.into()),
         }

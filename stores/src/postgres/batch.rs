@@ -312,10 +312,11 @@ pub async fn record(
 pub async fn may_be_written(
     pool: &PgPool,
     fence: (&str, i64),
+    lease: Duration,
     now: DateTime<Utc>,
 ) -> Result<Option<i64>, StoreError> {
     let (partition, epoch) = fence;
-    let mut transaction = BatchTransaction::new(pool, NO_LEASE);
+    let mut transaction = BatchTransaction::new(pool, lease);
     transaction.connection().await?;
     let payload = Payload::default();
     let nothing = Record {

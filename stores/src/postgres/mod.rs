@@ -174,8 +174,8 @@ fn kind_of_code(code: &str) -> Kind {
         "40001" | "40P01" | "55P03" | "57014" | "23505" | "42P04" => Kind::Conflict,
         // Larger than the server bears: a value in an index, say.
         "54000" => Kind::Data,
-        // A standby that was not promoted yet.
-        "25006" => Kind::Unavailable,
+        // A standby that was not promoted yet; a transaction that was ended since nothing was heard of it.
+        "25006" | "25P03" => Kind::Unavailable,
         _ => match code.get(..2) {
             // Connection, resources (disk, memory, connections), operator's intervention, system.
             Some("08" | "53" | "57" | "58" | "XX") => Kind::Unavailable,
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_is_not_the_commands_fault_is_never_data() {
-        for code in ["08006", "53100", "53300", "57P01", "57P03", "58030", "25006"] {
+        for code in ["08006", "53100", "53300", "57P01", "57P03", "58030", "25006", "25P03"] {
             assert_eq!(kind_of_code(code), Kind::Unavailable, "{code}");
         }
         for code in ["42P01", "42501", "28P01", "3D000", "0A000"] {

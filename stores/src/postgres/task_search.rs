@@ -31,13 +31,19 @@ pub struct Query {
     pub limit: i64,
 }
 
-/// The best matches first; `None` if the index lacks too much. The server gives a search up that takes longer than
+/// What came of a search.
+#[derive(Debug)]
+pub enum Searched {
+    Found(At<Vec<Task>>),
+    /// The index lacks too much.
+    Behind,
+    /// There is no word to look for, or there need not be one: all that there is would have to be looked through.
+    Boundless,
+}
+
+/// The best matches first. The server gives a search up that takes longer than
 /// `patience`.
-pub async fn search(
-    pool: &PgPool,
-    query: &Query,
-    patience: Duration,
-) -> Result<Option<At<Vec<Task>>>, StoreError> {
+pub async fn search(pool: &PgPool, query: &Query, patience: Duration) -> Result<Searched, StoreError> {
     const CALL: &str = "search tasks";
     let mut transaction = begin(pool).await.map_err(failed(CALL))?;
     sqlx::query("/* limit_search */ SELECT set_config('statement_timeout', $1, true)")
@@ -47,9 +53,11 @@ pub async fn search(
         .map_err(failed(CALL))?;
     let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
         "/* search_tasks */
-        WITH asked AS MATERIALIZED (
+        WITH parsed AS MATERIALIZED (
             SELECT regexp_replace(websearch_to_tsquery('simple', $1)::text, $re$'((?:[^']|'')+)'$re$,
                 $re$'\\1':*$re$, 'g')::tsquery AS query
+        ), asked AS MATERIALIZED (
+            SELECT query FROM parsed WHERE querytree(query) NOT IN ('', 'T')
         ), pending AS MATERIALIZED (
             SELECT DISTINCT task_id FROM (SELECT task_id FROM search_pending LIMIT $2 + 1) p
         ), matches AS (
@@ -65,7 +73,7 @@ pub async fn search(
                 AND task_document(t.title, t.description) @@ asked.query
             LIMIT $4)
         )
-        SELECT {}, head.position, (SELECT count(*) FROM pending) AS pending
+        SELECT {}, head.position, (SELECT count(*) FROM pending) AS pending, EXISTS (SELECT FROM asked) AS able
         FROM {POSITION} LEFT JOIN LATERAL (
             SELECT t.*, m.rank FROM matches m JOIN tasks t ON t.id = m.id
             ORDER BY m.rank DESC, t.created_at DESC, t.id DESC OFFSET $5 LIMIT $6
@@ -84,10 +92,14 @@ pub async fn search(
     .map_err(failed(CALL))?;
     transaction.rollback().await.map_err(failed(CALL))?;
     let pending: i64 = rows.first().map_or(Ok(0), |row| row.try_get("pending")).map_err(failed(CALL))?;
-    if pending > PENDING_MAX {
-        return Ok(None);
+    let able = rows.first().map_or(Ok(true), |row| row.try_get("able")).map_err(failed(CALL))?;
+    if !able {
+        return Ok(Searched::Boundless);
     }
-    found(rows, CALL).map(Some)
+    if pending > PENDING_MAX {
+        return Ok(Searched::Behind);
+    }
+    found(rows, CALL).map(Searched::Found)
 }
 
 /// Whether more than so many notes wait.

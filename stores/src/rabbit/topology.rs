@@ -20,6 +20,7 @@ use lapin::{Channel, Confirmation, ExchangeKind};
 pub use taskflow_core::partition::Partition;
 use taskflow_core::partition::{Course, Layout};
 use taskflow_core::{partition, slot};
+use tokio::time::timeout;
 
 use super::consumer_channel::ConsumerChannel;
 use super::link::{Depth, Link};
@@ -43,7 +44,7 @@ pub const EVENTS: &str = "taskflow.events";
 
 /// How long the broker may take for a message that waits.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a message may take to somebody who has just begun to consume.
+/// How long the client library may take to hand over what has come.
 const GIVEN: Duration = Duration::from_millis(100);
 /// How often, and how many times, an empty queue is looked at whose consumer has just left.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -164,27 +165,32 @@ async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, 
 /// # Errors
 /// The leader does not answer.
 pub async fn is_empty(link: &Link, partition: Partition) -> Result<bool, StoreError> {
+    const CALL: &str = "look into a queue";
+    let leaderless = || StoreError::unavailable(STORE, CALL, "its leader does not answer");
     let queue = partition.queue();
     if link.find(&queue).await?.is_none() {
         return Ok(true);
     }
-    let channel = ConsumerChannel::open(link, 1).await?;
-    let consumer = channel.consume(&queue, BasicConsumeOptions::default(), "look into a queue");
-    let consumer = tokio::time::timeout(ANSWER, consumer).await.unwrap_or_else(|_| {
-        Err(StoreError::unavailable(STORE, "look into a queue", "its leader does not answer"))
-    })?;
+    // No consumer before it has held more: what is given back stays in its order (see `consume`).
+    let channel = ConsumerChannel::open(link, u16::MAX).await?;
+    let consumer = channel.consume(&queue, BasicConsumeOptions::default(), CALL);
+    let consumer = timeout(ANSWER, consumer).await.unwrap_or_else(|_| Err(leaderless()))?;
     // Dropped in this order, wherever it ends.
     let mut looking = (channel, consumer);
-    let with_us = link.find(&queue).await?;
-    let given = tokio::time::timeout(GIVEN, looking.1.next()).await.is_ok();
-    looking.0.close(ANSWER).await;
-    match with_us {
-        None => Ok(true),
-        Some(Depth { consumers: 0, .. }) => {
-            Err(StoreError::unavailable(STORE, "look into a queue", "its leader does not answer"))
-        }
-        Some(Depth { ready, .. }) => Ok(ready == 0 && !given),
+    // By the consumer's own channel, and twice: what it was given comes before the second answer.
+    let mut depth = Depth { ready: 0, consumers: 0 };
+    for _ in 0..2 {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let looked = looking.0.queue_declare(queue.as_str().into(), options, FieldTable::default());
+        let looked = timeout(ANSWER, looked).await.map_err(|_| leaderless())?.map_err(failed(CALL))?;
+        depth = Depth { ready: looked.message_count(), consumers: looked.consumer_count() };
     }
+    let given = timeout(GIVEN, looking.1.next()).await.is_ok();
+    looking.0.close(ANSWER).await;
+    if depth.consumers == 0 {
+        return Err(leaderless());
+    }
+    Ok(depth.ready == 0 && !given)
 }
 
 /// Deletes the queue of a partition that is left: unbound, empty, and without a consumer. What is in it in spite of
@@ -232,7 +238,7 @@ async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, Sto
     let (_, slots) = exchanges(partition.low);
     let mut carried = 0;
     while carried < ready {
-        let next = tokio::time::timeout(ANSWER, taking.1.next()).await;
+        let next = timeout(ANSWER, taking.1.next()).await;
         let delivery = match next {
             Ok(Some(delivery)) => delivery.map_err(failed("take a message"))?,
             Ok(None) => return Err(unavailable("the broker ended the consumer")),

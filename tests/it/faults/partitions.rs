@@ -304,11 +304,20 @@ async fn looked_into(site: Arc<Site>) -> Result {
     for command in &commands {
         letters::publish(&site, command).await?;
     }
+    // Somebody had them all and gave them back: the broker keeps such ones apart, and puts what comes back behind them.
+    let open = async || -> Result<Subscription> {
+        let opened = Subscription::open(&site.link, partition, 10, &CancellationToken::new()).await?;
+        opened.subscription().context("no subscription")
+    };
+    let mut first = open().await?;
+    for _ in &commands {
+        first.next().await?;
+    }
+    first.release().await;
     for _ in 0..3 {
         ensure!(!topology::is_empty(&site.link, partition).await?, "the queue is said to be empty");
     }
-    let opened = Subscription::open(&site.link, partition, 10, &CancellationToken::new()).await?;
-    let mut subscription = opened.subscription().context("no subscription")?;
+    let mut subscription = open().await?;
     for command in &commands {
         let body: Value = serde_json::from_slice(subscription.next().await?.body())?;
         ensure!(body["id"] == command["id"], "{body} stands where {command} was");

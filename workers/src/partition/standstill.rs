@@ -1,8 +1,11 @@
 //! A pipeline that stands still: since an operator wants it, or since a store is away.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use taskflow_stores::postgres::batch as transaction;
+use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
@@ -12,24 +15,29 @@ use crate::pulse::Doing;
 use taskflow_stores::backoff::Backoff;
 
 /// So often in a row may a batch fail, though the stores answer, before its partition is tried less often …
-const FAILS: u32 = 30;
+const FAILS: u32 = 10;
 /// … each time by so much, up to …
 const REST: Duration = Duration::from_secs(1);
 /// … this: the broker counts how often it gets a message back, and gives it up after 1,000 times.
 const REST_MAX: Duration = Duration::from_secs(60);
 
-/// How often in a row messages were taken and given back, without one that was finished.
+/// How often in a row messages were taken and given back, without one that was finished; by partition, whichever pipeline
+/// did so.
 #[derive(Debug, Default)]
-pub(super) struct Fails(u32);
+pub(crate) struct Fails(Mutex<BTreeMap<Partition, u32>>);
 
 impl Fails {
-    pub(super) fn note(&mut self, took: bool, finished: bool) {
-        self.0 = if finished { u32::from(took) } else { self.0 + u32::from(took) };
+    pub(super) fn note(&self, partition: Partition, took: bool, finished: bool) {
+        let mut fails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if finished { 0 } else { fails.get(&partition).copied().unwrap_or_default() };
+        fails.insert(partition, before + u32::from(took));
     }
 
     /// How long the partition rests beside the usual pause.
-    fn rest(&self) -> Duration {
-        REST.saturating_mul(self.0.saturating_sub(FAILS)).min(REST_MAX)
+    fn rest(&self, partition: Partition) -> Duration {
+        let fails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fails = fails.get(&partition).copied().unwrap_or_default();
+        REST.saturating_mul(fails.saturating_sub(FAILS)).min(REST_MAX)
     }
 }
 
@@ -72,15 +80,16 @@ impl Pipeline<'_> {
 
     /// Waits until batches can be written; `false` if it is time to stop. A store that only reads, or lacks something, is
     /// found here, where no message is in hand that the broker would count as given back.
-    pub(super) async fn wait_for_stores(
-        &mut self,
-        fails: &Fails,
-        backoff: &mut Backoff,
-        stop: &CancellationToken,
-    ) -> bool {
-        tokio::select! {
-            () = stop.cancelled() => return false,
-            () = tokio::time::sleep(fails.rest()) => {}
+    pub(super) async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
+        let rest = self.context.fails.rest(self.partition);
+        if !rest.is_zero() {
+            let fault =
+                format!("what it takes fails again and again; it is tried once more in {} s", rest.as_secs());
+            self.pulse.is_at(Doing::Broken(fault));
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(rest) => {}
+            }
         }
         loop {
             if !backoff.wait(stop).await {
@@ -88,7 +97,9 @@ impl Pipeline<'_> {
             }
             // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
             let fence = (self.name.as_str(), self.epoch);
-            match transaction::may_be_written(&self.context.stores.postgres, fence, clock::now()).await {
+            let lease = Duration::from_millis(self.context.settings.lease_ms);
+            match transaction::may_be_written(&self.context.stores.postgres, fence, lease, clock::now()).await
+            {
                 Ok(newest) => {
                     observe::store_up("postgres", true);
                     self.newest = newest.unwrap_or(self.newest);
@@ -114,21 +125,22 @@ mod tests {
 
     #[test]
     fn what_fails_again_and_again_is_tried_less_often_and_never_given_up() {
-        let mut fails = Fails::default();
-        (0..FAILS).for_each(|_| fails.note(true, false));
-        assert_eq!(fails.rest(), Duration::ZERO);
+        let (fails, partition) = (Fails::default(), Partition { low: false, index: 3, alternate: false });
+        (0..FAILS).for_each(|_| fails.note(partition, true, false));
+        assert_eq!(fails.rest(partition), Duration::ZERO);
         let mut rested = Duration::ZERO;
         for _ in FAILS..1_000 {
-            fails.note(true, false);
-            rested += fails.rest();
+            fails.note(partition, true, false);
+            rested += fails.rest(partition);
         }
         // As long as the broker goes on giving it back.
         assert!(rested > Duration::from_secs(15 * 3_600), "{rested:?}");
         // Without a message in hand nothing is given back.
-        let before = fails.rest();
-        fails.note(false, false);
-        assert_eq!(fails.rest(), before);
-        fails.note(true, true);
-        assert_eq!(fails.rest(), Duration::ZERO);
+        let before = fails.rest(partition);
+        fails.note(partition, false, false);
+        assert_eq!(fails.rest(partition), before);
+        assert_eq!(fails.rest(Partition { index: 4, ..partition }), Duration::ZERO);
+        fails.note(partition, true, true);
+        assert_eq!(fails.rest(partition), Duration::ZERO);
     }
 }

@@ -78,8 +78,10 @@ impl Memory {
 
     /// Judges a partition by a look at it.
     pub(crate) fn judge(&mut self, look: &Look, patience: Duration) -> Verdict {
-        let is_seen = look.pulse.doing != Doing::Listening || look.consumers > 0 || look.ready > 0;
-        if is_seen {
+        // Whoever would subscribe does so at once where nobody is subscribed.
+        let is_there =
+            matches!(look.pulse.doing, Doing::Listening | Doing::Subscribing | Doing::Waiting("rabbitmq"));
+        if !is_there || look.consumers > 0 || look.ready > 0 {
             self.unseen_since = None;
         } else if self.is_unseen_for(look.now, patience) {
             // It may as well be that the consumer has vanished.
@@ -99,7 +101,8 @@ impl Memory {
             Doing::Waiting("rabbitmq") if look.ready > 0 && look.takes => {}
             // A known cause: the store's own signs tell of it, and repairing the consumer would mend nothing.
             Doing::Waiting(_) | Doing::Paused => {
-                *self = Self { finished: self.finished, ..Self::default() };
+                let (finished, unseen_since) = (self.finished, self.unseen_since);
+                *self = Self { finished, unseen_since, ..Self::default() };
                 return Verdict::Well;
             }
             Doing::Broken(_) => {
@@ -296,7 +299,12 @@ mod tests {
     fn a_queue_without_a_leader_is_told_and_nothing_is_rebuilt() {
         let mut scene = Scene::new(Doing::Listening, 0);
         scene.look.consumers = 0;
-        assert!(scene.until(600).iter().all(|(_, verdict)| *verdict == Verdict::Renew));
+        assert!(scene.until(90).iter().all(|(_, verdict)| *verdict == Verdict::Renew));
+        // It can't subscribe again.
+        for doing in [Doing::Subscribing, Doing::Waiting("rabbitmq"), Doing::Subscribing] {
+            scene.look.pulse.doing = doing;
+            assert_eq!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Unseen);
+        }
         assert_eq!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Unseen);
         scene.look.consumers = 1;
         assert_ne!(scene.memory.judge(&scene.look, PATIENCE), Verdict::Unseen);
