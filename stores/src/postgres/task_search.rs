@@ -37,7 +37,7 @@ pub enum Searched {
     Found(At<Vec<Task>>),
     /// The index lacks too much.
     Behind,
-    /// There is no word to look for, or there need not be one: all that there is would have to be looked through.
+    /// Words are only left out, or are one of two ways: all that there is would have to be looked through.
     Boundless,
 }
 
@@ -73,7 +73,8 @@ pub async fn search(pool: &PgPool, query: &Query, patience: Duration) -> Result<
                 AND task_document(t.title, t.description) @@ asked.query
             LIMIT $4)
         )
-        SELECT {}, head.position, (SELECT count(*) FROM pending) AS pending, EXISTS (SELECT FROM asked) AS able
+        SELECT {}, head.position, (SELECT count(*) FROM pending) AS pending, 
+            EXISTS (SELECT FROM asked) OR EXISTS (SELECT FROM parsed WHERE numnode(query) = 0) AS able
         FROM {POSITION} LEFT JOIN LATERAL (
             SELECT t.*, m.rank FROM matches m JOIN tasks t ON t.id = m.id
             ORDER BY m.rank DESC, t.created_at DESC, t.id DESC OFFSET $5 LIMIT $6

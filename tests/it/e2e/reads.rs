@@ -314,7 +314,6 @@ async fn wrongly(site: Arc<Site>) -> Result {
         ("/v1/tasks/search?q=-a%20-b".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=-%22a%20b%22".to_owned(), 400, "bad_query"),
         ("/v1/tasks/search?q=a%20or%20-b".to_owned(), 400, "bad_query"),
-        ("/v1/tasks/search?q=!!".to_owned(), 400, "bad_query"),
         (format!("/v1/tasks/search?q={}", "x".repeat(201)), 400, "bad_query"),
     ] {
         let answer = admin.get(&path).await?;
