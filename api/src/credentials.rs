@@ -35,6 +35,8 @@ const REMEMBERED: usize = 50_000;
 /// Look-ups of keys at a time: invented keys must not take all connections.
 const LOOK_UPS: usize = 4;
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The same where there is nothing to fall back on.
+const LONG_PATIENCE: Duration = Duration::from_secs(3);
 /// After a store has not answered, it is not asked for this long about what is remembered.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long an answer of Redis may have been on its way.
@@ -55,6 +57,8 @@ pub(crate) struct Credentials {
     /// Also those that there are not.
     keys: Brief<Uuid, Option<Arc<Stored>>>,
     look_ups: Semaphore,
+    /// Places of those that are remembered: who invents keys takes none of them.
+    known_look_ups: Semaphore,
     postgres: Silence,
     redis: Silence,
     /// When keys were used, to the minute, until it is written down.
@@ -93,6 +97,7 @@ impl Default for Credentials {
             ended: Brief::new(REMEMBERED, KEPT),
             keys: Brief::new(REMEMBERED, KEPT),
             look_ups: Semaphore::new(LOOK_UPS),
+            known_look_ups: Semaphore::new(LOOK_UPS),
             postgres: Silence::new(),
             redis: Silence::new(),
             uses: Mutex::default(),
@@ -183,7 +188,10 @@ impl Credentials {
 
     async fn find_key(&self, postgres: &PgPool, id: Uuid) -> Result<Option<Arc<Stored>>, Problem> {
         let kept = || self.keys.get(&id, Instant::now());
-        let turn = tokio::time::timeout(PATIENCE, self.look_ups.acquire()).await;
+        let is_known = matches!(kept(), Some((Some(_), _)));
+        let (look_ups, patience) =
+            if is_known { (&self.known_look_ups, PATIENCE) } else { (&self.look_ups, LONG_PATIENCE) };
+        let turn = tokio::time::timeout(patience, look_ups.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             // Others ask too much: that says nothing of Postgres, and what is remembered must not count for longer.
             return Err(Problem::unavailable("too many API keys are looked up at the moment"));
@@ -200,7 +208,7 @@ impl Credentials {
             Ok(stored)
         };
         let silence = || StoreError::unavailable("postgres", "look up an API key", "no answer in time");
-        match tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(silence())) {
+        match tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(silence())) {
             Err(error) if error.kind == Kind::Unavailable => {
                 self.postgres.begin();
                 match kept() {
