@@ -262,7 +262,7 @@ impl Credentials {
     }
 
     /// Writes down when keys were used. What can't be written is tried again the next time.
-    async fn note_uses(&self, postgres: &PgPool) {
+    pub(crate) async fn note_uses(&self, postgres: &PgPool) {
         let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
         let list: Vec<(Uuid, DateTime<Utc>)> = uses.iter().map(|(id, at)| (*id, *at)).collect();
         if let Err(error) = api_keys::note_use(postgres, &list).await {

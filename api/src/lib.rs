@@ -216,6 +216,11 @@ pub async fn run(
     let serve = serve::serve(listener, router(Arc::clone(&app)), limits, stop.clone());
     let inside = serve_inside(inside, Arc::clone(&app), stop.clone());
     tokio::join!(serve, farewell, inside);
+    // What was called last has used keys too, and nobody waits for the task that writes it down.
+    let noted = app.credentials.note_uses(&app.stores.postgres);
+    if tokio::time::timeout(std::time::Duration::from_secs(5), noted).await.is_err() {
+        tracing::debug!("When API keys were used last is not written down.");
+    }
 }
 
 async fn serve_inside(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
