@@ -104,7 +104,7 @@ pub async fn start(
     let json: Option<String> = sqlx::query_scalar(
         "/* start_change */
         UPDATE partition_layout l
-        SET step = step + 1, phase = 'binding', since = now(), author = $2, to_partitions = $3, to_alternate = $4,
+        SET step = step + 1, phase = 'binding', since = clock_timestamp(), author = $2, to_partitions = $3, to_alternate = $4,
             to_low_partitions = $5, to_low_alternate = $6
         WHERE step = $1 AND phase = 'settled' RETURNING row_to_json(l)::text",
     )
@@ -229,18 +229,20 @@ impl Turn {
     }
 }
 
+/// The phase lasts from now on: what was done in this turn before may have taken minutes, and a message that was routed at
+/// its end has all the time that it is given.
 async fn enter(connection: &mut PgConnection, course: &Course, phase: Phase) -> Result<bool, StoreError> {
     let statement = match phase {
         Phase::Settled => {
             "/* settle_layout */
             UPDATE partition_layout
-            SET step = step + 1, phase = $2, since = now(), partitions = to_partitions, alternate = to_alternate,
+            SET step = step + 1, phase = $2, since = clock_timestamp(), partitions = to_partitions, alternate = to_alternate,
                 low_partitions = to_low_partitions, low_alternate = to_low_alternate
             WHERE step = $1"
         }
         _ => {
             "/* enter_phase */
-            UPDATE partition_layout SET step = step + 1, phase = $2, since = now() WHERE step = $1"
+            UPDATE partition_layout SET step = step + 1, phase = $2, since = clock_timestamp() WHERE step = $1"
         }
     };
     let entered = sqlx::query(statement)
