@@ -126,6 +126,7 @@ pub(crate) struct App {
     pub settings: Settings,
     pub stores: Stores,
     pub metrics: Metrics,
+    /// What the stores have said of themselves a moment ago.
     pub looks: routes::health::Looks,
     /// This process, as the workers know it when they announce receipts.
     pub intake: Uuid,

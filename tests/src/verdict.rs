@@ -1,7 +1,7 @@
 //! What became of the accepted commands, counted: lost, doubled, reordered, stuck. As strict as
 //! [`crate::promise::check`], for a run that is to end with figures.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Verdict {
     pub reordered: Vec<String>,
     /// Still on its way somewhere, or a cache that stays behind.
     pub stuck: Vec<String>,
+    /// What became of the commands around the first that was not applied where it stood, one a line.
+    pub around: Vec<String>,
 }
 
 impl Verdict {
@@ -52,7 +54,7 @@ impl fmt::Display for Verdict {
             let examples = found.iter().take(EXAMPLES).cloned().collect::<Vec<_>>().join("; ");
             writeln!(f, "{} {name}: {examples}", found.len())?;
         }
-        Ok(())
+        self.around.iter().try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
 
@@ -65,7 +67,40 @@ pub async fn examine(site: &Site, accepted: &Accepted) -> Result<Verdict> {
     tasks(site, accepted, &mut verdict).await?;
     events(site, accepted, &mut verdict).await?;
     caches(site, accepted, &mut verdict).await?;
+    if !verdict.reordered.is_empty() {
+        verdict.around = around(site, accepted).await?;
+    }
     Ok(verdict)
+}
+
+/// Where and when the commands were applied around the first of some subject that was not applied where it stood.
+async fn around(site: &Site, accepted: &Accepted) -> Result<Vec<String>> {
+    const BEFORE: usize = 20;
+    const AFTER: usize = 5;
+    let wrong: HashSet<Uuid> = sqlx::query_scalar("SELECT id FROM receipts WHERE outcome <> 'applied'")
+        .fetch_all(&site.postgres)
+        .await?
+        .into_iter()
+        .collect();
+    let first = |ids: &[Uuid]| ids.iter().position(|id| wrong.contains(id));
+    let Some((subject, ids, at)) =
+        accepted.subjects.iter().find_map(|(subject, ids)| Some((subject, ids, first(ids)?)))
+    else {
+        return Ok(Vec::new());
+    };
+    let (from, to) = (at.saturating_sub(BEFORE), (at + AFTER).min(ids.len()));
+    let mut lines = vec![format!("the commands {from} to {to} of {subject}:")];
+    for (index, id) in ids.iter().enumerate().take(to).skip(from) {
+        let line: Option<String> = sqlx::query_scalar(
+            "SELECT concat_ws(' ', outcome, 'version', coalesce(version, 0), 'by', partition, batch, 'accepted', accepted_at,
+                 'finished', finished_at) FROM receipts WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&site.postgres)
+        .await?;
+        lines.push(format!("{index}: {}", line.unwrap_or_else(|| "no receipt".to_owned())));
+    }
+    Ok(lines)
 }
 
 async fn settle(site: &Site, commands: i64) {

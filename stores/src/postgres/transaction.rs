@@ -5,15 +5,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Error, PgPool, Postgres, Transaction};
 
 /// Begins a transaction. It is rolled back when it is dropped, also by a caller that goes away before it has it.
-///
-/// In a task of its own: the library counts a transaction only when the server has said that it has begun. A connection
-/// whose caller is gone by then goes back to its pool inside a transaction that nobody knows of, and what the next one
-/// writes on it is never committed (sqlx 0.9.0; its issue 4385).
 pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Error> {
-    let pool = pool.clone();
-    #[expect(clippy::disallowed_methods, reason = "nobody drops it here")]
-    let begun = tokio::spawn(async move { pool.begin().await });
-    begun.await.unwrap_or(Err(Error::WorkerCrashed))
+    begin_with(pool, "BEGIN".to_owned()).await
 }
 
 /// The same of a transaction that the server ends when nothing is heard of it for so long: whoever sleeps in the middle of
@@ -22,9 +15,16 @@ pub(super) async fn begin_awake(
     pool: &PgPool,
     idle: Duration,
 ) -> Result<Transaction<'static, Postgres>, Error> {
+    let idle_ms = idle.as_millis().max(1);
+    begin_with(pool, format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")).await
+}
+
+/// In a task of its own: the library counts a transaction only when the server has said that it has begun. A connection
+/// whose caller is gone by then goes back to its pool inside a transaction that nobody knows of, and what the next one
+/// writes on it is never committed (sqlx 0.9.0; its issue 4385).
+async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, Error> {
     let pool = pool.clone();
-    let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
     #[expect(clippy::disallowed_methods, reason = "nobody drops it here")]
-    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
     begun.await.unwrap_or(Err(Error::WorkerCrashed))
 }

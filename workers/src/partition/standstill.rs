@@ -83,9 +83,13 @@ impl Pipeline<'_> {
     pub(super) async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
         let rest = self.context.fails.rest(self.partition);
         if !rest.is_zero() {
-            let fault =
-                format!("what it takes fails again and again; it is tried once more in {} s", rest.as_secs());
+            let fault = format!(
+                "what it takes fails again and again; it is tried once more within {} s",
+                rest.as_secs()
+            );
             self.pulse.is_at(Doing::Broken(fault));
+            // Never in step with other partitions.
+            let rest = rest.mul_f64(rand::random_range(0.5..=1.0));
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = tokio::time::sleep(rest) => {}

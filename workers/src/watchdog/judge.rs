@@ -50,7 +50,7 @@ pub(crate) enum Verdict {
     Well,
     /// Idle for long: let it subscribe anew, as a routine.
     Renew,
-    /// Subscribed, and the broker says that nobody is: it knows nothing of the queue while its leader is away.
+    /// Subscribed, or about to be, and the broker says that nobody is: it knows nothing of the queue while its leader is away.
     Unseen,
     /// Stuck, and this is to be done now.
     Stuck(Step),
