@@ -13,7 +13,7 @@ use taskflow_core::partition::{Course, Layout, Partition, Phase};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::layout::{self, Turn};
 use taskflow_stores::rabbit::link::Link;
-use taskflow_stores::rabbit::{Settings, topology};
+use taskflow_stores::rabbit::{Settings, consume, topology};
 use taskflow_stores::{StoreError, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
@@ -69,10 +69,16 @@ pub async fn look(postgres: &PgPool, link: &Link, course: &Course) -> Result<Wai
 }
 
 /// Takes the next step of a change, if there is one and it can be taken now. Returns what there is afterwards.
-pub async fn advance(postgres: &PgPool, link: &Link, settings: &Settings) -> Result<Course, StoreError> {
+/// `prefetch` is that of the partitions' consumers.
+pub async fn advance(
+    postgres: &PgPool,
+    link: &Link,
+    settings: &Settings,
+    prefetch: u16,
+) -> Result<Course, StoreError> {
     let fresh = settings.layout();
     if let Some(turn) = layout::turn(postgres, fresh).await? {
-        let step = Step { postgres, link, settings };
+        let step = Step { postgres, link, settings, prefetch };
         match turn.course.phase {
             Phase::Settled => {}
             Phase::Binding => step.bind(turn).await?,
@@ -88,6 +94,7 @@ struct Step<'s> {
     postgres: &'s PgPool,
     link: &'s Link,
     settings: &'s Settings,
+    prefetch: u16,
 }
 
 impl Step<'_> {
@@ -134,7 +141,7 @@ impl Step<'_> {
         }
         // What is counted may be the broker's "nothing" of a queue that it knows nothing of.
         for partition in course.leaving() {
-            if !in_time(topology::is_empty(self.link, partition)).await? {
+            if !in_time(topology::is_empty(self.link, partition, self.prefetch)).await? {
                 return Ok(());
             }
         }
@@ -156,7 +163,7 @@ impl Step<'_> {
         let course = turn.course;
         in_time(topology::unbind_leaving(self.link, &course)).await?;
         for partition in course.leaving() {
-            let carried = in_time(topology::delete_leaving(self.link, partition)).await?;
+            let carried = in_time(topology::delete_leaving(self.link, partition, self.prefetch)).await?;
             if carried > 0 {
                 tracing::warn!(
                     queue = partition.queue(),
@@ -195,13 +202,14 @@ async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let mut known = context.course.subscribe();
     let stores = &context.stores;
+    let prefetch = consume::prefetch(context.settings.max_batch);
     loop {
         supervise::point("change");
         tokio::select! {
             () = stop.cancelled() => return,
             changing = known.wait_for(|course| !course.is_settled()) => if changing.is_err() { return },
         }
-        if let Err(error) = advance(&stores.postgres, &stores.consume, &stores.rabbit).await
+        if let Err(error) = advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch).await
             && context.complaints.due().is_some()
         {
             tracing::warn!(%error, "The change of the number of partitions waits.");

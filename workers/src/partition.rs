@@ -16,7 +16,7 @@ use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
-use taskflow_stores::rabbit::consume::{Delivery, Opened, Subscription};
+use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock, observe, supervise};
@@ -206,7 +206,7 @@ impl Pipeline<'_> {
     ) -> Result<Left, StoreError> {
         let context = self.context;
         let settings = &context.settings;
-        let prefetch = (settings.max_batch * 2).min(usize::from(u16::MAX)) as u16;
+        let prefetch = consume::prefetch(settings.max_batch);
         let link = &context.stores.consume;
         // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
         self.pulse.is_at(Doing::Subscribing);

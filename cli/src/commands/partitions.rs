@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use taskflow_core::partition::{Course, Layout, PARTITIONS_MAX, Partition, Phase};
 use taskflow_stores::postgres::{PgPool, layout, pauses};
+use taskflow_stores::rabbit::consume;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::{Kind, StoreError, postgres};
 use taskflow_workers::change::{self, Waits};
@@ -157,7 +158,8 @@ impl Place<'_> {
         if live > 0 {
             return self.course().await;
         }
-        change::advance(&self.postgres, &self.link, &self.settings.amqp).await
+        let prefetch = consume::prefetch(self.settings.worker.max_batch);
+        change::advance(&self.postgres, &self.link, &self.settings.amqp, prefetch).await
     }
 
     /// Shows how far it is, until it is done.

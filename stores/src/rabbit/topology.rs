@@ -160,19 +160,19 @@ async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, 
 ///
 /// A look is not enough: of a quorum queue whose leader does not answer, with the majority of its members away or after a
 /// quarter of a second, the broker says that there are no messages and no consumers. A consumer is entered by the leader
-/// alone, and with one there an answer of "no consumers" is known to be none.
+/// alone, and with one there an answer of "no consumers" is known to be none. `prefetch` is that of the partition's
+/// consumers ([`super::consume::prefetch`]): what is given back stays in its order.
 ///
 /// # Errors
 /// The leader does not answer.
-pub async fn is_empty(link: &Link, partition: Partition) -> Result<bool, StoreError> {
+pub async fn is_empty(link: &Link, partition: Partition, prefetch: u16) -> Result<bool, StoreError> {
     const CALL: &str = "look into a queue";
     let leaderless = || StoreError::unavailable(STORE, CALL, "its leader does not answer");
     let queue = partition.queue();
     if link.find(&queue).await?.is_none() {
         return Ok(true);
     }
-    // No consumer before it has held more: what is given back stays in its order (see `consume`).
-    let channel = ConsumerChannel::open(link, u16::MAX).await?;
+    let channel = ConsumerChannel::open(link, prefetch).await?;
     let consumer = channel.consume(&queue, BasicConsumeOptions::default(), CALL);
     let consumer = timeout(ANSWER, consumer).await.unwrap_or_else(|_| Err(leaderless()))?;
     // Dropped in this order, wherever it ends.
@@ -199,19 +199,19 @@ pub async fn is_empty(link: &Link, partition: Partition) -> Result<bool, StoreEr
 ///
 /// The broker can't be asked to delete a quorum queue only if it is empty. So it is looked at until it is, long after
 /// the last message can have been routed to it.
-pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, StoreError> {
+pub async fn delete_leaving(link: &Link, partition: Partition, prefetch: u16) -> Result<u32, StoreError> {
     let queue = partition.queue();
     let mut carried = 0;
     let mut looks = 0;
     loop {
         match link.find(&queue).await? {
             None => return Ok(carried),
-            Some(Depth { ready: 0, consumers: 0 }) if is_empty(link, partition).await? => break,
+            Some(Depth { ready: 0, consumers: 0 }) if is_empty(link, partition, prefetch).await? => break,
             Some(Depth { ready: 0, .. }) if looks < LOOKS => {
                 looks += 1;
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            Some(Depth { ready, consumers: 0 }) => carried += carry(link, partition, ready).await?,
+            Some(Depth { ready, consumers: 0 }) => carried += carry(link, partition, ready, prefetch).await?,
             Some(_) => {
                 let detail = format!("{queue} has a consumer still");
                 return Err(StoreError::unavailable(STORE, "delete a queue", detail));
@@ -227,9 +227,9 @@ pub async fn delete_leaving(link: &Link, partition: Partition) -> Result<u32, St
 
 /// Carries so many messages of a queue to where their slot is bound now, one by one, each confirmed before it is
 /// acknowledged. By a consumer: the broker gives nothing else out of a queue with a single active one.
-async fn carry(link: &Link, partition: Partition, ready: u32) -> Result<u32, StoreError> {
+async fn carry(link: &Link, partition: Partition, ready: u32, prefetch: u16) -> Result<u32, StoreError> {
     let unavailable = |why| StoreError::unavailable(STORE, "carry a message", why);
-    let channel = ConsumerChannel::open(link, 1).await?;
+    let channel = ConsumerChannel::open(link, prefetch).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("ask for confirms"))?;
     let options = BasicConsumeOptions::default();
     let consumer = channel.consume(&partition.queue(), options, "take messages").await?;

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use taskflow_core::envelope;
 use taskflow_core::partition::Phase;
 use taskflow_stores::clock;
-use taskflow_stores::rabbit::consume::Subscription;
+use taskflow_stores::rabbit::consume::{self, Subscription};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::{self, COMMANDS, SLOTS};
 use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
 use taskflow_tests::promise::{self, Accepted, Stream};
-use taskflow_tests::{Cluster, Result, Site, letters, wait};
+use taskflow_tests::{Cluster, Result, Site, wait};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -297,31 +297,43 @@ async fn database_wins(site: Arc<Site>) -> Result {
 }
 
 async fn looked_into(site: Arc<Site>) -> Result {
+    /// More than a consumer holds: only then does what one gives back go behind what another has given back.
+    const MESSAGES: usize = 700;
     let partition = site.course().await?.to.in_slot(false, 1);
-    ensure!(topology::is_empty(&site.link, partition).await?, "something is in a new queue");
-    let commands: Vec<Value> =
-        (0..3).map(|_| command("task.create", subject_in_slot(1), json!({ "title": "stays" }))).collect();
-    for command in &commands {
-        letters::publish(&site, command).await?;
+    let prefetch = consume::prefetch(1);
+    let is_empty = async || topology::is_empty(&site.link, partition, prefetch).await;
+    ensure!(is_empty().await?, "something is in a new queue");
+    let mut confirms = Vec::new();
+    let mut sent = Vec::new();
+    for _ in 0..MESSAGES {
+        let create = command("task.create", subject_in_slot(1), json!({ "title": "stays" }));
+        let create = envelope::read(create)?;
+        confirms.push(site.publisher.send(Message::command(&create, clock::now(), None)).await?);
+        sent.push(create.id);
     }
-    // Somebody had them all and gave them back: the broker keeps such ones apart, and puts what comes back behind them.
+    for confirm in confirms {
+        confirm.confirmed().await?;
+    }
     let open = async || -> Result<Subscription> {
-        let opened = Subscription::open(&site.link, partition, 10, &CancellationToken::new()).await?;
+        let opened = Subscription::open(&site.link, partition, prefetch, &CancellationToken::new()).await?;
         opened.subscription().context("no subscription")
     };
-    let mut first = open().await?;
-    for _ in &commands {
-        first.next().await?;
-    }
-    first.release().await;
     for _ in 0..3 {
-        ensure!(!topology::is_empty(&site.link, partition).await?, "the queue is said to be empty");
+        // Somebody has as many as it can hold, and gives them back.
+        let mut holder = open().await?;
+        for _ in 0..prefetch {
+            holder.next().await?;
+        }
+        holder.release().await;
+        ensure!(!is_empty().await?, "the queue is said to be empty");
     }
-    let mut subscription = open().await?;
-    for command in &commands {
-        let body: Value = serde_json::from_slice(subscription.next().await?.body())?;
-        ensure!(body["id"] == command["id"], "{body} stands where {command} was");
+    let mut last = open().await?;
+    for (place, id) in sent.iter().enumerate() {
+        let delivery = last.next().await?;
+        let body: Value = serde_json::from_slice(delivery.body())?;
+        ensure!(body["id"] == id.to_string(), "{body} stands at {place}");
+        delivery.ack_through().await?;
     }
-    subscription.release().await;
+    last.release().await;
     Ok(())
 }
