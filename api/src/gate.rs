@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use crate::address::{self, ClientAddress};
 use crate::auth::{Caller, Credential, user_agent};
 use crate::authority::{self, Need};
+use crate::bodies;
 use crate::body::Paced;
 use crate::problem::Problem;
 use crate::rate_limit::{self, Standing, Whose};
@@ -28,7 +29,7 @@ pub(crate) async fn gate(State(app): Shared, request: Request, next: Next) -> Re
     let mut standings = Vec::new();
     let stream = is_stream(&request);
     let mut answer = match admit(&app, request, &mut standings).await {
-        Ok(request) => answer(&app, request, stream, next).await,
+        Ok(request) => bodies::bound(&app, request, |request| answer(&app, request, stream, next)).await,
         Err(problem) => problem.into_response(),
     };
     rate_limit::tell(&standings, answer.headers_mut());

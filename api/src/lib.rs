@@ -274,6 +274,5 @@ fn router(app: Arc<App>) -> Router {
 /// What lies around every call, known or not. One layer for all of it: each costs every request a copy of the routes.
 async fn around(State(app): Shared, mut request: Request, next: Next) -> Response {
     stream::credential::show(request.headers_mut());
-    let answer = |request| bodies::bound(Arc::clone(&app), request, next);
-    observe_http::observe(&app.settings.limits, request, answer).await
+    observe_http::observe(&app.settings.limits, request, |request| next.run(request)).await
 }

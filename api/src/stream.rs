@@ -45,6 +45,9 @@ pub struct Settings {
     pub idle_timeout_ms: u64,
     /// Events that are filled in for who comes back; with more it has to read the audit trail.
     pub gap_max: usize,
+    /// How old a cursor may be, in seconds; who comes back with an older one has to read the audit trail. Below what
+    /// retention keeps of any event: a stream tells of no hole.
+    pub gap_age_max_s: u64,
 }
 
 impl Default for Settings {
@@ -57,6 +60,7 @@ impl Default for Settings {
             ping_ms: 20_000,
             idle_timeout_ms: 60_000,
             gap_max: 10_000,
+            gap_age_max_s: 86_400,
         }
     }
 }

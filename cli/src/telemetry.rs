@@ -1,6 +1,8 @@
 //! Logs and metrics of a process.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +35,23 @@ pub(crate) fn start_logs(settings: &Settings) -> Result<(), Exit> {
             .with(format.compact().with_target(false).with_ansi(std::io::stderr().is_terminal()))
             .try_init(),
     };
-    started.map_err(|error| Exit::failed(format!("logging can't start: {error}")))
+    started.map_err(|error| Exit::failed(format!("logging can't start: {error}")))?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A panic is one event of the log, as everything else: who collects the log reads an event a line.
+fn log_panic(panic: &panic::PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let (cause, at) = (supervise::words(panic.payload()), panic.location().map(ToString::to_string));
+    tracing::error!(
+        panic = cause,
+        at,
+        backtrace,
+        thread = std::thread::current().name(),
+        "The program has panicked."
+    );
 }
 
 /// Starts recording metrics; the result renders them.

@@ -15,6 +15,7 @@ pub mod postgres;
 pub mod rabbit;
 pub mod redis;
 pub mod seldom;
+pub mod share;
 pub mod spool;
 pub mod supervise;
 pub mod vitals;

@@ -40,7 +40,7 @@ pub(super) async fn stream(
         headers,
         batch: Batch::default(),
         lines: Lines::default(),
-        room: Room::default(),
+        room: Room::of_caller(caller),
         sent: VecDeque::new(),
     };
     let mut chunks = body.into_data_stream();

@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::stream::{About, Cursor, Filter, Positions};
 use taskflow_stores::mongo::gap::{Kept, SYSTEM, Wanted};
 use taskflow_stores::postgres::{leases, outbox};
-use taskflow_stores::{StoreError, mongo};
+use taskflow_stores::{StoreError, clock, mongo};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -54,6 +54,9 @@ pub(crate) struct Reader<'r> {
     pub filter: &'r Filter,
     /// Events that are filled in.
     pub most: usize,
+    /// How old the cursor may be: what is older may have left the trail, and its reader must not believe that there is no
+    /// hole.
+    pub oldest: Duration,
 }
 
 /// How far each partition has got: what is committed later comes live.
@@ -64,6 +67,9 @@ pub(crate) async fn newest(stores: &Stores) -> Result<Positions, StoreError> {
 /// Reads what was missed since a cursor. A few at a time: after a restart all readers come back together, and what each of
 /// them reads may be much.
 pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) -> Result<Gap, End> {
+    if (clock::now() - cursor.at).to_std().is_ok_and(|age| age > reader.oldest) {
+        return Err(End::GapTooLarge);
+    }
     let turn = tokio::time::timeout(TURN, READING.acquire()).await;
     let Ok(Ok(_turn)) = turn else { return Err(End::Unavailable) };
     let until = newest(stores).await.map_err(away)?;

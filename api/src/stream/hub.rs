@@ -48,9 +48,10 @@ impl End {
             Self::SessionOver => (4001, "the session has ended: log in again"),
             Self::KeyOver => (4001, "the API key is not valid any more"),
             Self::Slow => (4002, "too slow: too many events wait"),
-            Self::GapTooLarge => {
-                (4003, "too much was missed: read GET /v1/events, then connect without lasteventid")
-            }
+            Self::GapTooLarge => (
+                4003,
+                "too much was missed, or too long ago: read GET /v1/events, then connect without lasteventid",
+            ),
             Self::Idle => (4004, "no sign of life: answer the pings"),
         })
     }

@@ -42,8 +42,9 @@ pub(crate) async fn serve(
         let read = async {
             if let Some(cursor) = cursor {
                 let most = stream.settings.gap_max;
+                let oldest = Duration::from_secs(stream.settings.gap_age_max_s);
                 let user = (!seat.all).then_some(seat.user);
-                let reader = Reader { user, filter: &seat.filter, most };
+                let reader = Reader { user, filter: &seat.filter, most, oldest };
                 // Boxed: what only the beginning needs is not kept for as long as the reader stays.
                 let gap = match Box::pin(gap::read(stores, &cursor, &reader)).await {
                     Ok(gap) => gap,

@@ -11,7 +11,6 @@ pub mod feed;
 mod lane;
 pub mod link;
 pub mod publish;
-mod share;
 pub mod topology;
 
 use lapin::ErrorKind;

@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use super::lane::{self, Parcel};
 use super::link::Link;
-use super::share::{Share, Shares};
 use super::topology::{EVENTS, SLOTS, SLOTS_LOW};
 use super::{STORE, Settings};
+use crate::share::{Share, Shares};
 use crate::{StoreError, observe};
 
 /// Channels of one publisher.
@@ -26,6 +26,8 @@ const LANES: usize = 4;
 /// Messages of one publisher that are on their way: the client's own queues have no bound. A long one counts as several,
 /// so that they take 64 MiB at most.
 const IN_FLIGHT_MAX: usize = 8_192;
+/// A source's share of them is never smaller, however many sources there are.
+const SHARE_MIN: usize = 32;
 /// What counts as one.
 const IN_FLIGHT_BYTES: usize = 8 * 1024;
 pub(super) const PERSISTENT: u8 = 2;
@@ -161,7 +163,7 @@ impl Publisher {
             lanes: std::array::from_fn(|_| lane::start(link.clone(), timeout)),
             link,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            shares: Shares::new(IN_FLIGHT_MAX),
+            shares: Shares::new(IN_FLIGHT_MAX, SHARE_MIN),
             timeout,
             gauge: observe::gauge(&metric::PUBLISH_IN_FLIGHT, &[]),
         }))
@@ -175,11 +177,11 @@ impl Publisher {
         self.send_within(None, message).await
     }
 
-    /// The same for one of many sources, which share the places on the way ([`super::share`]).
+    /// The same for one of many sources, which share the places on the way ([`crate::share`]).
     pub async fn send_of(&self, source: u64, message: Message) -> Result<Pending, PublishError> {
         self.probe().await?;
         // The share comes first: who has to wait for it holds no place meanwhile.
-        match tokio::time::timeout(self.0.timeout, self.0.shares.take(source)).await {
+        match tokio::time::timeout(self.0.timeout, self.0.shares.take(source, 1)).await {
             Ok(share) => self.send_within(Some(share), message).await,
             Err(_) => {
                 let why = "too many messages of one source wait for their confirms";

@@ -8,10 +8,11 @@ use futures_util::StreamExt;
 use libtest_mimic::Trial;
 use reqwest::{Body, Response};
 use serde_json::{Value, json};
-use taskflow_tests::commands::{command, id};
+use taskflow_tests::commands::{ADMIN, USER, command, command_of, id};
 use taskflow_tests::{Client, Process, Result, Site, wait};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::{cluster, with_site};
 
@@ -30,21 +31,30 @@ pub(crate) fn tests() -> Vec<Trial> {
 async fn bounded(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
     let (api, client) = cluster.api_with(&[("TASKFLOW_HTTP__BODIES_MAX", &ROOM.to_string())]).await?;
-    let admin = client.admin().await?;
+    let (admin, user) = (client.admin().await?, client.user().await?);
     let before = peak(&api)?;
 
-    // Two that come but for their last byte have all the room.
+    // One that comes but for its last byte has its caller's share, and leaves room for somebody else's.
     let go = watch::Sender::new(false);
     let mut held = JoinSet::new();
-    for _ in 0..2 {
-        let (admin, body) = (admin.clone(), slowly(large(), go.subscribe()));
-        held.spawn(async move { send(&admin, body, Some(LARGE)).await });
-    }
-    wait::until("there is no room", async || {
-        let refused = send(&admin, Body::from(large()), None).await?;
-        Ok(refused.status() == 503)
-    })
-    .await?;
+    let mut hold = |client: &Client, actor| {
+        let (client, body) = (client.clone(), slowly(large_of(actor), go.subscribe()));
+        held.spawn(async move { send(&client, body, Some(LARGE)).await });
+    };
+    let has_no_room = async |client: &Client, actor| {
+        wait::until("there is no room", async || {
+            let refused = send(client, Body::from(large_of(actor)), None).await?;
+            Ok(refused.status() == 503)
+        })
+        .await
+    };
+    hold(&admin, ADMIN);
+    has_no_room(&admin, ADMIN).await?;
+    let answer = send(&user, Body::from(large_of(USER)), None).await?;
+    ensure!(answer.status() == 202, "{}", answer.text().await?);
+    // Two have all the room.
+    hold(&user, USER);
+    has_no_room(&user, USER).await?;
     is_busy(send(&admin, Body::from(large()), None).await?).await?;
     // One that does not tell its length is refused on its way.
     let untold = futures_util::stream::iter(large().chunks(MIB).map(<[u8]>::to_vec).collect::<Vec<_>>());
@@ -97,7 +107,7 @@ async fn bounded(site: Arc<Site>) -> Result {
     let more = peak(&api)?.saturating_sub(before);
     ensure!(more < MORE, "{} MiB more were needed", more / MIB);
     let worker = cluster.worker()?;
-    let expected = (taken + 3 + count) as i64;
+    let expected = (taken + 4 + count) as i64;
     wait::until("what was taken is applied", async || {
         Ok(site.count("SELECT count(*) FROM tasks").await? == expected)
     })
@@ -108,7 +118,11 @@ async fn bounded(site: Arc<Site>) -> Result {
 
 /// One command in much white space.
 fn large() -> Vec<u8> {
-    let mut body = json!([command("task.create", id(), json!({ "title": "large" }))]).to_string();
+    large_of(ADMIN)
+}
+
+fn large_of(actor: Uuid) -> Vec<u8> {
+    let mut body = json!([command_of(actor, "task.create", id(), json!({ "title": "large" }))]).to_string();
     body.push_str(&" ".repeat(LARGE - body.len()));
     body.into_bytes()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use libtest_mimic::Trial;
-use serde_json::json;
+use serde_json::{Value, json};
 use taskflow_core::envelope;
 use taskflow_stores::clock;
 use taskflow_stores::rabbit::consume::PREFETCH;
@@ -88,9 +88,13 @@ async fn hopeless(site: Arc<Site>) -> Result {
 
 async fn panics(site: Arc<Site>, at: &'static str) -> Result {
     let cluster = cluster(&site)?;
-    let worker = cluster.spawn("worker", &[("TASKFLOW_PANIC_AT", at)])?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_PANIC_AT", at), ("TASKFLOW_LOG_FORMAT", "json")])?;
     let stream = Stream::start(&site, 12, 20);
     wait::until("it has panicked", async || Ok(worker.log().contains("a test wants"))).await?;
+    // Who collects the log reads an event a line, also then.
+    let log = worker.log();
+    let other = log.lines().find(|line| serde_json::from_str::<Value>(line).is_err());
+    ensure!(other.is_none(), "no event: {other:?}");
     let accepted = stream.end().await?;
     promise::check(&site, &accepted).await?;
     worker.stop().await
