@@ -29,7 +29,7 @@ pub(crate) async fn stores(
     name: &str,
     stop: &CancellationToken,
 ) -> Result<Stores, StoreError> {
-    let publish = Link::start(&settings.amqp, &format!("{name} publish"), stop.clone())?;
+    let publish = Link::start_publishing(&settings.amqp, &format!("{name} publish"), stop.clone())?;
     Ok(Stores {
         postgres: postgres::connect(&settings.postgres, name)?,
         mongo: mongo::connect(&settings.mongodb, name).await?,

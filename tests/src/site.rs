@@ -69,7 +69,7 @@ impl Site {
             redis::Settings { url: redis_url.to_owned(), key_prefix: prefix.clone(), ..Default::default() };
         let stop = CancellationToken::new();
         let link = Link::start(&rabbit_settings, "taskflow test", stop.clone())?;
-        let publish = Link::start(&rabbit_settings, "taskflow test publish", stop.clone())?;
+        let publish = Link::start_publishing(&rabbit_settings, "taskflow test publish", stop.clone())?;
         let mongo = mongo::connect(&mongo_settings, "taskflow test").await?;
         mongo::migrate::up(&mongo, None).await?;
         let postgres = postgres::connect(&postgres_settings, "taskflow test")?;

@@ -55,11 +55,11 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Most commands in one transaction. Twice as many of each partition are held, 500 at least; once it was above 250 it
-    /// may be lowered only while the queues are empty, or what comes back gets out of order.
+    /// Most commands in one transaction. As many of each partition are held, 500 at least; once it was above 500 it may be
+    /// lowered only while the queues are empty, or what comes back gets out of order.
     pub max_batch: usize,
-    /// How long a batch waits for more commands while there is a stream of them, in milliseconds. A lone command
-    /// never waits.
+    /// How long a batch waits for more commands while there is a stream of them, in milliseconds: long enough for the
+    /// broker to send what an acknowledgement has made room for. A lone command never waits.
     pub linger_ms: u64,
     /// How long a lease lasts that is not renewed, in milliseconds: a dead worker's partitions stand still so long.
     pub lease_ms: u64,
@@ -81,10 +81,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            max_batch: 250,
-            linger_ms: 2,
+            max_batch: 400,
+            linger_ms: 10,
             lease_ms: 8_000,
-            relay_queue: 2,
+            relay_queue: 1,
             drain_ms: 10_000,
             patience: Patience::default(),
             stuck_after_ms: 15_000,

@@ -42,7 +42,7 @@ pub const PREFETCH: u16 = 500;
 /// What a consumer of a partition holds whose batches have so many commands. Whoever else consumes one, if only to look
 /// into it, holds as much: neither less than those before it nor more than those after it.
 pub fn prefetch(max_batch: usize) -> u16 {
-    u16::try_from(max_batch.saturating_mul(2)).unwrap_or(u16::MAX).max(PREFETCH)
+    u16::try_from(max_batch).unwrap_or(u16::MAX).max(PREFETCH)
 }
 
 static SOMEBODY_ELSE: Seldom = Seldom::new();

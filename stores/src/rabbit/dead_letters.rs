@@ -12,6 +12,7 @@ use taskflow_core::{envelope, slot};
 use uuid::Uuid;
 
 use super::consume::Delivery;
+use super::link::PUBLISHING_FRAME;
 use super::publish::{ACCEPTED, Message, PERSISTENT, PublishError, Publisher};
 use super::topology::{DEAD_LETTERS, Partition, SLOTS, SLOTS_LOW};
 use crate::{StoreError, clock};
@@ -29,9 +30,9 @@ pub(super) const ATTEMPT: &str = "taskflow-attempt";
 
 /// Bytes of the reason's text.
 const DETAIL_MAX: usize = 1_024;
-/// Bytes of the publisher's own headers. All headers have to fit into one frame (128 KiB), else the broker closes the
-/// connection.
-const HEADERS_MAX: usize = 64 * 1_024;
+/// Bytes of the publisher's own headers. All headers have to fit into one frame, with ours and the other properties of a
+/// message (fifteen of at most 255 bytes): else the broker closes the connection.
+const HEADERS_MAX: usize = PUBLISHING_FRAME as usize - DETAIL_MAX - 7 * 1_024;
 /// Headers that the broker takes for addresses.
 const COPIES: [&str; 2] = ["CC", "BCC"];
 

@@ -28,6 +28,10 @@ const PAUSE_HANGING: Duration = Duration::from_mins(1);
 /// What the broker answers to who names a queue that does not exist (AMQP 0-9-1, reply code).
 const NOT_FOUND: u16 = 404;
 
+/// The largest frame of a connection that publishes. The client keeps room for 32 of them in either direction, 8 MiB of
+/// the broker's usual 128 KiB. Bodies are sent in several frames; the headers of a message have to fit into one.
+pub(super) const PUBLISHING_FRAME: u32 = 32 * 1024;
+
 /// A connection that is made anew for as long as it lives. Clones share it.
 #[derive(Clone)]
 pub struct Link {
@@ -63,6 +67,28 @@ impl Link {
     /// # Errors
     /// [`Kind::Bug`] when the URL can't be understood.
     pub fn start(settings: &Settings, name: &str, stop: CancellationToken) -> Result<Self, StoreError> {
+        // What others publish may have headers as large as the broker lets them.
+        Self::start_with(settings, name, None, stop)
+    }
+
+    /// The same for a connection that only publishes, and hears of nothing that others have published.
+    ///
+    /// # Errors
+    /// As [`Link::start`].
+    pub fn start_publishing(
+        settings: &Settings,
+        name: &str,
+        stop: CancellationToken,
+    ) -> Result<Self, StoreError> {
+        Self::start_with(settings, name, Some(PUBLISHING_FRAME), stop)
+    }
+
+    fn start_with(
+        settings: &Settings,
+        name: &str,
+        frame_max: Option<u32>,
+        stop: CancellationToken,
+    ) -> Result<Self, StoreError> {
         let mut uri: AMQPUri = settings.url.parse().map_err(|error: String| {
             StoreError::new(
                 STORE,
@@ -72,6 +98,7 @@ impl Link {
             )
         })?;
         uri.query.heartbeat = Some(settings.heartbeat_s);
+        uri.query.frame_max = frame_max.or(uri.query.frame_max);
         uri.query.connection_timeout = Some(settings.connect_timeout_ms);
         let (sender, state) = watch::channel(State::default());
         let timeout = Duration::from_millis(settings.connect_timeout_ms);

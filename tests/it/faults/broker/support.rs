@@ -51,7 +51,7 @@ impl Client {
     pub(super) fn connect(settings: Settings) -> Outcome<Self> {
         let stop = CancellationToken::new();
         let consume = Link::start(&settings, "test consume", stop.clone())?;
-        let publish = Link::start(&settings, "test publish", stop.clone())?;
+        let publish = Link::start_publishing(&settings, "test publish", stop.clone())?;
         let publisher = Publisher::new(publish, &settings);
         Ok(Self { settings, stop, consume, publisher })
     }
