@@ -70,18 +70,18 @@ impl Part {
         Self { all: Arc::new(Semaphore::new(bytes)), shares: Shares::new(bytes, least_share) }
     }
 
-    /// Room, waited for no longer than a moment. The share comes first: who has to wait for it keeps nothing from others.
-    async fn take(&self, caller: u64, bytes: usize) -> Option<Held> {
+    /// Room, waited for no longer than a moment, for somebody who has `own` bytes of it. The share comes first: who has to wait for it keeps nothing from others.
+    async fn take(&self, caller: u64, bytes: usize, own: usize) -> Option<Held> {
         let taken = async {
-            let share = self.shares.take(caller, bytes).await;
+            let share = self.shares.take(caller, bytes, own).await;
             let permit = Arc::clone(&self.all).acquire_many_owned(bytes as u32).await.ok()?;
             Some(Held { permit, share })
         };
         timeout(PATIENCE, taken).await.ok().flatten()
     }
 
-    fn try_take(&self, caller: u64, bytes: usize) -> Option<Held> {
-        let share = self.shares.try_take(caller, bytes)?;
+    fn try_take(&self, caller: u64, bytes: usize, own: usize) -> Option<Held> {
+        let share = self.shares.try_take(caller, bytes, own)?;
         let permit = Arc::clone(&self.all).try_acquire_many_owned(bytes as u32).ok()?;
         Some(Held { permit, share })
     }
@@ -119,23 +119,23 @@ impl Bodies {
         if bytes > SMALL {
             return self.more(&mut room, bytes).await.then_some(room);
         }
-        room.small = Some(self.small.take(caller, bytes).await?);
+        room.small = Some(self.small.take(caller, bytes, 0).await?);
         Some(room)
     }
 
     /// Room for the body of an open call, at most [`OPEN`] bytes.
     async fn take_open(&self, caller: u64, bytes: usize) -> Option<Room> {
-        Some(Room { small: Some(self.open.take(caller, bytes).await?), ..Room::of(caller) })
+        Some(Room { small: Some(self.open.take(caller, bytes, 0).await?), ..Room::of(caller) })
     }
 
     /// So much more room, if it is there now.
     pub(crate) fn try_more(&self, room: &mut Room, bytes: usize) -> bool {
-        room.add(self.large.try_take(room.caller, bytes))
+        room.add(self.large.try_take(room.caller, bytes, room.large()))
     }
 
     /// So much more room, waited for no longer than a moment.
     pub(crate) async fn more(&self, room: &mut Room, bytes: usize) -> bool {
-        room.add(self.large.take(room.caller, bytes).await)
+        room.add(self.large.take(room.caller, bytes, room.large()).await)
     }
 }
 
@@ -159,6 +159,10 @@ impl Room {
             None => self.large = Some(more),
         }
         true
+    }
+
+    fn large(&self) -> usize {
+        self.large.as_ref().map_or(0, |held| held.share.places())
     }
 
     fn bytes(&self) -> usize {
@@ -357,7 +361,7 @@ mod tests {
 
     #[test]
     fn room_is_given_back_in_parts() {
-        let bodies = bodies(2 * LEAST);
+        let bodies = bodies(LEAST);
         let mut room = Room::of(1);
         assert!(bodies.try_more(&mut room, 600_000) && bodies.try_more(&mut room, LEAST - 600_000));
         assert!(!bodies.try_more(&mut room, 1));

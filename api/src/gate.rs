@@ -1,4 +1,5 @@
-//! What every request passes before a handler sees it: its form, its limits, who sends it, and whether it may.
+//! What every request passes before a handler sees it: its form, its limits, who sends it, whether it may, and room for
+//! its body.
 //!
 //! The order is that of the cost: what needs no store comes first, the address is counted before anything is looked up.
 //! A caller that is remembered costs at most one round trip, to Redis; the first request of its second one more.

@@ -65,7 +65,8 @@ pub struct Settings {
     /// Largest body that is read whole, in bytes. Streams of ndjson have no bound.
     pub body_max: usize,
     /// Bytes of bodies that are in hand at once, over all requests; more are refused with 503. What is made of a body
-    /// takes some times its size. Bodies up to 64 KiB have an eighth of it beside, which large ones can't take.
+    /// takes some times its size. Bodies up to 64 KiB have an eighth of it beside, which large ones can't take. Beyond
+    /// half of either, each caller has a share.
     pub bodies_max: usize,
     /// Commands in one array.
     pub batch_max: usize,

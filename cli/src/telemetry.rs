@@ -12,6 +12,7 @@ use taskflow_core::metric::{self, Kind};
 use taskflow_core::{Outcome, command, system_event};
 use taskflow_stores::{observe, supervise};
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -36,7 +37,14 @@ pub(crate) fn start_logs(settings: &Settings) -> Result<(), Exit> {
             .try_init(),
     };
     started.map_err(|error| Exit::failed(format!("logging can't start: {error}")))?;
-    panic::set_hook(Box::new(log_panic));
+    let plain = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if tracing::enabled!(Level::ERROR) {
+            log_panic(panic);
+        } else {
+            plain(panic);
+        }
+    }));
     Ok(())
 }
 

@@ -1,13 +1,14 @@
 //! Who may have how many of the places that all share: on the way to the broker, or of the memory for bodies. They are
 //! shared by those who come, so that one that takes without end can't keep the others out.
 //!
-//! With `n` of them there, each has at most one part in `n + 1` of the places: there is always room for one who comes
-//! new. Whoever has its share waits for what it gives back itself, and for nobody else.
+//! Up to half of the places go to whoever comes first. Beyond that, with `n` of them there, each has at most one part in
+//! `n + 1`: there is always room for one who comes new. Whoever has its share waits, in its own line, for what it gives
+//! back itself or what becomes free of the half.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 /// The places of all sources. Clones share them.
 #[derive(Clone)]
@@ -15,14 +16,28 @@ pub struct Shares {
     places: usize,
     /// A share never gets smaller, however many sources there are: what is more than the places in all waits elsewhere.
     least: usize,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    taken: usize,
     /// Only sources that have something: no more than there are places.
-    sources: Arc<Mutex<HashMap<u64, Source>>>,
+    sources: HashMap<u64, Source>,
+    /// Those of them in whose line somebody waits.
+    waiting: BTreeSet<u64>,
 }
 
 #[derive(Default)]
 struct Source {
     has: usize,
-    less: Arc<Notify>,
+    line: VecDeque<Waiter>,
+}
+
+struct Waiter {
+    places: usize,
+    own: usize,
+    tell: oneshot::Sender<Share>,
 }
 
 /// Places of a source's share, until it is dropped.
@@ -37,55 +52,100 @@ impl Shares {
     /// Shares of so many places, each of `least` at least.
     #[must_use]
     pub fn new(places: usize, least: usize) -> Self {
-        Self { places, least, sources: Arc::default() }
+        Self { places, least, state: Arc::default() }
     }
 
-    /// Takes places for a source, as soon as it has so much less than its share. Bound the wait.
-    pub async fn take(&self, source: u64, places: usize) -> Share {
-        let mut waited: Option<Arc<Notify>> = None;
+    /// Takes places for a source, as soon as they are there, for one after the other. Bound the wait. `own` is how many of
+    /// the source's places whoever asks has already: nobody waits for what only it could give back.
+    pub async fn take(&self, source: u64, places: usize, own: usize) -> Share {
         loop {
-            match self.take_or_wait(source, places) {
-                Ok(share) => {
-                    // There may be room for more than one who waits, and several places given back wake only one.
-                    if let Some(waited) = waited {
-                        waited.notify_one();
-                    }
+            let told = {
+                let mut state = self.lock();
+                if let Some(share) = self.give(&mut state, source, places, own) {
                     return share;
                 }
-                Err(less) => {
-                    // The source had nothing in between, and was forgotten with those who wait: they wait for what is
-                    // there now.
-                    if let Some(old) = waited.take_if(|old| !Arc::ptr_eq(old, &less)) {
-                        old.notify_waiters();
-                    }
-                    less.notified().await;
-                    waited = Some(less);
-                }
+                let (tell, told) = oneshot::channel();
+                state.sources.entry(source).or_default().line.push_back(Waiter { places, own, tell });
+                state.waiting.insert(source);
+                told
+            };
+            if let Ok(share) = told.await {
+                return share;
             }
         }
     }
 
-    /// Takes places, if the source's share has them now.
+    /// Takes places, if they are there now and nobody of the same source waits for any.
     #[must_use]
-    pub fn try_take(&self, source: u64, places: usize) -> Option<Share> {
-        self.take_or_wait(source, places).ok()
+    pub fn try_take(&self, source: u64, places: usize, own: usize) -> Option<Share> {
+        self.give(&mut self.lock(), source, places, own)
     }
 
-    /// Takes places, or says what to wait for. Who has nothing may take more than a share at once.
-    fn take_or_wait(&self, source: u64, places: usize) -> Result<Share, Arc<Notify>> {
-        let mut sources = self.lock();
-        let at_work = sources.len() + usize::from(!sources.contains_key(&source));
+    fn give(&self, state: &mut State, source: u64, places: usize, own: usize) -> Option<Share> {
+        let line = state.sources.get_mut(&source).map(|source| &mut source.line);
+        let somebody_waits = line.is_some_and(|line| {
+            while line.front().is_some_and(|waiter| waiter.tell.is_closed()) {
+                line.pop_front();
+            }
+            !line.is_empty()
+        });
+        (!somebody_waits && self.has_room(state, source, places, own))
+            .then(|| self.account(state, source, places))
+    }
+
+    fn has_room(&self, state: &State, source: u64, places: usize, own: usize) -> bool {
+        let known = state.sources.get(&source);
+        let has = known.map_or(0, |source| source.has);
+        let at_work = state.sources.len() + usize::from(known.is_none());
         let share = (self.places / (at_work + 1)).max(self.least);
-        let entry = sources.entry(source).or_default();
-        if entry.has > 0 && entry.has + places > share {
-            return Err(Arc::clone(&entry.less));
-        }
-        entry.has += places;
-        Ok(Share { of: self.clone(), source, places })
+        has <= own || state.taken + places <= self.places / 2 || has + places <= share
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Source>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    fn account(&self, state: &mut State, source: u64, places: usize) -> Share {
+        state.taken += places;
+        state.sources.entry(source).or_default().has += places;
+        Share { of: self.clone(), source, places }
+    }
+
+    /// Gives to those who wait what is there for them. Returns what nobody took: to be dropped without the lock.
+    fn serve(&self, state: &mut State) -> Vec<Share> {
+        let mut left = Vec::new();
+        for source in state.waiting.clone() {
+            while let Some(Waiter { places, own, tell }) = state.first(source) {
+                if tell.is_closed() {
+                    continue;
+                }
+                if !self.has_room(state, source, places, own) {
+                    let line = state.sources.entry(source).or_default();
+                    line.line.push_front(Waiter { places, own, tell });
+                    break;
+                }
+                let share = self.account(state, source, places);
+                left.extend(tell.send(share).err());
+            }
+            state.forget_if_idle(source);
+        }
+        left
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn first(&mut self, source: u64) -> Option<Waiter> {
+        self.sources.get_mut(&source)?.line.pop_front()
+    }
+
+    fn forget_if_idle(&mut self, source: u64) {
+        let Some(entry) = self.sources.get(&source) else { return };
+        if entry.line.is_empty() {
+            self.waiting.remove(&source);
+            if entry.has == 0 {
+                self.sources.remove(&source);
+            }
+        }
     }
 }
 
@@ -115,23 +175,37 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut sources = self.of.lock();
-        let Some(entry) = sources.get_mut(&self.source) else { return };
-        entry.has -= self.places;
-        // A permit is kept for who is about to wait: nobody sleeps through it.
-        entry.less.notify_one();
-        if entry.has == 0 {
-            sources.remove(&self.source);
+        if self.places == 0 {
+            return;
         }
+        let mut state = self.of.lock();
+        state.taken -= self.places;
+        if let Some(entry) = state.sources.get_mut(&self.source) {
+            entry.has -= self.places;
+        }
+        state.forget_if_idle(self.source);
+        let left = self.of.serve(&mut state);
+        // Each of them comes here again.
+        drop(state);
+        drop(left);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     fn take_all(shares: &Shares, source: u64) -> Vec<Share> {
-        std::iter::from_fn(|| shares.try_take(source, 1)).collect()
+        std::iter::from_fn(|| shares.try_take(source, 1, 0)).collect()
+    }
+
+    fn is_clean(shares: &Shares) -> bool {
+        let state = shares.lock();
+        state.sources.is_empty() && state.waiting.is_empty() && state.taken == 0
     }
 
     #[test]
@@ -143,11 +217,19 @@ mod tests {
         assert_eq!(second.len(), 300);
         let third = take_all(&shares, 3);
         assert_eq!(third.len(), 225);
-        assert!(shares.try_take(1, 1).is_none(), "it has more than its share by now");
+        assert!(shares.try_take(1, 1, 0).is_none(), "it has more than its share by now");
         drop((second, third));
-        assert!(shares.try_take(1, 1).is_none(), "it has its share");
+        assert!(shares.try_take(1, 1, 0).is_none(), "it has its share");
         drop(noisy);
-        assert!(shares.lock().is_empty(), "who has nothing on its way is forgotten");
+        assert!(is_clean(&shares), "who has nothing is forgotten");
+    }
+
+    #[test]
+    fn many_who_have_little_make_nobodys_share_small() {
+        let shares = Shares::new(1_000, 1);
+        let many: Vec<Share> = (10..110).filter_map(|source| shares.try_take(source, 1, 0)).collect();
+        assert_eq!(many.len(), 100);
+        assert_eq!(take_all(&shares, 1).len(), 400, "half is for whoever comes");
     }
 
     #[tokio::test]
@@ -156,26 +238,99 @@ mod tests {
         let mut held = take_all(&shares, 7);
         let waiting = tokio::spawn({
             let shares = shares.clone();
-            async move { shares.take(7, 1).await.source }
+            async move { shares.take(7, 1, 0).await.source }
         });
-        let other = shares.take(8, 1).await;
+        let other = shares.take(8, 1, 0).await;
         assert_eq!(other.source, 8);
         held.pop();
         assert_eq!(waiting.await.unwrap(), 7);
     }
 
+    #[tokio::test]
+    async fn a_line_goes_on_in_order_behind_those_who_have_left_it() {
+        let shares = Shares::new(100, 1);
+        let mut held = shares.try_take(1, 50, 0).unwrap();
+        let (large, gone, small) = (shares.take(1, 30, 0), shares.take(1, 5, 0), shares.take(1, 5, 0));
+        let (mut large, mut gone, mut small) = (Box::pin(large), Box::pin(gone), Box::pin(small));
+        let soon = Duration::from_millis(5);
+        assert!(timeout(soon, &mut large).await.is_err());
+        assert!(timeout(soon, &mut gone).await.is_err() && timeout(soon, &mut small).await.is_err());
+        drop(held.split(10));
+        assert!(timeout(soon, &mut small).await.is_err(), "it is not its turn");
+        assert!(shares.try_take(1, 1, 0).is_none(), "nobody gets past those who wait");
+        drop(gone);
+        drop(held.split(30));
+        let (large, small) = (large.await, small.await);
+        assert_eq!((large.places(), small.places()), (30, 5));
+        drop((held, large, small));
+        assert!(is_clean(&shares));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_served_when_another_source_leaves() {
+        let shares = Shares::new(100, 1);
+        let one = shares.try_take(1, 40, 0).unwrap();
+        let other = shares.try_take(2, 30, 0).unwrap();
+        let mut waits = Box::pin(shares.take(1, 10, 0));
+        assert!(timeout(Duration::from_millis(5), &mut waits).await.is_err());
+        drop(other);
+        assert_eq!(waits.await.places(), 10);
+        drop(one);
+        assert!(is_clean(&shares));
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_and_goes_all_are_served_and_nothing_gets_lost() {
+        let shares = Shares::new(100, 5);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..2_000_usize {
+            let (shares, source, places) = (shares.clone(), number as u64 % 7, 1 + number * 37 % 40);
+            // Some give up while they wait.
+            let patience =
+                if number % 3 == 0 { Duration::from_micros(number as u64 % 900) } else { Duration::MAX };
+            tasks.spawn(async move {
+                let Ok(mut share) = timeout(patience, shares.take(source, places, 0)).await else {
+                    return false;
+                };
+                tokio::task::yield_now().await;
+                drop(share.split(places / 2));
+                tokio::task::yield_now().await;
+                true
+            });
+        }
+        let all = async {
+            let mut served = 0;
+            while let Some(ended) = tasks.join_next().await {
+                served += usize::from(ended.unwrap());
+            }
+            served
+        };
+        let served = timeout(Duration::from_secs(30), all).await.expect("somebody waits for ever");
+        assert!(served >= 1_333, "{served}");
+        assert!(is_clean(&shares));
+    }
+
+    #[test]
+    fn nobody_waits_for_itself() {
+        let shares = Shares::new(100, 10);
+        let mut all = shares.try_take(1, 60, 0).unwrap();
+        assert!(shares.try_take(1, 30, 0).is_none());
+        all.merge(shares.try_take(1, 30, 60).unwrap());
+        assert_eq!(all.places(), 90);
+    }
+
     #[test]
     fn shares_are_parted_and_joined_and_nothing_gets_lost() {
         let shares = Shares::new(100, 10);
-        let mut share = shares.try_take(1, 40).unwrap();
-        assert!(shares.try_take(1, 11).is_none(), "half is its share");
+        let mut share = shares.try_take(1, 40, 0).unwrap();
+        assert!(shares.try_take(1, 11, 0).is_none(), "half is its share");
         let part = share.split(15);
         drop(share.split(10));
-        share.merge(shares.try_take(1, 20).unwrap());
-        assert_eq!((part.places(), share.places(), shares.lock()[&1].has), (15, 35, 50));
+        share.merge(shares.try_take(1, 20, 0).unwrap());
+        assert_eq!((part.places(), share.places(), shares.lock().sources[&1].has), (15, 35, 50));
         drop((part, share));
-        assert!(shares.lock().is_empty());
-        let large = shares.try_take(1, 90).unwrap();
+        assert!(is_clean(&shares));
+        let large = shares.try_take(1, 90, 0).unwrap();
         assert_eq!(large.places(), 90, "who has nothing takes what it needs, however much that is");
     }
 }

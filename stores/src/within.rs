@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::StoreError;
+use crate::{StoreError, postgres};
 
 /// Makes a call with a bound. Postgres ends what takes long by itself; but a server whose machine is gone answers nothing
 /// for as long as its connection lives, which may be a quarter of an hour.
@@ -15,7 +15,10 @@ pub async fn within<T, E: From<StoreError>>(
     call: &'static str,
     asked: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    let late =
-        || StoreError::unavailable(store, call, format!("no answer within {} s", patience.as_secs_f32()));
-    tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(late().into()))
+    let mut asked = std::pin::pin!(asked);
+    if let Ok(answer) = tokio::time::timeout(patience, asked.as_mut()).await {
+        return answer;
+    }
+    postgres::silence::note();
+    Err(StoreError::unavailable(store, call, format!("no answer within {} s", patience.as_secs_f32())).into())
 }

@@ -14,9 +14,10 @@ use taskflow_core::{Folded, Item, batch};
 use taskflow_stores::postgres::batch::{self as transaction, BatchTransaction, Claim, Record, Relayed};
 use taskflow_stores::postgres::outbox::Payload;
 use taskflow_stores::redis::cache::{self, Refresh};
-use taskflow_stores::{StoreError, observe};
+use taskflow_stores::{Kind, StoreError, observe};
 use uuid::Uuid;
 
+use crate::answers::Answers;
 use crate::bisect::Source;
 use crate::waiting::{self, Settled};
 use crate::{Context, crash};
@@ -44,6 +45,8 @@ pub(crate) struct Range<'i> {
 pub(crate) struct Fence<'p> {
     pub partition: &'p str,
     pub epoch: i64,
+    /// How long its batches wait for Postgres.
+    pub answers: &'p Answers,
 }
 
 /// Applies a batch; `None` if the partition's lease has gone to another worker: nothing was done then.
@@ -58,15 +61,18 @@ pub(crate) async fn apply(
 ) -> Result<Option<Applied>, StoreError> {
     let lease = Duration::from_millis(context.settings.lease_ms);
     let mut transaction = BatchTransaction::new(&context.stores.postgres, lease);
-    match work(context, fence, range, lines, relayed, source, now, &mut transaction).await {
+    let worked = work(context, fence, range, lines, relayed, source, now, &mut transaction);
+    match fence.answers.wait("apply a batch", worked).await {
         Ok(Some(applied)) => {
-            timed("commit", transaction.commit()).await?;
+            timed("commit", fence.answers.wait("commit a batch", transaction.commit())).await?;
             crash::point("committed");
             Ok(Some(applied))
         }
+        // It ends where it is dropped: a connection that has not answered has no answer to that either.
+        Err(error) if error.kind == Kind::Unavailable => Err(error),
         // Whether this succeeds or not: without a commit nothing lasts.
         other => {
-            let _ = transaction.roll_back().await;
+            let _ = fence.answers.wait("roll a batch back", transaction.roll_back()).await;
             other
         }
     }

@@ -14,7 +14,7 @@ use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::layout::{self, Turn};
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::{Settings, consume, topology};
-use taskflow_stores::{StoreError, observe, supervise};
+use taskflow_stores::{StoreError, observe, supervise, within};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Context, crash};
@@ -26,6 +26,8 @@ const SETTLE_S: f64 = 1.0;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The longest that the broker's part of a step may take; the right to it lasts longer.
 const LONGEST: Duration = Duration::from_secs(60);
+/// The longest that a whole step may take, Postgres's part included.
+const LONGEST_STEP: Duration = Duration::from_secs(300);
 
 /// What a change waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -209,7 +211,8 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
             () = stop.cancelled() => return,
             changing = known.wait_for(|course| !course.is_settled()) => if changing.is_err() { return },
         }
-        if let Err(error) = advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch).await
+        let advanced = advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch);
+        if let Err(error) = within(LONGEST_STEP, "postgres", "change the partitions", advanced).await
             && context.complaints.due().is_some()
         {
             tracing::warn!(%error, "The change of the number of partitions waits.");

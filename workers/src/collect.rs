@@ -51,7 +51,10 @@ impl Collector {
             biased;
             () = stop.cancelled() => return Ok(Collected::Stopped),
             first = subscription.next(), if !self.deaf => first?,
-            () = tokio::time::sleep(patience) => return Ok(Collected::Quiet),
+            () = tokio::time::sleep(patience) => {
+                self.streaming = false;
+                return Ok(Collected::Quiet);
+            }
         };
         let mut batch = Growing::new(most, if self.streaming { most } else { 16 });
         batch.push(first);

@@ -11,6 +11,7 @@ use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_stores::{Kind, StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::Answers;
 use crate::{Context, crash};
 use taskflow_stores::backoff::Backoff;
 
@@ -84,9 +85,11 @@ async fn drain(
 /// broker counts what is given back, and drops what comes back too often.
 async fn store(context: &Context, mut deaths: Vec<Death>, stop: &CancellationToken) -> Option<Stored> {
     let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(5));
+    let answers = Answers::default();
     let mut told = false;
     loop {
-        let error = match dead_letter_intake::store(&context.stores.postgres, &deaths).await {
+        let stored = dead_letter_intake::store(&context.stores.postgres, &deaths);
+        let error = match answers.wait("store dead letters", stored).await {
             Ok(stored) => return Some(stored),
             Err(error) => error,
         };

@@ -10,15 +10,18 @@ use taskflow_stores::{StoreError, mongo, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
+use crate::answers::Answers;
 
 const EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let stores = &context.stores;
     let mut seen = BTreeSet::new();
+    let answers = Answers::default();
     loop {
         supervise::point("gauges");
-        observe::store_up("postgres", postgres::probe(&stores.postgres).await.is_ok());
+        let probed = answers.wait("probe", postgres::probe(&stores.postgres)).await;
+        observe::store_up("postgres", probed.is_ok());
         observe::store_up("mongodb", mongo::probe(&stores.mongo).await.is_ok());
         observe::store_up("redis", stores.redis.probe().await.is_ok());
         let queues = measure_queues(context, &mut seen).await;
@@ -26,25 +29,25 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
         if let Err(error) = queues {
             tracing::debug!(%error, "The queues could not be measured.");
         }
-        match outbox::backlog(&stores.postgres).await {
+        match answers.wait("measure the outbox", outbox::backlog(&stores.postgres)).await {
             Ok((rows, oldest_s)) => {
                 observe::gauge(&metric::OUTBOX_PENDING, &[]).set(rows as f64);
                 observe::gauge(&metric::OUTBOX_OLDEST, &[]).set(oldest_s);
             }
             Err(error) => tracing::debug!(%error, "The outbox could not be measured."),
         }
-        match waiting::count(&stores.postgres).await {
+        match answers.wait("count what waits", waiting::count(&stores.postgres)).await {
             Ok((parked, scheduled)) => {
                 observe::gauge(&metric::PARKED, &[]).set(parked as f64);
                 observe::gauge(&metric::SCHEDULED, &[]).set(scheduled as f64);
             }
             Err(error) => tracing::debug!(%error, "The waiting commands could not be counted."),
         }
-        match dead_letters::count_kept(&stores.postgres).await {
+        match answers.wait("count dead letters", dead_letters::count_kept(&stores.postgres)).await {
             Ok(kept) => observe::gauge(&metric::DEAD_LETTERS, &[]).set(kept as f64),
             Err(error) => tracing::debug!(%error, "The dead letters could not be counted."),
         }
-        match system_events::count(&stores.postgres).await {
+        match answers.wait("count system events", system_events::count(&stores.postgres)).await {
             Ok(pending) => observe::gauge(&metric::SYSTEM_EVENTS_PENDING, &[]).set(pending as f64),
             Err(error) => tracing::debug!(%error, "The system events could not be counted."),
         }

@@ -5,6 +5,7 @@
 //! other stores. A batch costs the same number of statements whatever its size.
 
 mod announce;
+mod answers;
 mod apply;
 mod bisect;
 pub mod change;
@@ -55,8 +56,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Most commands in one transaction. As many of each partition are held, 500 at least; once it was above 500 it may be
-    /// lowered only while the queues are empty, or what comes back gets out of order.
+    /// Most commands in one transaction. Of each partition 500 are held, and with more than 500 twice as many: once it was
+    /// above, it may be lowered only while the queues are empty, or what comes back gets out of order.
     pub max_batch: usize,
     /// How long a batch waits for more commands while there is a stream of them, in milliseconds: long enough for the
     /// broker to send what an acknowledgement has made room for. A lone command never waits.

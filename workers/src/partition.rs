@@ -16,6 +16,7 @@ use taskflow_core::{Item, metric};
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::announce::Announcement;
+use crate::answers::Answers;
 use crate::apply::{Applied, Fence, observe_step};
 use crate::bisect::{End, Source, apply_all, bury_dead};
 use crate::collect::{Collected, Collector};
@@ -89,6 +91,10 @@ struct Pipeline<'c> {
     lasted: Vec<Batch>,
     /// Whether messages were taken since the last pause.
     took: bool,
+    /// How long its batches wait for Postgres …
+    answers: Answers,
+    /// … and all that goes with them.
+    calls: Answers,
 }
 
 /// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for. `leaving` says that
@@ -120,6 +126,8 @@ pub(crate) async fn run(
         held_by: None,
         lasted: Vec::new(),
         took: false,
+        answers: Answers::default(),
+        calls: Answers::default(),
         name,
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
@@ -170,13 +178,14 @@ pub(crate) async fn run(
         }
     }
     pipeline.acquit().await;
-    let Pipeline { relay, name, newest, .. } = pipeline;
+    let Pipeline { relay, name, newest, calls, .. } = pipeline;
     let drain = Duration::from_millis(context.settings.drain_ms);
     // Whoever takes the partition over goes on where the outbox says; its commands must not wait for a store that is away.
     let patience = if leaving.is_cancelled() { drain } else { drain.min(HANDED_OVER) };
     let relayed = relay.drain(newest, patience).await;
     if !relayed.is_empty()
-        && let Err(error) = transaction::tidy(&context.stores.postgres, &name, &relayed).await
+        && let Err(error) =
+            calls.wait("tidy the outbox", transaction::tidy(&context.stores.postgres, &name, &relayed)).await
     {
         tracing::debug!(partition = name, %error, "The outbox was not tidied; the next holder relays it once more.");
     }
@@ -188,7 +197,10 @@ async fn ended(mut until: watch::Receiver<Instant>, lease: Duration) {
     loop {
         let end = *until.borrow_and_update() + lease;
         tokio::select! {
-            () = tokio::time::sleep_until(end.into()) => return,
+            () = tokio::time::sleep_until(end.into()) => {
+                silence::note();
+                return;
+            }
             renewed = until.changed() => if renewed.is_err() {
                 // The keeper of the leases is gone, and this pipeline with it.
                 std::future::pending::<()>().await;
@@ -241,7 +253,8 @@ impl Pipeline<'_> {
         stop: &CancellationToken,
     ) -> Result<Left, StoreError> {
         let settings = &self.context.settings;
-        self.room = Room::open(&self.context.stores.postgres, &self.name).await?;
+        let room = Room::open(&self.context.stores.postgres, &self.name);
+        self.room = self.calls.wait("read the waiting room", room).await?;
         let linger = Duration::from_millis(settings.linger_ms);
         let mut collector = Collector::new(settings.max_batch, linger, crash::deaf(&self.name));
         let mut patience = QUIET;
@@ -339,7 +352,7 @@ impl Pipeline<'_> {
         let lone = items.len() < LONE && self.relay.relayed() < TIDY_MAX;
         let taken = (!lone).then(|| self.relay.take_relayed());
         let relayed = taken.as_ref().map_or(&[][..], |taken| &taken.relayed);
-        let fence = Fence { partition: &self.name, epoch: self.epoch };
+        let fence = Fence { partition: &self.name, epoch: self.epoch, answers: &self.answers };
         let end = apply_all(self.context, fence, items, lines, relayed, source, stop).await;
         let batches = match end? {
             End::Applied(batches) => batches,
@@ -411,7 +424,8 @@ impl Pipeline<'_> {
         if taken.relayed.is_empty() {
             return self.relay.is_idle();
         }
-        match transaction::tidy(&self.context.stores.postgres, &self.name, &taken.relayed).await {
+        let tidied = transaction::tidy(&self.context.stores.postgres, &self.name, &taken.relayed);
+        match self.calls.wait("tidy the outbox", tidied).await {
             Ok(()) => taken.tidied(),
             Err(error) => tracing::debug!(partition = self.name, %error, "The outbox will be tidied later."),
         }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
+use crate::answers::Answers;
 use crate::apply::observe_step;
 use crate::crash;
 use crate::sink::{Batch, Sink, deliver};
@@ -137,6 +138,7 @@ impl Relay {
                 lagging: Arc::clone(&lagging),
                 progress: Arc::clone(&progress),
                 abandon: abandon.clone(),
+                calls: Arc::default(),
             };
             tasks.spawn(follow(follower, newest, receiver));
             queues.push(Queue { sender, lagging });
@@ -226,6 +228,8 @@ struct Follower {
     lagging: Arc<AtomicBool>,
     progress: Arc<Progress>,
     abandon: CancellationToken,
+    /// How long it waits for Postgres.
+    calls: Arc<Answers>,
 }
 
 impl Follower {
@@ -253,7 +257,10 @@ impl Follower {
     async fn catch_up(&self, newest: i64) {
         while self.last() < newest && !self.abandon.is_cancelled() {
             let (postgres, last) = (&self.context.stores.postgres, self.last());
-            let read = || outbox::read(postgres, &self.partition, last, newest + 1, READ_MAX);
+            let read = || {
+                let rows = outbox::read(postgres, &self.partition, last, newest + 1, READ_MAX);
+                self.calls.wait("read the outbox", rows)
+            };
             let Some(rows) = self.persist("read the outbox", read).await else { return };
             let complete = (rows.len() as i64) < READ_MAX;
             for (number, payload) in rows {

@@ -16,6 +16,7 @@ use taskflow_stores::{StoreError, clock, observe, seldom};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::answers::Answers;
 use crate::{Context, crash};
 use taskflow_stores::backoff::Backoff;
 
@@ -28,8 +29,9 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Works until `stop`.
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let answers = Answers::default();
     loop {
-        let worked = work(context).await;
+        let worked = answers.wait("replay dead letters", work(context)).await;
         let pause = match worked {
             Ok(busy) => {
                 backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));

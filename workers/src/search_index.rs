@@ -7,6 +7,7 @@ use taskflow_stores::postgres::task_search;
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
+use crate::answers::Answers;
 use taskflow_stores::backoff::Backoff;
 
 /// Notes that are taken together: enough for the index to profit from it, few enough to be soon done.
@@ -62,6 +63,7 @@ impl Lack {
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let fresh = || Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let mut backoff = fresh();
+    let answers = Answers::default();
     let mut lack = None;
     loop {
         let indexed = async {
@@ -73,7 +75,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
             let taken = task_search::index(&context.stores.postgres, pace.notes).await?;
             Ok::<_, StoreError>(if taken < pace.notes as u64 { IDLE } else { begun.elapsed() * pace.rest })
         };
-        let rest = match indexed.await {
+        let rest = match answers.wait("keep the search index", indexed).await {
             Ok(rest) => {
                 backoff = fresh();
                 rest

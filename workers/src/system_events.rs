@@ -12,6 +12,7 @@ use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::{StoreError, mongo, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::Answers;
 use crate::{Context, crash};
 use taskflow_stores::backoff::Backoff;
 
@@ -24,8 +25,9 @@ const IDLE: Duration = Duration::from_millis(500);
 pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let fresh = || Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut backoff = fresh();
+    let answers = Answers::default();
     loop {
-        match deliver(context).await {
+        match answers.wait("deliver system events", deliver(context)).await {
             Ok(0) => {
                 backoff = fresh();
                 tokio::select! {

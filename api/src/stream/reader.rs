@@ -50,7 +50,7 @@ pub(crate) async fn serve(
                     Ok(gap) => gap,
                     Err(end) => return end,
                 };
-                if let Err(end) = Box::pin(writer.fill(&mut socket, cursor.positions, gap)).await {
+                if let Err(end) = Box::pin(writer.fill(&mut socket, cursor, gap)).await {
                     return end;
                 }
             } else if let Err(end) = writer.mark(&mut socket, &Positions::default()).await {
@@ -126,14 +126,15 @@ struct Writer {
 }
 
 impl Writer {
-    async fn fill(&mut self, socket: &mut WebSocket, mut had: Positions, gap: Gap) -> Result<(), End> {
+    async fn fill(&mut self, socket: &mut WebSocket, mut cursor: Cursor, gap: Gap) -> Result<(), End> {
         for Missed { place, json, .. } in gap.missed {
             if let Some((partition, number, index)) = &place {
-                had.advance(partition, *number, *index);
+                cursor.positions.advance(partition, *number, *index);
             }
-            let cursor = Cursor { positions: had.clone(), at: clock::now() };
+            // Its time stays: who leaves in the middle has not had everything up to now.
             self.write(socket, framed(&cursor, &json)).await?;
         }
+        let mut had = cursor.positions;
         had.merge(&gap.until);
         self.floor = had;
         self.mark(socket, &Positions::default()).await

@@ -32,6 +32,7 @@ pub mod receipts;
 pub mod rehearse;
 pub mod restore_epochs;
 pub mod seed;
+pub mod silence;
 pub mod statements;
 pub mod statistics;
 pub mod suspects;
@@ -51,7 +52,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sqlx::Connection;
 pub use sqlx::PgConnection;
 pub use sqlx::postgres::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -128,7 +128,16 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
         .before_acquire(|connection, rested| {
             Box::pin(async move {
                 if rested.idle_for > RESTED {
-                    connection.ping().await?;
+                    // Without one the next connection is tried, while there is time.
+                    silence::sign_of_life(connection).await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                if silence::is_recent() {
+                    silence::sign_of_life(connection).await?;
                 }
                 Ok(true)
             })

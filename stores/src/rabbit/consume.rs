@@ -40,9 +40,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const PREFETCH: u16 = 500;
 
 /// What a consumer of a partition holds whose batches have so many commands. Whoever else consumes one, if only to look
-/// into it, holds as much: neither less than those before it nor more than those after it.
+/// into it, holds as much: neither less than those before it nor more than those after it. Beyond the floor, a batch is
+/// held while the one before it is applied.
 pub fn prefetch(max_batch: usize) -> u16 {
-    u16::try_from(max_batch).unwrap_or(u16::MAX).max(PREFETCH)
+    if max_batch <= usize::from(PREFETCH) {
+        return PREFETCH;
+    }
+    u16::try_from(max_batch.saturating_mul(2)).unwrap_or(u16::MAX)
 }
 
 static SOMEBODY_ELSE: Seldom = Seldom::new();

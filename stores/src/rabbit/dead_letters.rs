@@ -33,6 +33,8 @@ const DETAIL_MAX: usize = 1_024;
 /// Bytes of the publisher's own headers. All headers have to fit into one frame, with ours and the other properties of a
 /// message (fifteen of at most 255 bytes): else the broker closes the connection.
 const HEADERS_MAX: usize = PUBLISHING_FRAME as usize - DETAIL_MAX - 7 * 1_024;
+/// The same on a connection whose frames are as large as the broker lets them be (128 KiB, if nobody has changed it).
+const CARRIED_HEADERS_MAX: usize = 96 * 1_024;
 /// Headers that the broker takes for addresses.
 const COPIES: [&str; 2] = ["CC", "BCC"];
 
@@ -44,7 +46,7 @@ pub async fn send(
     reason: &str,
     detail: &str,
 ) -> Result<(), StoreError> {
-    let mut headers = theirs(delivery.properties());
+    let mut headers = theirs(delivery.properties(), HEADERS_MAX);
     ours(&mut headers, partition, delivery.routing_key(), reason, detail);
     headers.insert(RETURNS.into(), AMQPValue::LongLongInt(delivery.returns()));
     publish(publisher, delivery.body().to_vec(), properties(delivery.properties(), headers)).await
@@ -134,9 +136,9 @@ async fn publish(
 }
 
 /// The publisher's own headers, those that fit.
-fn theirs(properties: &BasicProperties) -> FieldTable {
+fn theirs(properties: &BasicProperties, most: usize) -> FieldTable {
     let mut headers = FieldTable::default();
-    let mut room = HEADERS_MAX;
+    let mut room = most;
     let mut dropped = 0;
     let given = properties.headers().as_ref().map(|headers| headers.inner().iter());
     for (name, value) in given.into_iter().flatten() {
@@ -144,8 +146,7 @@ fn theirs(properties: &BasicProperties) -> FieldTable {
         if name.as_str().starts_with("x-") || COPIES.contains(&name.as_str()) {
             continue;
         }
-        // What it prints is longer than what it sends.
-        let size = name.as_str().len() + format!("{value:?}").len();
+        let size = 1 + name.as_str().len() + sent_bytes(value);
         if size > room {
             dropped += 1;
             continue;
@@ -159,9 +160,29 @@ fn theirs(properties: &BasicProperties) -> FieldTable {
     headers
 }
 
+/// How much of a frame a value takes, with the byte that says what it is.
+fn sent_bytes(value: &AMQPValue) -> usize {
+    1 + match value {
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        AMQPValue::LongString(text) => 4 + text.len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
+        AMQPValue::FieldArray(values) => 4 + values.as_slice().iter().map(sent_bytes).sum::<usize>(),
+        AMQPValue::FieldTable(table) => {
+            let entries = table.inner().iter();
+            4 + entries.map(|(name, value)| 1 + name.as_str().len() + sent_bytes(value)).sum::<usize>()
+        }
+    }
+}
+
 /// What goes along when a message is published once more by somebody else than its publisher.
 pub(super) fn carried(given: &BasicProperties) -> BasicProperties {
-    properties(given, theirs(given))
+    properties(given, theirs(given, CARRIED_HEADERS_MAX))
 }
 
 /// What tells about the message goes along; what tells the broker what to do does not.
@@ -189,4 +210,40 @@ fn properties(given: &BasicProperties, headers: FieldTable) -> BasicProperties {
         properties = properties.with_app_id(value);
     }
     properties
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::{ByteArray, FieldArray};
+
+    use super::*;
+
+    fn with(headers: FieldTable) -> BasicProperties {
+        BasicProperties::default().with_headers(headers)
+    }
+
+    #[test]
+    fn headers_are_counted_as_they_are_sent() {
+        let text = |length: usize| AMQPValue::LongString("x".repeat(length).into());
+        let mut inner = FieldTable::default();
+        inner.insert("name".into(), AMQPValue::Boolean(true));
+        let array = FieldArray::from(vec![AMQPValue::LongInt(7), text(10)]);
+        assert_eq!(sent_bytes(&text(10)), 15);
+        assert_eq!(sent_bytes(&AMQPValue::FieldTable(inner)), 5 + 5 + 2);
+        assert_eq!(sent_bytes(&AMQPValue::FieldArray(array)), 5 + 5 + 15);
+        assert_eq!(sent_bytes(&AMQPValue::ByteArray(ByteArray::from(&b"abc"[..]))), 8);
+    }
+
+    #[test]
+    fn what_fits_into_a_frame_is_kept_and_told_of_what_does_not() {
+        let mut headers = FieldTable::default();
+        headers.insert("a-baggage".into(), AMQPValue::LongString("x".repeat(20_000).into()));
+        headers.insert("b-token".into(), AMQPValue::LongString("x".repeat(20_000).into()));
+        headers.insert("c-small".into(), AMQPValue::LongInt(1));
+        let kept = theirs(&with(headers.clone()), HEADERS_MAX);
+        let names: Vec<&str> = kept.inner().keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["a-baggage", "c-small", "taskflow-headers-dropped"]);
+        let carried = carried(&with(headers.clone()));
+        assert_eq!(carried.headers().as_ref(), Some(&headers));
+    }
 }

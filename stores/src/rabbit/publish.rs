@@ -181,7 +181,7 @@ impl Publisher {
     pub async fn send_of(&self, source: u64, message: Message) -> Result<Pending, PublishError> {
         self.probe().await?;
         // The share comes first: who has to wait for it holds no place meanwhile.
-        match tokio::time::timeout(self.0.timeout, self.0.shares.take(source, 1)).await {
+        match tokio::time::timeout(self.0.timeout, self.0.shares.take(source, 1, 0)).await {
             Ok(share) => self.send_within(Some(share), message).await,
             Err(_) => {
                 let why = "too many messages of one source wait for their confirms";

@@ -67,7 +67,6 @@ pub static FAULTS: &[Fault] = &[
         .hold(3.0, 30.0),
     Fault::new("network: half-open connections to Postgres", act!(forget), act!(nothing))
         .wired(&[Postgres])
-        .soak_only()
         .hold(0.0, 0.0)
         .half_open(),
     Fault::new("network: half-open connections to the broker", act!(forget), act!(nothing))

@@ -30,7 +30,8 @@ impl Pipeline<'_> {
         }
         let postgres = &self.context.stores.postgres;
         self.has_suspected = true;
-        let known = suspects::note_together(postgres, &digests, &self.name, self.epoch).await?;
+        let noted = suspects::note_together(postgres, &digests, &self.name, self.epoch);
+        let known = self.calls.wait("note suspects", noted).await?;
         let is_alone = |delivery: &Delivery| {
             suspect::is_suspicious(delivery) && known.contains_key(&digest(delivery.body()))
         };
@@ -55,7 +56,8 @@ impl Pipeline<'_> {
     pub(super) async fn forget(&mut self) -> Result<(), StoreError> {
         self.done.append(&mut self.settled);
         if !self.done.is_empty() {
-            suspects::forget(&self.context.stores.postgres, &self.done).await?;
+            let forgotten = suspects::forget(&self.context.stores.postgres, &self.done);
+            self.calls.wait("forget suspects", forgotten).await?;
             self.done.clear();
         }
         Ok(())
@@ -95,7 +97,7 @@ impl Pipeline<'_> {
         let tries = known.get(&digest(delivery.body())).copied().unwrap_or_default();
         let solitude = context.solitude.enter(tries).await;
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
-        let left = match trial.await? {
+        let left = match self.calls.wait("note a try", trial).await? {
             Trial::Condemned(_) => Some(self.condemn(delivery, stop).await),
             Trial::None | Trial::Alone(_) => {
                 let trial = Box::pin(self.batch(std::slice::from_ref(delivery), stop));

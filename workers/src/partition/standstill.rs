@@ -102,8 +102,9 @@ impl Pipeline<'_> {
             // A commit that seemed to fail may have lasted: the sinks learn of its batch from the head.
             let fence = (self.name.as_str(), self.epoch);
             let lease = Duration::from_millis(self.context.settings.lease_ms);
-            match transaction::may_be_written(&self.context.stores.postgres, fence, lease, clock::now()).await
-            {
+            let tried =
+                transaction::may_be_written(&self.context.stores.postgres, fence, lease, clock::now());
+            match self.calls.wait("try whether a batch can be written", tried).await {
                 Ok(newest) => {
                     observe::store_up("postgres", true);
                     self.newest = newest.unwrap_or(self.newest);

@@ -1,0 +1,33 @@
+//! Connections that give no answer any more, and are not to be kept for it.
+//!
+//! The library keeps a connection that was given back until it has answered once more, for as long as that takes: one whose
+//! server is gone without a word would hold its place in the pool for ever. Asking with a bound, too, costs a round trip,
+//! so it is done only after some call was not answered in time.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, Error, PgConnection};
+
+/// How long a connection may take to give a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// For how long after a call without an answer those that are given back are asked: longer than anybody waits.
+const WARY: Duration = Duration::from_secs(300);
+
+static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Notes that a call was not answered in time. Before the call is dropped: with it goes its connection.
+pub fn note() {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// Whether connections that are given back have to be looked at.
+pub(super) fn is_recent() -> bool {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < WARY)
+}
+
+/// Asks a connection for a sign of life. One that gives none is closed by whoever gets the error.
+pub(super) async fn sign_of_life(connection: &mut PgConnection) -> Result<(), Error> {
+    let sign = tokio::time::timeout(SIGN_OF_LIFE, connection.ping()).await;
+    sign.map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))?
+}
