@@ -211,7 +211,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
             () = stop.cancelled() => return,
             changing = known.wait_for(|course| !course.is_settled()) => if changing.is_err() { return },
         }
-        let advanced = advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch);
+        let advanced = Box::pin(advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch));
         if let Err(error) = within(LONGEST_STEP, "postgres", "change the partitions", advanced).await
             && context.complaints.due().is_some()
         {

@@ -214,7 +214,7 @@ fn properties(given: &BasicProperties, headers: FieldTable) -> BasicProperties {
 
 #[cfg(test)]
 mod tests {
-    use lapin::types::{ByteArray, FieldArray};
+    use lapin::types::{ByteArray, FieldArray, ShortString};
 
     use super::*;
 
@@ -241,7 +241,7 @@ mod tests {
         headers.insert("b-token".into(), AMQPValue::LongString("x".repeat(20_000).into()));
         headers.insert("c-small".into(), AMQPValue::LongInt(1));
         let kept = theirs(&with(headers.clone()), HEADERS_MAX);
-        let names: Vec<&str> = kept.inner().keys().map(|name| name.as_str()).collect();
+        let names: Vec<&str> = kept.inner().keys().map(ShortString::as_str).collect();
         assert_eq!(names, ["a-baggage", "c-small", "taskflow-headers-dropped"]);
         let carried = carried(&with(headers.clone()));
         assert_eq!(carried.headers().as_ref(), Some(&headers));
