@@ -34,6 +34,15 @@ struct Source {
     line: VecDeque<Waiter>,
 }
 
+impl Source {
+    /// From the front: those further behind are found when it is their turn.
+    fn leave_out_who_left(&mut self) {
+        while self.line.front().is_some_and(|waiter| waiter.tell.is_closed()) {
+            self.line.pop_front();
+        }
+    }
+}
+
 struct Waiter {
     places: usize,
     own: usize,
@@ -59,7 +68,7 @@ impl Shares {
     /// the source's places whoever asks has already: nobody waits for what only it could give back.
     pub async fn take(&self, source: u64, places: usize, own: usize) -> Share {
         loop {
-            let told = {
+            let mut waits = {
                 let mut state = self.lock();
                 if let Some(share) = self.give(&mut state, source, places, own) {
                     return share;
@@ -67,9 +76,9 @@ impl Shares {
                 let (tell, told) = oneshot::channel();
                 state.sources.entry(source).or_default().line.push_back(Waiter { places, own, tell });
                 state.waiting.insert(source);
-                told
+                InLine { of: self, told }
             };
-            if let Ok(share) = told.await {
+            if let Ok(share) = (&mut waits.told).await {
                 return share;
             }
         }
@@ -81,13 +90,18 @@ impl Shares {
         self.give(&mut self.lock(), source, places, own)
     }
 
+    fn serve_all(&self) {
+        let mut state = self.lock();
+        let left = self.serve(&mut state);
+        // Each of them comes here again.
+        drop(state);
+        drop(left);
+    }
+
     fn give(&self, state: &mut State, source: u64, places: usize, own: usize) -> Option<Share> {
-        let line = state.sources.get_mut(&source).map(|source| &mut source.line);
-        let somebody_waits = line.is_some_and(|line| {
-            while line.front().is_some_and(|waiter| waiter.tell.is_closed()) {
-                line.pop_front();
-            }
-            !line.is_empty()
+        let somebody_waits = state.sources.get_mut(&source).is_some_and(|source| {
+            source.leave_out_who_left();
+            !source.line.is_empty()
         });
         (!somebody_waits && self.has_room(state, source, places, own))
             .then(|| self.account(state, source, places))
@@ -102,14 +116,19 @@ impl Shares {
     }
 
     fn account(&self, state: &mut State, source: u64, places: usize) -> Share {
-        state.taken += places;
-        state.sources.entry(source).or_default().has += places;
+        if places > 0 {
+            state.taken += places;
+            state.sources.entry(source).or_default().has += places;
+        }
         Share { of: self.clone(), source, places }
     }
 
     /// Gives to those who wait what is there for them. Returns what nobody took: to be dropped without the lock.
     fn serve(&self, state: &mut State) -> Vec<Share> {
         let mut left = Vec::new();
+        for source in state.waiting.clone() {
+            state.forget_who_left(source);
+        }
         for source in state.waiting.clone() {
             while let Some(Waiter { places, own, tell }) = state.first(source) {
                 if tell.is_closed() {
@@ -133,9 +152,29 @@ impl Shares {
     }
 }
 
+/// Somebody who waits. Who leaves the line may have stood in another's way.
+struct InLine<'s> {
+    of: &'s Shares,
+    told: oneshot::Receiver<Share>,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.told.close();
+        self.of.serve_all();
+    }
+}
+
 impl State {
     fn first(&mut self, source: u64) -> Option<Waiter> {
         self.sources.get_mut(&source)?.line.pop_front()
+    }
+
+    fn forget_who_left(&mut self, source: u64) {
+        if let Some(entry) = self.sources.get_mut(&source) {
+            entry.leave_out_who_left();
+        }
+        self.forget_if_idle(source);
     }
 
     fn forget_if_idle(&mut self, source: u64) {
@@ -184,10 +223,8 @@ impl Drop for Share {
             entry.has -= self.places;
         }
         state.forget_if_idle(self.source);
-        let left = self.of.serve(&mut state);
-        // Each of them comes here again.
         drop(state);
-        drop(left);
+        self.of.serve_all();
     }
 }
 
@@ -263,6 +300,20 @@ mod tests {
         let (large, small) = (large.await, small.await);
         assert_eq!((large.places(), small.places()), (30, 5));
         drop((held, large, small));
+        assert!(is_clean(&shares));
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_line_lets_those_behind_pass() {
+        let shares = Shares::new(100, 1);
+        let held = shares.try_take(1, 45, 0).unwrap();
+        let mut large = Box::pin(shares.take(1, 30, 0));
+        let mut small = Box::pin(shares.take(1, 5, 0));
+        let soon = Duration::from_millis(5);
+        assert!(timeout(soon, &mut large).await.is_err() && timeout(soon, &mut small).await.is_err());
+        drop(large);
+        let small = small.await;
+        drop((held, small));
         assert!(is_clean(&shares));
     }
 

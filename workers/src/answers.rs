@@ -1,36 +1,39 @@
-//! How long a pipeline waits for Postgres.
+//! How long a worker waits for Postgres.
 //!
 //! Postgres ends by itself what takes long, but a server whose machine is gone answers nothing for as long as its
 //! connection lives, which may be a quarter of an hour and more. The leases may be renewed meanwhile, over another
 //! connection. So what is not answered in time is broken off, and tried again over another one; and since a server may
 //! also be slow, each try in a row waits twice as long as the one before it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use taskflow_stores::StoreError;
 use taskflow_stores::postgres::silence;
+use taskflow_stores::rabbit::topology::Partition;
 
-/// How long the first try waits: longer than Postgres lets anybody wait for a lock (`postgres.lock_timeout_ms`).
-const FIRST: Duration = Duration::from_secs(12);
+/// How long the first try waits: longer than anybody waits for a connection (`postgres.acquire_timeout_ms`, 5 s) and a
+/// lock (`postgres.lock_timeout_ms`, 10 s) together.
+const FIRST: Duration = Duration::from_secs(17);
 /// The last try that is given more time than the one before it: then more than an hour.
-const DOUBLED_MAX: u32 = 9;
+const DOUBLED_MAX: u32 = 8;
 
-/// The calls of one kind, one after the other.
+/// Calls, each known by its name.
 pub(crate) struct Answers {
     first: Duration,
-    /// Calls in a row that were not answered.
-    silences: AtomicU32,
+    /// How often in a row a call was not answered.
+    silences: Mutex<HashMap<&'static str, u32>>,
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { first: FIRST, silences: AtomicU32::default() }
+        Self { first: FIRST, silences: Mutex::default() }
     }
 }
 
 impl Answers {
-    /// Waits for an answer, but not for ever.
+    /// Waits for an answer, but not for ever. Nothing but Postgres may be waited for in it.
     ///
     /// # Errors
     /// Those of the call; [`taskflow_stores::Kind::Unavailable`] when none comes in time. Whether it was carried out is
@@ -40,26 +43,38 @@ impl Answers {
         call: &'static str,
         asked: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let patience = self.patience();
+        let patience = self.patience(call);
         let mut asked = std::pin::pin!(asked);
         match tokio::time::timeout(patience, asked.as_mut()).await {
             Ok(answer) => {
                 if answer.is_ok() {
-                    self.silences.store(0, Ordering::Relaxed);
+                    self.silences.lock().unwrap_or_else(PoisonError::into_inner).remove(call);
                 }
                 answer
             }
             Err(_) => {
                 silence::note();
-                self.silences.fetch_add(1, Ordering::Relaxed);
+                *self.silences.lock().unwrap_or_else(PoisonError::into_inner).entry(call).or_default() += 1;
                 let detail = format!("no answer within {} s; the connection is given up", patience.as_secs());
                 Err(StoreError::unavailable("postgres", call, detail))
             }
         }
     }
 
-    fn patience(&self) -> Duration {
-        self.first * 2_u32.pow(self.silences.load(Ordering::Relaxed).min(DOUBLED_MAX))
+    fn patience(&self, call: &str) -> Duration {
+        let silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        self.first * 2_u32.pow(silences.get(call).copied().unwrap_or_default().min(DOUBLED_MAX))
+    }
+}
+
+/// Those of the partitions, whichever pipeline asks.
+#[derive(Default)]
+pub(crate) struct OfPartitions(Mutex<BTreeMap<Partition, Arc<Answers>>>);
+
+impl OfPartitions {
+    pub(crate) fn of(&self, partition: Partition) -> Arc<Answers> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(partition).or_default())
     }
 }
 
@@ -72,17 +87,18 @@ mod tests {
     #[tokio::test]
     async fn each_try_waits_longer_until_one_is_answered() {
         let answers = Answers { first: Duration::from_millis(1), ..Answers::default() };
-        let waits = || answers.patience().as_millis();
+        let waits = |call| answers.patience(call).as_millis();
         for expected in [1, 2, 4] {
-            assert_eq!(waits(), expected);
+            assert_eq!(waits("ask"), expected);
             let answer = answers.wait("ask", pending::<Result<(), StoreError>>()).await;
             assert!(answer.is_err_and(|error| error.kind == taskflow_stores::Kind::Unavailable));
         }
-        // What is refused says nothing of how long the next one takes.
+        // What is refused says nothing of how long the next one takes, and another call nothing of this one.
         let refused = StoreError::unavailable("postgres", "ask", "full");
         assert!(answers.wait("ask", async { Err::<(), _>(refused) }).await.is_err());
-        assert_eq!(waits(), 8);
+        answers.wait("ask for less", async { Ok(()) }).await.unwrap();
+        assert_eq!((waits("ask"), waits("ask for less")), (8, 1));
         answers.wait("ask", async { Ok(()) }).await.unwrap();
-        assert_eq!(waits(), 1);
+        assert_eq!(waits("ask"), 1);
     }
 }

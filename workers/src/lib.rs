@@ -131,6 +131,8 @@ pub(crate) struct Context {
     pub watched: watchdog::Watched,
     /// What fails again and again.
     pub fails: partition::standstill::Fails,
+    /// How long pipelines wait for Postgres.
+    pub answers: answers::OfPartitions,
     pub vitals: Vitals,
 }
 
@@ -157,6 +159,7 @@ pub async fn run(
         complaints: Seldom::new(),
         watched: watchdog::Watched::default(),
         fails: partition::standstill::Fails::default(),
+        answers: answers::OfPartitions::default(),
         vitals,
         settings,
         retention,

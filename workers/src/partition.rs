@@ -20,7 +20,7 @@ use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{StoreError, clock, observe, supervise};
+use taskflow_stores::{StoreError, clock, observe, supervise, within};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -91,10 +91,8 @@ struct Pipeline<'c> {
     lasted: Vec<Batch>,
     /// Whether messages were taken since the last pause.
     took: bool,
-    /// How long its batches wait for Postgres …
-    answers: Answers,
-    /// … and all that goes with them.
-    calls: Answers,
+    /// How long it waits for Postgres.
+    answers: Arc<Answers>,
 }
 
 /// Consumes a partition until `stop`, or until the lease is gone. Stores that are away are waited for. `leaving` says that
@@ -126,8 +124,7 @@ pub(crate) async fn run(
         held_by: None,
         lasted: Vec::new(),
         took: false,
-        answers: Answers::default(),
-        calls: Answers::default(),
+        answers: context.answers.of(partition),
         name,
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
@@ -178,14 +175,19 @@ pub(crate) async fn run(
         }
     }
     pipeline.acquit().await;
-    let Pipeline { relay, name, newest, calls, .. } = pipeline;
+    let Pipeline { relay, name, newest, .. } = pipeline;
     let drain = Duration::from_millis(context.settings.drain_ms);
     // Whoever takes the partition over goes on where the outbox says; its commands must not wait for a store that is away.
     let patience = if leaving.is_cancelled() { drain } else { drain.min(HANDED_OVER) };
     let relayed = relay.drain(newest, patience).await;
     if !relayed.is_empty()
-        && let Err(error) =
-            calls.wait("tidy the outbox", transaction::tidy(&context.stores.postgres, &name, &relayed)).await
+        && let Err(error) = within(
+            HANDED_OVER,
+            "postgres",
+            "tidy the outbox",
+            transaction::tidy(&context.stores.postgres, &name, &relayed),
+        )
+        .await
     {
         tracing::debug!(partition = name, %error, "The outbox was not tidied; the next holder relays it once more.");
     }
@@ -254,7 +256,7 @@ impl Pipeline<'_> {
     ) -> Result<Left, StoreError> {
         let settings = &self.context.settings;
         let room = Room::open(&self.context.stores.postgres, &self.name);
-        self.room = self.calls.wait("read the waiting room", room).await?;
+        self.room = self.answers.wait("read the waiting room", room).await?;
         let linger = Duration::from_millis(settings.linger_ms);
         let mut collector = Collector::new(settings.max_batch, linger, crash::deaf(&self.name));
         let mut patience = QUIET;
@@ -425,7 +427,7 @@ impl Pipeline<'_> {
             return self.relay.is_idle();
         }
         let tidied = transaction::tidy(&self.context.stores.postgres, &self.name, &taken.relayed);
-        match self.calls.wait("tidy the outbox", tidied).await {
+        match self.answers.wait("tidy the outbox", tidied).await {
             Ok(()) => taken.tidied(),
             Err(error) => tracing::debug!(partition = self.name, %error, "The outbox will be tidied later."),
         }

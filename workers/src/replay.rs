@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let answers = Answers::default();
     loop {
-        let worked = answers.wait("replay dead letters", work(context)).await;
+        let worked = work(context, &answers).await;
         let pause = match worked {
             Ok(busy) => {
                 backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -55,23 +55,25 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
 }
 
 /// One step of a replay of many, then what is to be published. Returns whether there was anything to do.
-async fn work(context: &Context) -> Result<bool, StoreError> {
+async fn work(context: &Context, answers: &Answers) -> Result<bool, StoreError> {
     let postgres = &context.stores.postgres;
-    let step = dead_letter_replays::step(postgres, clock::now()).await?;
+    let step = dead_letter_replays::step(postgres, clock::now());
+    let step = answers.wait("go on with a replay", step).await?;
     match &step {
         Step::Nothing => {}
         Step::Taken(letters) => tracing::debug!(letters, "A replay goes on."),
         Step::Done(replay) => tracing::info!(%replay, "A replay is done."),
         Step::Stopped(replay, why) => tracing::warn!(%replay, why, "A replay has stopped by itself."),
     }
-    let published = match dead_letter_deeds::publishing(postgres, TOGETHER).await? {
-        Some(publishing) => publish(context, publishing).await?,
+    let publishing = dead_letter_deeds::publishing(postgres, TOGETHER);
+    let published = match answers.wait("take letters to be published", publishing).await? {
+        Some(publishing) => publish(context, publishing, answers).await?,
         None => 0,
     };
     Ok(step != Step::Nothing || published > 0)
 }
 
-async fn publish(context: &Context, publishing: Publishing) -> Result<usize, StoreError> {
+async fn publish(context: &Context, publishing: Publishing, answers: &Answers) -> Result<usize, StoreError> {
     if publishing.letters.is_empty() {
         return Ok(0);
     }
@@ -95,7 +97,7 @@ async fn publish(context: &Context, publishing: Publishing) -> Result<usize, Sto
     }
     crash::point("republished");
     let count = published.len();
-    publishing.published(&published).await?;
+    answers.wait("note what is published", publishing.published(&published)).await?;
     observe::counter(&metric::DEAD_LETTERS_REPLAYED, &[]).increment(count as u64);
     match failure {
         Some(error) => Err(error),

@@ -27,7 +27,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let mut backoff = fresh();
     let answers = Answers::default();
     loop {
-        match answers.wait("deliver system events", deliver(context)).await {
+        match deliver(context, &answers).await {
             Ok(0) => {
                 backoff = fresh();
                 tokio::select! {
@@ -49,8 +49,9 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     }
 }
 
-async fn deliver(context: &Context) -> Result<usize, StoreError> {
-    let taken = system_events::take(&context.stores.postgres, TOGETHER).await?;
+async fn deliver(context: &Context, answers: &Answers) -> Result<usize, StoreError> {
+    let taken = system_events::take(&context.stores.postgres, TOGETHER);
+    let taken = answers.wait("take system events", taken).await?;
     if taken.events.is_empty() {
         return Ok(0);
     }
@@ -64,7 +65,7 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
     let new: Vec<(i64, String)> =
         new.filter_map(|(place, _, _, leaves)| Some((*place, leaves.link()?))).collect();
     if !new.is_empty() {
-        taken.join_chain(&new).await?;
+        answers.wait("link system events", taken.join_chain(&new)).await?;
         crash::point("system_linked");
         return Ok(new.len());
     }
@@ -82,7 +83,7 @@ async fn deliver(context: &Context) -> Result<usize, StoreError> {
     for confirm in confirms {
         confirm.confirmed().await.map_err(StoreError::from)?;
     }
-    taken.delivered().await?;
+    answers.wait("remove system events", taken.delivered()).await?;
     for (_, _, event, _) in &sealed {
         if let Some(operation) = system_event::operation(&event.kind) {
             observe::counter(&metric::SENSITIVE_OPERATIONS, &[("operation", operation)]).increment(1);

@@ -16,6 +16,7 @@ use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, clock, observe};
 use uuid::Uuid;
 
+use crate::answers::Answers;
 use crate::apply::Range;
 use crate::bisect::Source;
 use crate::{Context, crash, suspect};
@@ -157,15 +158,17 @@ impl Due<'_> {
 
     /// Buries commands whose id another one has had meanwhile. The batch finds them too and takes them out of the room;
     /// the letter must be there before.
-    pub(crate) async fn bury_foreign(&self, items: &[Item]) -> Result<(), StoreError> {
+    pub(crate) async fn bury_foreign(&self, items: &[Item], answers: &Answers) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
         let postgres = &self.context.stores.postgres;
-        let mut connection = postgres
-            .acquire()
-            .await
-            .map_err(|error| StoreError::unavailable("postgres", "look up receipts", error))?;
-        let known = receipts::claimed(&mut connection, &ids).await?;
-        drop(connection);
+        let looked_up = async {
+            let mut connection = postgres
+                .acquire()
+                .await
+                .map_err(|error| StoreError::unavailable("postgres", "look up receipts", error))?;
+            receipts::claimed(&mut connection, &ids).await
+        };
+        let known = answers.wait("look up receipts", looked_up).await?;
         for (index, item) in items.iter().enumerate() {
             if known.get(&item.id).is_some_and(|first| *first != item.fingerprint) {
                 self.bury(index, "idempotency_mismatch", &foreign(item.id)).await?;

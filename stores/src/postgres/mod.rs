@@ -136,10 +136,7 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
         })
         .after_release(|connection, _| {
             Box::pin(async move {
-                if silence::is_recent() {
-                    silence::sign_of_life(connection).await?;
-                }
-                Ok(true)
+                if silence::is_recent() { silence::may_be_kept(connection).await } else { Ok(true) }
             })
         })
         .connect_lazy_with(options))

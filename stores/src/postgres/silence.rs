@@ -7,7 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, Error, PgConnection};
+use sqlx::{Connection, Error, PgConnection, Row};
 
 /// How long a connection may take to give a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -24,6 +24,16 @@ pub fn note() {
 /// Whether connections that are given back have to be looked at.
 pub(super) fn is_recent() -> bool {
     LAST.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < WARY)
+}
+
+/// Whether a connection that is given back can be kept: it answers, and is not inside a transaction that began after its
+/// caller had given it up.
+pub(super) async fn may_be_kept(connection: &mut PgConnection) -> Result<bool, Error> {
+    // One message: in a statement by itself both are its time.
+    let outside =
+        sqlx::raw_sql("/* look_outside */ SELECT now() = statement_timestamp()").fetch_one(connection);
+    let outside = tokio::time::timeout(SIGN_OF_LIFE, outside).await;
+    outside.map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??.try_get(0)
 }
 
 /// Asks a connection for a sign of life. One that gives none is closed by whoever gets the error.

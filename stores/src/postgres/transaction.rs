@@ -1,8 +1,15 @@
 //! Beginning a transaction.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Error, PgPool, Postgres, Transaction};
+
+use super::silence;
+
+/// How long a beginning may take, the wait for a connection included: callers may be gone by then, and nobody else would
+/// ever give it up.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// Begins a transaction. It is rolled back when it is dropped, also by a caller that goes away before it has it.
 pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Error> {
@@ -24,7 +31,15 @@ pub(super) async fn begin_awake(
 /// writes on it is never committed (sqlx 0.9.0; its issue 4385).
 async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, Error> {
     let pool = pool.clone();
-    #[expect(clippy::disallowed_methods, reason = "nobody drops it here")]
-    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
+    let begun = tokio::spawn(async move {
+        #[expect(clippy::disallowed_methods, reason = "whoever gives it up here notes it")]
+        let mut begun = std::pin::pin!(pool.begin_with(AssertSqlSafe(statement)));
+        if let Ok(begun) = tokio::time::timeout(LONGEST, begun.as_mut()).await {
+            return begun;
+        }
+        // What is given back now is looked at, and closed if it is inside a transaction or says nothing.
+        silence::note();
+        Err(Error::Io(ErrorKind::TimedOut.into()))
+    });
     begun.await.unwrap_or(Err(Error::WorkerCrashed))
 }

@@ -31,7 +31,7 @@ impl Pipeline<'_> {
         let postgres = &self.context.stores.postgres;
         self.has_suspected = true;
         let noted = suspects::note_together(postgres, &digests, &self.name, self.epoch);
-        let known = self.calls.wait("note suspects", noted).await?;
+        let known = self.answers.wait("note suspects", noted).await?;
         let is_alone = |delivery: &Delivery| {
             suspect::is_suspicious(delivery) && known.contains_key(&digest(delivery.body()))
         };
@@ -57,7 +57,7 @@ impl Pipeline<'_> {
         self.done.append(&mut self.settled);
         if !self.done.is_empty() {
             let forgotten = suspects::forget(&self.context.stores.postgres, &self.done);
-            self.calls.wait("forget suspects", forgotten).await?;
+            self.answers.wait("forget suspects", forgotten).await?;
             self.done.clear();
         }
         Ok(())
@@ -97,7 +97,7 @@ impl Pipeline<'_> {
         let tries = known.get(&digest(delivery.body())).copied().unwrap_or_default();
         let solitude = context.solitude.enter(tries).await;
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
-        let left = match self.calls.wait("note a try", trial).await? {
+        let left = match self.answers.wait("note a try", trial).await? {
             Trial::Condemned(_) => Some(self.condemn(delivery, stop).await),
             Trial::None | Trial::Alone(_) => {
                 let trial = Box::pin(self.batch(std::slice::from_ref(delivery), stop));

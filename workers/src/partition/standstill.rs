@@ -104,7 +104,7 @@ impl Pipeline<'_> {
             let lease = Duration::from_millis(self.context.settings.lease_ms);
             let tried =
                 transaction::may_be_written(&self.context.stores.postgres, fence, lease, clock::now());
-            match self.calls.wait("try whether a batch can be written", tried).await {
+            match self.answers.wait("try whether a batch can be written", tried).await {
                 Ok(newest) => {
                     observe::store_up("postgres", true);
                     self.newest = newest.unwrap_or(self.newest);

@@ -51,7 +51,7 @@ impl Pipeline<'_> {
         let postgres = &context.stores.postgres;
         let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
         let due = waiting::due(postgres, &self.name, clock::now(), most);
-        let mut rows = self.calls.wait("read what is due", due).await?;
+        let mut rows = self.answers.wait("read what is due", due).await?;
         self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
         self.pulse.is_at(Doing::Applying);
         let due = Due { context, partition: self.partition, rows };
@@ -61,7 +61,7 @@ impl Pipeline<'_> {
             Trial::None | Trial::Alone(_) => due.items(),
         };
         bury_dead(&items, &due).await?;
-        self.calls.wait("look up receipts", due.bury_foreign(&items)).await?;
+        due.bury_foreign(&items, &self.answers).await?;
         // Their own lines are tried from the beginning; who joins a line meets it as it is.
         let mut lines = self.room.lines.clone();
         for subject in due.lines() {
@@ -75,7 +75,7 @@ impl Pipeline<'_> {
             }
         }
         self.survived(trial).await?;
-        let next_due = self.calls.wait("read what is due", waiting::next_due(postgres, &self.name)).await?;
+        let next_due = self.answers.wait("read what is due", waiting::next_due(postgres, &self.name)).await?;
         self.room = Room { lines, next_due };
         self.pulse.finished(None);
         Ok(self.held_by.is_some().then_some(Left::Stopped))
@@ -90,7 +90,7 @@ impl Pipeline<'_> {
         self.has_suspected = true;
         let postgres = &self.context.stores.postgres;
         let noted = suspect::try_alone(postgres, &self.name, self.epoch, &row.body);
-        let trial = self.calls.wait("note a try", noted).await?;
+        let trial = self.answers.wait("note a try", noted).await?;
         if let Trial::Condemned(_) = trial {
             tracing::error!(
                 partition = self.name, command = %row.id,
@@ -104,14 +104,14 @@ impl Pipeline<'_> {
     async fn survived(&mut self, trial: Trial) -> Result<(), StoreError> {
         let postgres = &self.context.stores.postgres;
         if let Trial::Alone(digest) | Trial::Condemned(digest) = trial {
-            self.calls.wait("forget a suspect", suspects::forget(postgres, &[digest])).await?;
+            self.answers.wait("forget a suspect", suspects::forget(postgres, &[digest])).await?;
         }
         // Who died once may have died of anything; who was condemned has been found.
         let found = matches!(trial, Trial::Condemned(_));
         self.careful.left = if found { 0 } else { self.careful.left.saturating_sub(1) };
         if self.careful.deaths && self.careful.left == 0 {
             let forgotten = leases::forget_deaths(postgres, &self.name, self.epoch);
-            self.calls.wait("forget deaths", forgotten).await?;
+            self.answers.wait("forget deaths", forgotten).await?;
             self.careful.deaths = false;
         }
         Ok(())
