@@ -70,7 +70,8 @@ impl Part {
         Self { all: Arc::new(Semaphore::new(bytes)), shares: Shares::new(bytes, least_share) }
     }
 
-    /// Room, waited for no longer than a moment, for somebody who has `own` bytes of it. The share comes first: who has to wait for it keeps nothing from others.
+    /// Room, waited for no longer than a moment, for somebody who has `own` bytes of it. The share comes first: who has to
+    /// wait for it keeps nothing from others. Then all stand in one line, so that a large body has its turn.
     async fn take(&self, caller: u64, bytes: usize, own: usize) -> Option<Held> {
         let taken = async {
             let share = self.shares.take(caller, bytes, own).await;

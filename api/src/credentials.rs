@@ -13,6 +13,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use taskflow_core::api_key::{self, Scope};
 use taskflow_core::state::Role;
 use taskflow_stores::postgres::api_keys::{self, Stored};
+use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::{PgPool, user_deeds};
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::sessions::Session;
@@ -205,10 +206,9 @@ impl Credentials {
             }
             let stored = api_keys::find(postgres, id).await?.map(Arc::new);
             self.keys.put(id, stored.clone(), Instant::now());
-            Ok(stored)
+            Ok::<_, StoreError>(stored)
         };
-        let silence = || StoreError::unavailable("postgres", "look up an API key", "no answer in time");
-        match tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(silence())) {
+        match silence::within(patience, "look up an API key", asked).await {
             Err(error) if error.kind == Kind::Unavailable => {
                 self.postgres.begin();
                 match kept() {

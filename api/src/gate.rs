@@ -13,6 +13,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use taskflow_stores::postgres::silence;
 
 use crate::address::{self, ClientAddress};
 use crate::auth::{Caller, Credential, user_agent};
@@ -120,12 +121,10 @@ async fn answer(app: &App, request: Request, stream: bool, next: Next) -> Respon
         return next.run(request).await;
     }
     let patience = Duration::from_millis(app.settings.limits.request_timeout_ms);
-    match tokio::time::timeout(patience, next.run(request)).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            Problem::unavailable("the answer took too long; whether it was done is not known").into_response()
-        }
-    }
+    // What it waited for may have been Postgres.
+    silence::heard_within(patience, next.run(request)).await.unwrap_or_else(|| {
+        Problem::unavailable("the answer took too long; whether it was done is not known").into_response()
+    })
 }
 
 /// A body comes in time or not at all.

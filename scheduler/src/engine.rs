@@ -12,9 +12,10 @@ use taskflow_core::metric;
 use taskflow_stores::postgres::job_runs::{self, End};
 use taskflow_stores::postgres::job_schedules::{self, Look};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::{job_history, system_events};
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{crash, observe, within};
+use taskflow_stores::{crash, observe};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -133,7 +134,7 @@ impl Engine {
                     settled &= look.now + JUMP >= newest;
                     newest = look.now;
                     let followed = self.follow(fence, &look, &mut settled, runs, tasks);
-                    match within(self.lease(), "postgres", "do what is due", followed).await {
+                    match silence::within(self.lease(), "do what is due", followed).await {
                         Ok(true) => pause(&look),
                         Ok(false) => LOOK_SOONEST,
                         Err(Fenced::Out) => return Stopped::Out,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use taskflow_core::metric;
 use taskflow_stores::postgres::leader;
+use taskflow_stores::postgres::silence;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{StoreError, crash, observe, within};
+use taskflow_stores::{StoreError, crash, observe};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,8 +33,7 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
                 gauge.set(0.0);
                 led::hide();
                 let left = leader::leave(&engine.stores.postgres, engine.holder, epoch);
-                if let Err(error) =
-                    within(engine.lease(), "postgres", "leave the scheduler's lead", left).await
+                if let Err(error) = silence::within(engine.lease(), "leave the scheduler's lead", left).await
                 {
                     tracing::debug!(%error, "The lead could not be given back; it runs out.");
                 }
@@ -56,7 +56,7 @@ pub(crate) async fn run(engine: &Engine, stop: &CancellationToken) {
 async fn take(engine: &Engine) -> Result<Option<i64>, StoreError> {
     let lease_ms = engine.lease().as_millis() as i64;
     let taken = leader::take(&engine.stores.postgres, engine.holder, &engine.host, lease_ms);
-    within(engine.lease(), "postgres", "take the scheduler's lead", taken).await
+    silence::within(engine.lease(), "take the scheduler's lead", taken).await
 }
 
 /// Time between two tries to take the lead: several in a lease, and never in step with others.

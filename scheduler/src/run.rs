@@ -9,8 +9,9 @@ use taskflow_core::job::State;
 use taskflow_core::metric;
 use taskflow_stores::postgres::job_runs::{self, End, Run};
 use taskflow_stores::postgres::leader::{self, Fence, Fenced};
+use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::system_events;
-use taskflow_stores::{clock, crash, observe, supervise, within};
+use taskflow_stores::{clock, crash, observe, supervise};
 
 use crate::context::{Context, Failure, Stopped};
 use crate::jobs;
@@ -115,7 +116,7 @@ pub(crate) fn again(schedule: &Schedule, run: &Run, detail: String) -> Result<En
 async fn write_end(fence: &Fence, schedule: &Schedule, run: &Run, end: &End, stop: &crate::context::Stop) {
     let mut told = false;
     loop {
-        match within(ANSWER, "postgres", "end a run", try_end(fence, run, end)).await {
+        match silence::within(ANSWER, "end a run", try_end(fence, run, end)).await {
             Ok(()) => return,
             Err(Fenced::Out) => {
                 tracing::warn!(

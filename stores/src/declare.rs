@@ -10,12 +10,12 @@ use taskflow_core::partition::Course;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::layout;
+use crate::postgres::{layout, silence};
 use crate::rabbit::link::Link;
 use crate::rabbit::{Settings, topology};
 use crate::{StoreError, observe, supervise};
 
-/// The longest that the broker may take. While it is at it nobody takes a step of a change.
+/// The longest that either store may take. While the broker is at it nobody takes a step of a change.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Between two times that the same objects are declared again.
 const REST: Duration = Duration::from_secs(1);
@@ -25,7 +25,8 @@ const REST: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`crate::Kind::Bug`] when an object exists in another form, or the database's schema is not current.
 pub async fn declare(postgres: &PgPool, link: &Link, settings: &Settings) -> Result<Course, StoreError> {
-    let hold = layout::hold(postgres, settings.layout()).await?;
+    let hold = layout::hold(postgres, settings.layout());
+    let hold = silence::within(LONGEST, "hold the partitions as they are", hold).await?;
     let declared = tokio::time::timeout(LONGEST, topology::declare(link, settings, &hold.course));
     let late = |_| Err(StoreError::unavailable("rabbitmq", "declare the queues", "no answer in time"));
     declared.await.unwrap_or_else(late)?;

@@ -19,7 +19,5 @@ pub mod share;
 pub mod spool;
 pub mod supervise;
 pub mod vitals;
-mod within;
 
 pub use error::{Kind, StoreError};
-pub use within::within;

@@ -90,14 +90,6 @@ impl Shares {
         self.give(&mut self.lock(), source, places, own)
     }
 
-    fn serve_all(&self) {
-        let mut state = self.lock();
-        let left = self.serve(&mut state);
-        // Each of them comes here again.
-        drop(state);
-        drop(left);
-    }
-
     fn give(&self, state: &mut State, source: u64, places: usize, own: usize) -> Option<Share> {
         let somebody_waits = state.sources.get_mut(&source).is_some_and(|source| {
             source.leave_out_who_left();
@@ -161,7 +153,8 @@ struct InLine<'s> {
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
         self.told.close();
-        self.of.serve_all();
+        let left = self.of.serve(&mut self.of.lock());
+        drop(left);
     }
 }
 
@@ -223,8 +216,10 @@ impl Drop for Share {
             entry.has -= self.places;
         }
         state.forget_if_idle(self.source);
+        let left = self.of.serve(&mut state);
+        // Each of them comes here again.
         drop(state);
-        self.of.serve_all();
+        drop(left);
     }
 }
 

@@ -1,12 +1,11 @@
 //! How long a worker waits for Postgres.
 //!
-//! Postgres ends by itself what takes long, but a server whose machine is gone answers nothing for as long as its
-//! connection lives, which may be a quarter of an hour and more. The leases may be renewed meanwhile, over another
+//! One whose machine is gone answers nothing ([`silence`]), and the leases may be renewed meanwhile, over another
 //! connection. So what is not answered in time is broken off, and tried again over another one; and since a server may
 //! also be slow, each try in a row waits twice as long as the one before it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use taskflow_stores::StoreError;
@@ -44,26 +43,24 @@ impl Answers {
         asked: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let patience = self.patience(call);
-        let mut asked = std::pin::pin!(asked);
-        match tokio::time::timeout(patience, asked.as_mut()).await {
-            Ok(answer) => {
-                if answer.is_ok() {
-                    self.silences.lock().unwrap_or_else(PoisonError::into_inner).remove(call);
-                }
-                answer
-            }
-            Err(_) => {
-                silence::note();
-                *self.silences.lock().unwrap_or_else(PoisonError::into_inner).entry(call).or_default() += 1;
-                let detail = format!("no answer within {} s; the connection is given up", patience.as_secs());
-                Err(StoreError::unavailable("postgres", call, detail))
-            }
+        let Some(answer) = silence::heard_within(patience, asked).await else {
+            *self.silences().entry(call).or_default() += 1;
+            let detail = format!("no answer within {} s; the connection is given up", patience.as_secs());
+            return Err(StoreError::unavailable("postgres", call, detail));
+        };
+        if answer.is_ok() {
+            self.silences().remove(call);
         }
+        answer
     }
 
     fn patience(&self, call: &str) -> Duration {
-        let silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
-        self.first * 2_u32.pow(silences.get(call).copied().unwrap_or_default().min(DOUBLED_MAX))
+        let silences = self.silences().get(call).copied().unwrap_or_default();
+        self.first * 2_u32.pow(silences.min(DOUBLED_MAX))
+    }
+
+    fn silences(&self) -> MutexGuard<'_, HashMap<&'static str, u32>> {
+        self.silences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,9 +12,10 @@ use taskflow_core::metric;
 use taskflow_core::partition::{Course, Layout, Partition, Phase};
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::layout::{self, Turn};
+use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::{Settings, consume, topology};
-use taskflow_stores::{StoreError, observe, supervise, within};
+use taskflow_stores::{StoreError, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Context, crash};
@@ -212,7 +213,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
             changing = known.wait_for(|course| !course.is_settled()) => if changing.is_err() { return },
         }
         let advanced = Box::pin(advance(&stores.postgres, &stores.consume, &stores.rabbit, prefetch));
-        if let Err(error) = within(LONGEST_STEP, "postgres", "change the partitions", advanced).await
+        if let Err(error) = silence::within(LONGEST_STEP, "change the partitions", advanced).await
             && context.complaints.due().is_some()
         {
             tracing::warn!(%error, "The change of the number of partitions waits.");

@@ -16,8 +16,9 @@ use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Heartbeat, Membership, Reach};
 use taskflow_stores::postgres::restore_epochs::{self, Epoch};
+use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::{StoreError, observe, seldom, supervise, within};
+use taskflow_stores::{StoreError, observe, seldom, supervise};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -83,7 +84,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
             cut_off,
         };
         let beat = leases::heartbeat(&context.stores.postgres, me);
-        match within(lease, "postgres", "renew leases", beat).await {
+        match silence::within(lease, "renew leases", beat).await {
             Ok(membership) => {
                 observe::store_up("postgres", true);
                 keeper.valid_until.send_replace(asked + lease);
@@ -117,7 +118,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         give_back(context, partition).await;
     }
     let left = leases::leave(&context.stores.postgres, context.worker);
-    if let Err(error) = within(ANSWER, "postgres", "leave the workers", left).await {
+    if let Err(error) = silence::within(ANSWER, "leave the workers", left).await {
         tracing::warn!(%error, "Could not say that this worker leaves; its entry runs out by itself.");
     }
 }
@@ -230,7 +231,7 @@ impl Keeper {
         let name = partition.to_string();
         let lease_ms = context.settings.lease_ms as i64;
         let acquired = leases::acquire(&context.stores.postgres, &name, context.worker, lease_ms, newest);
-        let lease = within(ANSWER, "postgres", "acquire a lease", acquired).await?;
+        let lease = silence::within(ANSWER, "acquire a lease", acquired).await?;
         let Some(lease) = lease else { return Ok(None) };
         tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
         gauge(&name, true);
@@ -267,7 +268,7 @@ impl Keeper {
                 let name = partition.to_string();
                 let postgres = &self.context.stores.postgres;
                 let abandoned = leases::abandon(postgres, &name, self.context.worker);
-                if let Err(error) = within(ANSWER, "postgres", "abandon a lease", abandoned).await {
+                if let Err(error) = silence::within(ANSWER, "abandon a lease", abandoned).await {
                     tracing::warn!(partition = name, %error, "A lease could not be abandoned; it runs out by itself.");
                 }
                 gauge(&name, false);
@@ -284,7 +285,7 @@ async fn give_back(context: &Context, partition: Partition) {
     let name = partition.to_string();
     gauge(&name, false);
     let released = leases::release(&context.stores.postgres, &name, context.worker);
-    if let Err(error) = within(ANSWER, "postgres", "release a lease", released).await
+    if let Err(error) = silence::within(ANSWER, "release a lease", released).await
         && seldom::worth_a_line(&error)
     {
         tracing::warn!(partition = name, %error, "A lease could not be given back; it runs out by itself.");

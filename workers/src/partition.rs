@@ -20,7 +20,7 @@ use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{StoreError, clock, observe, supervise, within};
+use taskflow_stores::{StoreError, clock, observe, supervise};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -181,9 +181,8 @@ pub(crate) async fn run(
     let patience = if leaving.is_cancelled() { drain } else { drain.min(HANDED_OVER) };
     let relayed = relay.drain(newest, patience).await;
     if !relayed.is_empty()
-        && let Err(error) = within(
+        && let Err(error) = silence::within(
             HANDED_OVER,
-            "postgres",
             "tidy the outbox",
             transaction::tidy(&context.stores.postgres, &name, &relayed),
         )

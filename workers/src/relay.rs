@@ -276,7 +276,7 @@ impl Follower {
         supervise::point("sink");
         if !batch.payload.is_empty() {
             let start = std::time::Instant::now();
-            let give = || deliver(&self.context, &self.partition, self.sink, batch);
+            let give = || deliver(&self.context, &self.partition, self.sink, batch, &self.calls);
             let Some(at) = self.persist("deliver a batch", give).await else { return };
             observe_step("relay", start);
             crash::point("relayed");

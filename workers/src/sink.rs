@@ -12,6 +12,7 @@ use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::redis::cache::{self, Refresh};
 use taskflow_stores::{StoreError, clock, mongo, observe};
 
+use crate::answers::Answers;
 use crate::{Context, crash};
 
 /// Who follows.
@@ -59,6 +60,7 @@ pub(crate) async fn deliver(
     partition: &str,
     sink: Sink,
     batch: &Batch,
+    answers: &Answers,
 ) -> Result<DateTime<Utc>, StoreError> {
     let begun = Instant::now();
     let count = match sink {
@@ -71,7 +73,10 @@ pub(crate) async fn deliver(
         Sink::Cache => {
             match &batch.refresh {
                 Some(refresh) => context.stores.redis.refresh(refresh).await?,
-                None => context.stores.redis.refresh(&reread(context, &batch.payload).await?).await?,
+                None => {
+                    let values = answers.wait("read what the caches missed", reread(context, &batch.payload));
+                    context.stores.redis.refresh(&values.await?).await?;
+                }
             }
             batch.payload.tasks.len() + batch.payload.users.len()
         }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use taskflow_stores::postgres::silence;
 use taskflow_stores::{StoreError, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -69,9 +70,7 @@ async fn work<A: Asker>(asker: &mut A, receiver: &mut mpsc::Receiver<Asked<A>>, 
             questions.push(question);
             tells.push(tell);
         }
-        let answered = tokio::time::timeout(PATIENCE, asker.ask(&questions)).await;
-        let late = |_| Err(StoreError::unavailable("postgres", A::NAME, "no answer in time"));
-        match answered.unwrap_or_else(late) {
+        match silence::within(PATIENCE, A::NAME, asker.ask(&questions)).await {
             Ok(answers) => {
                 tells.into_iter().zip(answers).for_each(|(tell, answer)| drop(tell.send(Ok(answer))));
             }

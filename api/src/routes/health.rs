@@ -11,6 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use taskflow_stores::postgres::pauses;
+use taskflow_stores::postgres::silence;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, mongo, observe, postgres};
 use tokio::sync::Mutex;
@@ -89,12 +90,12 @@ async fn look(app: &App) -> Looked {
         stores.redis.probe(),
         postgres::probe(&stores.postgres),
         mongo::probe(&stores.mongo),
-        tokio::time::timeout(PATIENCE, pauses::list(&stores.postgres)),
+        silence::within(PATIENCE, "list pauses", pauses::list(&stores.postgres)),
     );
     // Taking commands needs the broker, and the sessions in Redis to know from whom.
     let works = rabbitmq.is_ok() && redis.is_ok();
     // Reasons are for those who may log in; anyone may ask here.
-    let paused = paused.ok().and_then(Result::ok).unwrap_or_default();
+    let paused = paused.unwrap_or_default();
     let notes = paused.into_iter().map(|pause| (pause.scope, "paused by an operator".to_owned())).collect();
     let rows = vec![
         row("rabbitmq", "taking commands", rabbitmq),

@@ -145,11 +145,8 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
 /// Asks the server for a sign of life.
 pub async fn probe(pool: &PgPool) -> Result<(), StoreError> {
     let probe = sqlx::query("SELECT 1").execute(pool);
-    match tokio::time::timeout(Duration::from_secs(3), probe).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(failed("probe")(error)),
-        Err(_) => Err(StoreError::unavailable(STORE, "probe", "no answer within 3 s")),
-    }
+    let probed = async { probe.await.map(drop).map_err(failed("probe")) };
+    silence::within(Duration::from_secs(3), "probe", probed).await
 }
 
 /// The server's version, such as `15.18`.

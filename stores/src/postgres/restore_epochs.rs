@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::audit_chain::{self, Addition};
+use super::silence;
 use super::{audit_seals, failed, system_events};
 use crate::vitals::Vitals;
-use crate::{Kind, StoreError, seldom, within};
+use crate::{Kind, StoreError, seldom};
 
 /// Between two looks whether a restore was brought to its end, and how long Postgres may take for one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -79,7 +80,7 @@ pub async fn open(pool: &PgPool) -> Result<Option<Epoch>, StoreError> {
 pub async fn until_agreed(pool: &PgPool, vitals: &Vitals, stop: &CancellationToken) {
     let mut waits = false;
     while !stop.is_cancelled() {
-        match within(ANSWER, "postgres", "look for a restore that has no end", open(pool)).await {
+        match silence::within(ANSWER, "look for a restore that has no end", open(pool)).await {
             Ok(Some(epoch)) => {
                 if !waits {
                     let fault = epoch.fault();

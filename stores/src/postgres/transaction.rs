@@ -32,14 +32,11 @@ pub(super) async fn begin_awake(
 async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, Error> {
     let pool = pool.clone();
     let begun = tokio::spawn(async move {
-        #[expect(clippy::disallowed_methods, reason = "whoever gives it up here notes it")]
-        let mut begun = std::pin::pin!(pool.begin_with(AssertSqlSafe(statement)));
-        if let Ok(begun) = tokio::time::timeout(LONGEST, begun.as_mut()).await {
-            return begun;
-        }
-        // What is given back now is looked at, and closed if it is inside a transaction or says nothing.
-        silence::note();
-        Err(Error::Io(ErrorKind::TimedOut.into()))
+        #[expect(clippy::disallowed_methods, reason = "what is given up here is told of")]
+        let begun = pool.begin_with(AssertSqlSafe(statement));
+        // What is given back then is looked at, and closed if it is inside a transaction or says nothing.
+        let heard = silence::heard_within(LONGEST, begun).await;
+        heard.unwrap_or_else(|| Err(Error::Io(ErrorKind::TimedOut.into())))
     });
     begun.await.unwrap_or(Err(Error::WorkerCrashed))
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_stores::StoreError;
+use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::{leases, suspects};
 use taskflow_stores::rabbit::consume::Delivery;
 use tokio_util::sync::CancellationToken;
@@ -75,14 +76,8 @@ impl Pipeline<'_> {
             self.forget().await?;
             suspects::acquit(&self.context.stores.postgres, &self.name, self.epoch).await
         };
-        match tokio::time::timeout(HANDED_OVER, acquitted).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(partition = self.name, %error, "A try counts though nobody died.");
-            }
-            Err(_) => {
-                tracing::debug!(partition = self.name, "A try counts though nobody died: no answer in time.");
-            }
+        if let Err(error) = silence::within(HANDED_OVER, "acquit suspects", acquitted).await {
+            tracing::debug!(partition = self.name, %error, "A try counts though nobody died.");
         }
     }
 
@@ -124,7 +119,8 @@ impl Pipeline<'_> {
         if left.is_none() {
             // A commit that was broken off may have lasted: the sinks learn of its batch from the head.
             let newest = leases::newest_batch(&self.context.stores.postgres, &self.name, self.epoch);
-            if let Ok(Ok(Some(newest))) = tokio::time::timeout(HANDED_OVER, newest).await {
+            let newest = silence::within(HANDED_OVER, "read the newest batch", newest).await;
+            if let Ok(Some(newest)) = newest {
                 self.newest = self.newest.max(newest);
             }
         }

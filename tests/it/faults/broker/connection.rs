@@ -126,7 +126,10 @@ pub(super) async fn any_message_can_be_buried(url: &str) -> Outcome {
     // Would send a copy to a partition.
     headers
         .insert("CC".into(), AMQPValue::FieldArray(vec![AMQPValue::LongString(FIRST.queue().into())].into()));
-    headers.insert("large".into(), AMQPValue::LongString("x".repeat(130_000).into()));
+    headers.insert("large".into(), AMQPValue::LongString("x".repeat(105_000).into()));
+    // The most that has room beside what we say ourselves.
+    let most = AMQPValue::LongString("x".repeat(24_500).into());
+    headers.insert("most".into(), most.clone());
     let properties = BasicProperties::default()
         .with_headers(headers)
         .with_content_type("text/plain".into())
@@ -156,6 +159,8 @@ pub(super) async fn any_message_can_be_buried(url: &str) -> Outcome {
     let headers = properties.headers().clone().unwrap_or_default();
     assert!(!headers.contains_key("CC") && headers.contains_key("taskflow-reason"));
     assert_eq!(headers.inner().get("theirs"), Some(&AMQPValue::LongInt(7)));
+    assert_eq!(headers.inner().get("most"), Some(&most));
+    assert!(!headers.contains_key("large") && headers.contains_key("taskflow-headers-dropped"));
     assert_eq!(client.consume.depth(&FIRST.queue()).await?.ready, 0, "a copy came back");
     assert_eq!(client.consume.depth(DEAD_LETTERS).await?.ready, 0);
     Ok(())
