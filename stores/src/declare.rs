@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`crate::Kind::Bug`] when an object exists in another form, or the database's schema is not current.
 pub async fn declare(postgres: &PgPool, link: &Link, settings: &Settings) -> Result<Course, StoreError> {
-    let hold = layout::hold(postgres, settings.layout());
+    let hold = Box::pin(layout::hold(postgres, settings.layout()));
     let hold = silence::within(LONGEST, "hold the partitions as they are", hold).await?;
     let declared = tokio::time::timeout(LONGEST, topology::declare(link, settings, &hold.course));
     let late = |_| Err(StoreError::unavailable("rabbitmq", "declare the queues", "no answer in time"));
