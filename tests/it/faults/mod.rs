@@ -17,6 +17,7 @@ mod reads;
 mod recovery;
 mod scheduler;
 mod shutdown;
+mod silence;
 mod stores;
 mod verify;
 mod watchdog;
@@ -42,6 +43,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         recovery::tests(),
         scheduler::tests(),
         shutdown::tests(),
+        silence::tests(),
         stores::tests(),
         verify::tests(),
         watchdog::tests(),
