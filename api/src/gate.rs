@@ -13,7 +13,6 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use taskflow_stores::postgres::silence;
 
 use crate::address::{self, ClientAddress};
 use crate::auth::{Caller, Credential, user_agent};
@@ -121,8 +120,7 @@ async fn answer(app: &App, request: Request, stream: bool, next: Next) -> Respon
         return next.run(request).await;
     }
     let patience = Duration::from_millis(app.settings.limits.request_timeout_ms);
-    // What it waited for may have been Postgres.
-    silence::heard_within(patience, next.run(request)).await.unwrap_or_else(|| {
+    tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
         Problem::unavailable("the answer took too long; whether it was done is not known").into_response()
     })
 }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use taskflow_core::command::Fingerprint;
-use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::{PgPool, receipts};
 use taskflow_stores::{seldom, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -96,5 +95,5 @@ async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Fingerprin
         let mut connection = postgres.acquire().await.map_err(|error| error.to_string())?;
         receipts::claimed(&mut connection, ids).await.map_err(|error| error.to_string())
     };
-    silence::heard_within(PATIENCE, asked).await.ok_or_else(|| "no answer in time".to_owned())?
+    tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer in time".to_owned())?
 }

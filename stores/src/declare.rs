@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgPool;
 use taskflow_core::metric;
 use taskflow_core::partition::Course;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::postgres::PgPool;
 use crate::postgres::{layout, silence};
 use crate::rabbit::link::Link;
 use crate::rabbit::{Settings, topology};

@@ -279,7 +279,7 @@ impl Site {
             tries += 1;
             match asked {
                 Ok(count) => return Ok(count),
-                Err(_) if tries <= self.postgres.options().get_max_connections() => {}
+                Err(_) if tries <= self.postgres.connections_max() => {}
                 Err(error) => return Err(error.into()),
             }
         }

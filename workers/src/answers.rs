@@ -1,7 +1,7 @@
 //! How long a worker waits for Postgres.
 //!
-//! One whose machine is gone answers nothing ([`silence`]), and the leases may be renewed meanwhile, over another
-//! connection. So what is not answered in time is broken off, and tried again over another one; and since a server may
+//! One whose machine is gone answers nothing (`stores/src/postgres/silence.rs`), and the leases may be renewed meanwhile,
+//! over another connection. So what is not answered in time is broken off, and tried again over another one; and since a server may
 //! also be slow, each try in a row waits twice as long as the one before it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use taskflow_stores::StoreError;
-use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::topology::Partition;
 
 /// How long the first try waits: longer than anybody waits for a connection (`postgres.acquire_timeout_ms`, 5 s) and a
@@ -43,7 +42,7 @@ impl Answers {
         asked: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let patience = self.patience(call);
-        let Some(answer) = silence::heard_within(patience, asked).await else {
+        let Ok(answer) = tokio::time::timeout(patience, asked).await else {
             *self.silences().entry(call).or_default() += 1;
             let detail = format!("no answer within {} s; the connection is given up", patience.as_secs());
             return Err(StoreError::unavailable("postgres", call, detail));

@@ -198,10 +198,7 @@ async fn ended(mut until: watch::Receiver<Instant>, lease: Duration) {
     loop {
         let end = *until.borrow_and_update() + lease;
         tokio::select! {
-            () = tokio::time::sleep_until(end.into()) => {
-                silence::note();
-                return;
-            }
+            () = tokio::time::sleep_until(end.into()) => return,
             renewed = until.changed() => if renewed.is_err() {
                 // The keeper of the leases is gone, and this pipeline with it.
                 std::future::pending::<()>().await;

@@ -1,14 +1,14 @@
 //! The table `api_keys`. Making and revoking one is one transaction with its event in the audit trail.
 
 use chrono::{DateTime, Utc};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
 use taskflow_core::api_key::{ApiKey, Scope};
 use taskflow_core::system_event::{self, Change};
 use uuid::Uuid;
 
 use super::tasks::unknown_word;
-use super::{begin, failed, system_events};
+use super::{PgPool, begin, failed, system_events};
 use crate::StoreError;
 
 const COLUMNS: &str =

@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use taskflow_core::audit::Hash;
 use taskflow_core::audit::chain::Link;
 use taskflow_core::audit::link::{self, genesis};
 use taskflow_core::audit::seal::Head;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::{Kind, StoreError};
 
 /// Under which partition events stand that no command causes.

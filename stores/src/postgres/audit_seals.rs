@@ -1,13 +1,13 @@
 //! The table `audit_seals`, and what is ordered about the trail: erasures, and that Postgres was set back on purpose.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use taskflow_core::audit::copies::Newest;
 use taskflow_core::audit::key::{PublicKey, Signature};
 use taskflow_core::audit::seal::{Restored, Signed};
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 type Row = (i64, String, Vec<u8>, Vec<u8>);

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::backoff::Backoff;
 use crate::{Kind, StoreError};
 
@@ -290,7 +290,7 @@ fn quoted(name: &str) -> String {
 /// A pool like this one for another database of the server.
 pub fn other_database(pool: &PgPool, database: &str) -> PgPool {
     let options = pool.connect_options().as_ref().clone().database(database);
-    PgPoolOptions::new().max_connections(2).connect_lazy_with(options)
+    PgPool::new(2, Duration::from_secs(30), options)
 }
 
 /// Whether there is a database of this name.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, Postgres, Row, Transaction};
+use sqlx::{PgConnection, Row};
 use taskflow_core::audit::leaves::Leaves;
 use taskflow_core::batch::Needs;
 use taskflow_core::command::Fingerprint;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::outbox::{self, Payload};
 use super::transaction::begin_awake;
-use super::{failed, tasks, users};
+use super::{PgPool, Transaction, failed, tasks, users};
 use crate::StoreError;
 
 /// Removes relayed batches of the partition `$1` from the outbox and notes when each store had them. The arguments are
@@ -104,7 +104,7 @@ pub struct BatchTransaction {
     pool: PgPool,
     /// How long its worker may be silent in the middle of it.
     idle: Duration,
-    begun: Option<Transaction<'static, Postgres>>,
+    begun: Option<Transaction>,
 }
 
 impl BatchTransaction {

@@ -1,11 +1,10 @@
 //! The table `canaries`: who watches over the canary of a partition, and which pair of commands is on its way.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use taskflow_core::canary::Pair;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// What a holder finds.

@@ -7,7 +7,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::PgConnection;
 use taskflow_core::Fault;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::dead_letter::{self, MISMATCH, Outline, Route, State, receipt_fingerprints};
@@ -15,7 +15,7 @@ use taskflow_core::system_event::{self, Deed, Occurrence, Subject};
 use uuid::Uuid;
 
 use super::dead_letters::{Letter, read_letter};
-use super::{failed, system_events};
+use super::{PgPool, Transaction, failed, system_events};
 use crate::{StoreError, clock};
 
 /// How long a letter waits for the receipt that follows it. A worker that died in between is back by then.
@@ -117,7 +117,7 @@ pub async fn discard(pool: &PgPool, id: Uuid, by: By<'_>) -> Result<(), Refused>
     Ok(transaction.commit().await.map_err(failed("discard a dead letter"))?)
 }
 
-async fn lock(pool: &PgPool, id: Uuid) -> Result<(Transaction<'static, Postgres>, Letter), Refused> {
+async fn lock(pool: &PgPool, id: Uuid) -> Result<(Transaction, Letter), Refused> {
     let mut transaction = super::begin(pool).await.map_err(failed("lock a dead letter"))?;
     let letter = sqlx::query("/* lock_dead_letter */ SELECT * FROM dead_letters WHERE id = $1 FOR UPDATE")
         .bind(id)
@@ -264,7 +264,7 @@ fn subject<'l>(letter: &'l Letter, outline: &'l Outline) -> Subject<'l> {
 
 /// Letters whose replay was begun, and the right to publish them.
 pub struct Publishing {
-    transaction: Transaction<'static, Postgres>,
+    transaction: Transaction,
     /// In the order in which they are to be published.
     pub letters: Vec<Letter>,
 }

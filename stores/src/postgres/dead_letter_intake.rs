@@ -6,12 +6,12 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use taskflow_core::dead_letter::{Attempt, Death, History, Outline, key, pattern};
 use uuid::Uuid;
 
 use super::dead_letters::state;
-use super::{begin, failed};
+use super::{PgPool, begin, failed};
 use crate::{StoreError, clock};
 
 /// What became of a batch of deaths.

@@ -4,14 +4,14 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, QueryBuilder, Row};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row};
 use taskflow_core::dead_letter::pace::{Fate, LOOKED_AT, Pace, judge};
 use taskflow_core::dead_letter::{MISMATCH, State};
 use uuid::Uuid;
 
 use super::dead_letter_deeds::{By, Replay, begin_all, unsettled};
 use super::dead_letters::{Filter, Letter, read_letter};
-use super::{begin, failed};
+use super::{PgPool, begin, failed};
 use crate::StoreError;
 
 /// Letters a second, at most.

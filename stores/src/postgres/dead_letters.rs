@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use taskflow_core::dead_letter::{Attempt, State, shown};
 use uuid::Uuid;
 
-use super::failed;
 use super::tasks::unknown_word;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Rows that one call removes.

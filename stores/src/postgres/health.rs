@@ -1,8 +1,6 @@
 //! What a look at the server tells about it: settings that endanger data, unfinished indexes, privileges.
 
-use sqlx::PgPool;
-
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Settings without which an acknowledged commit may be lost, with the value that they must have and why.

@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::QueryBuilder;
 use sqlx::types::Json;
-use sqlx::{PgPool, QueryBuilder};
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// One row of the ledger.

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
+use sqlx::PgConnection;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool};
 use taskflow_core::job::{Met, QUEUE_MAX, State};
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// A due time that is written down.

@@ -4,11 +4,11 @@
 //! whoever takes a step of a change holds the exclusive one, which is never waited for: somebody else is at it then.
 
 use serde::Deserialize;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::PgConnection;
 use taskflow_core::partition::{Course, Layout, PARTITIONS_MAX, Partition, Phase, Side};
 use uuid::Uuid;
 
-use super::{begin, failed};
+use super::{PgPool, Transaction, begin, failed};
 use crate::StoreError;
 
 /// The key of the advisory lock: `tflayout` in ASCII.
@@ -134,7 +134,7 @@ pub async fn workers(pool: &PgPool) -> Result<(i64, i64), StoreError> {
 /// While this is held, nobody takes a step: for whoever declares the broker's objects. It ends when it is dropped.
 pub struct Hold {
     pub course: Course,
-    _transaction: Transaction<'static, Postgres>,
+    _transaction: Transaction,
 }
 
 /// Waits for the end of a step, then holds the course as it is.
@@ -155,7 +155,7 @@ pub async fn hold(pool: &PgPool, fresh: Layout) -> Result<Hold, StoreError> {
 /// The right to take one step. It ends when it is dropped.
 pub struct Turn {
     pub course: Course,
-    transaction: Transaction<'static, Postgres>,
+    transaction: Transaction,
 }
 
 /// The right to take the next step; `None` if somebody else has it, or declares just now.

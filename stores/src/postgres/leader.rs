@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::{begin, failed};
+use super::{PgPool, Transaction, begin, failed};
 use crate::StoreError;
 
 /// The longest that a fenced transaction may stand still, or one of its statements take, in milliseconds: a successor
@@ -88,7 +87,7 @@ pub enum Fenced {
 }
 
 /// A transaction under the fence: [`commit`] it.
-pub type Open = Transaction<'static, Postgres>;
+pub type Open = Transaction;
 
 /// The right of one epoch to write.
 #[derive(Debug, Clone)]

@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use taskflow_core::partition::Course;
 use taskflow_core::pause::{Pauses, Scope};
 use uuid::Uuid;
 
 use super::restore_epochs::Epoch;
-use super::{failed, layout};
+use super::{PgPool, failed, layout};
 use crate::{Kind, StoreError};
 
 /// Whether a live worker reaches the broker.

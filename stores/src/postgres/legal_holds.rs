@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Characters of a reason.

@@ -1,8 +1,6 @@
 //! How busy the server is, for upkeep that gives way.
 
-use sqlx::PgPool;
-
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// What a look at the server shows.

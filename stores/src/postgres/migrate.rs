@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 
-use super::{failed, wal};
+use super::{PgPool, failed, wal};
 use crate::{Kind, StoreError};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/postgres");

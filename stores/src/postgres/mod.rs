@@ -25,6 +25,7 @@ pub mod migrate;
 pub mod moment;
 pub mod outbox;
 pub mod pauses;
+mod pool;
 #[cfg(feature = "crash-points")]
 pub mod probe;
 pub mod pruning;
@@ -53,17 +54,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 pub use sqlx::PgConnection;
-pub use sqlx::postgres::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 
-pub use self::transaction::begin;
+pub use self::pool::{Connection, PgPool};
+pub use self::transaction::{Transaction, begin};
 
 use crate::{Kind, StoreError};
 
 const STORE: &str = "postgres";
-
-/// A connection that was not used for so long is asked for a sign of life first.
-const RESTED: Duration = Duration::from_secs(1);
 
 /// How to reach Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,33 +111,16 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
             ("lock_timeout", settings.lock_timeout_ms.to_string()),
             // A worker that hangs inside a transaction must not hold its locks for ever.
             ("idle_in_transaction_session_timeout", settings.statement_timeout_ms.to_string()),
+            // What was given up with its connection ends soon, and not when it would have been done.
+            ("client_connection_check_interval", "1s".to_owned()),
             // Rows are found by key: compiling plans costs more than running them.
             ("jit", "off".to_owned()),
             // A statement's plan is kept. One that was made while a table was nearly empty would read the whole table
             // for ever after: on a new deployment, until somebody analyzes it.
             ("enable_seqscan", "off".to_owned()),
         ]);
-    Ok(PgPoolOptions::new()
-        .max_connections(settings.connections_max)
-        .acquire_timeout(Duration::from_millis(settings.acquire_timeout_ms))
-        // A ping before each use would be one more round trip. Under load a dead connection shows in the next
-        // statement; one that has rested may have died unseen, with the server's restart say.
-        .test_before_acquire(false)
-        .before_acquire(|connection, rested| {
-            Box::pin(async move {
-                if rested.idle_for > RESTED {
-                    // Without one the next connection is tried, while there is time.
-                    silence::sign_of_life(connection).await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_release(|connection, _| {
-            Box::pin(async move {
-                if silence::is_recent() { silence::may_be_kept(connection).await } else { Ok(true) }
-            })
-        })
-        .connect_lazy_with(options))
+    let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
+    Ok(PgPool::new(settings.connections_max, acquire_timeout, options))
 }
 
 /// Asks the server for a sign of life.

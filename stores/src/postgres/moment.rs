@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::PgPool;
 use taskflow_core::window::Seen;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::{Kind, StoreError};
 
 /// Batches that are read at once of each partition. Whoever has missed more begins anew.

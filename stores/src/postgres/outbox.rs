@@ -5,13 +5,12 @@ use std::sync::OnceLock;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use taskflow_core::Event;
 use taskflow_core::audit::Hash;
 use taskflow_core::audit::leaves::Leaves;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::{Kind, StoreError};
 
 /// What one batch tells the other stores.

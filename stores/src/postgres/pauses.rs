@@ -2,10 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgPool;
 use taskflow_core::pause::Scope;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Characters of a reason.

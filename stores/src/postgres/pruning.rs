@@ -2,9 +2,9 @@
 //! processes left behind. What is on hold stays.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
-use super::{explain, failed, lacks_privilege};
+use super::{PgPool, explain, failed, lacks_privilege};
 use crate::StoreError;
 
 /// Blocks that one entry of the receipts' block range index stands for (Postgres's default).

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use taskflow_core::Receipt;
 use taskflow_core::command::Fingerprint;
 use taskflow_core::event::EventId;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// The receipts that exist for these ids, as fingerprints of what was asked for.

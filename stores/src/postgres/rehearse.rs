@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use taskflow_core::batch::{Content, Dead, Rules, Verdict};
 use taskflow_core::command::{Fingerprint, digest};
 use taskflow_core::event::Retention;
@@ -18,7 +18,7 @@ use super::batch::{BatchTransaction, NO_LEASE, Record};
 use super::dead_letter_deeds::forget_receipts;
 use super::dead_letters::Letter;
 use super::outbox::Payload;
-use super::{failed, leases, receipts, tasks, users};
+use super::{PgPool, failed, leases, receipts, tasks, users};
 use crate::{Kind, StoreError, clock};
 
 /// The epoch of the partition that is made for a rehearsal, and goes with it.

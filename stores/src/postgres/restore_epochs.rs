@@ -7,14 +7,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use taskflow_core::system_event::Occurrence;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::audit_chain::{self, Addition};
 use super::silence;
-use super::{audit_seals, failed, system_events};
+use super::{PgPool, audit_seals, failed, system_events};
 use crate::vitals::Vitals;
 use crate::{Kind, StoreError, seldom};
 

@@ -1,9 +1,8 @@
 //! Sample data, straight into the tables: for development, and for nothing else.
 
-use sqlx::PgPool;
 use taskflow_core::{Task, User};
 
-use super::{begin, failed, tasks, users};
+use super::{PgPool, begin, failed, tasks, users};
 use crate::StoreError;
 
 /// Inserts what is not there yet. Returns how many users and tasks were new.

@@ -3,9 +3,8 @@
 //! Each of our statements begins with its name, so what the server counts can be told by name: as many as the code has.
 
 use serde_json::{Value, json};
-use sqlx::PgPool;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Rows of a report.

@@ -2,9 +2,8 @@
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use sqlx::PgPool;
 
-use super::{failed, statements};
+use super::{PgPool, failed, statements};
 use crate::StoreError;
 
 /// Rows of each list of a report.

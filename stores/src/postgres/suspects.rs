@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use sqlx::PgPool;
 use taskflow_core::command::Fingerprint;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Notes that messages are about to be tried together. Returns those among them that must be tried alone: somebody died

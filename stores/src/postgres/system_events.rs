@@ -1,13 +1,13 @@
 //! The table `system_events`: what happened without a command, until the audit trail and the event exchange have it.
 
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::PgConnection;
 use taskflow_core::audit::canonical::Salt;
 use taskflow_core::audit::link;
 use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
 use super::audit_chain::{SYSTEM, lock_system};
-use super::{begin, failed};
+use super::{PgPool, Transaction, begin, failed};
 use crate::{Kind, StoreError};
 
 /// Writes what happened, in the transaction of the change itself.
@@ -65,7 +65,7 @@ pub struct Waiting {
 
 /// Events that one process delivers at the moment: nobody else takes them meanwhile.
 pub struct Taken {
-    transaction: Transaction<'static, Postgres>,
+    transaction: Transaction,
     pub events: Vec<Waiting>,
 }
 

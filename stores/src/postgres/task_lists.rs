@@ -7,14 +7,14 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
 use taskflow_core::Task;
 use taskflow_core::state::TaskStatus;
 use taskflow_core::window::Position;
 use uuid::Uuid;
 
-use super::{failed, tasks};
+use super::{PgPool, failed, tasks};
 use crate::{Kind, StoreError};
 
 /// The position of the statement that it stands in.

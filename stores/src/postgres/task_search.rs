@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, Row};
+use sqlx::Row;
 use taskflow_core::Task;
 use uuid::Uuid;
 
 use super::task_lists::{At, POSITION, found};
-use super::{begin, failed, tasks};
+use super::{PgPool, begin, failed, tasks};
 use crate::StoreError;
 
 /// Tasks that a search looks through without the index: some 40 µs each.

@@ -1,42 +1,101 @@
-//! Beginning a transaction.
+//! Transactions.
+//!
+//! Those of the library count only when the server has said that they have begun: whoever goes away before gives back a
+//! connection inside a transaction that nobody knows of, and what the next one writes on it is never committed (sqlx 0.9.0;
+//! its issue 4385).
 
 use std::io::ErrorKind;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Error, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Error, PgConnection, SqlSafeStr, SqlStr};
+use tokio::time::timeout;
 
-use super::silence;
+use super::pool::{Connection, NEVER_EMPTY, PgPool};
 
-/// How long a beginning may take, the wait for a connection included: callers may be gone by then, and nobody else would
-/// ever give it up.
-const LONGEST: Duration = Duration::from_secs(15);
+/// How long Postgres may take to begin one: it waits for nothing there.
+const BEGINNING: Duration = Duration::from_secs(10);
 
-/// Begins a transaction. It is rolled back when it is dropped, also by a caller that goes away before it has it.
-pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Error> {
-    begin_with(pool, "BEGIN".to_owned()).await
+/// A transaction on a connection of its own. It is rolled back when it is dropped.
+#[derive(Debug)]
+pub struct Transaction {
+    connection: Option<Connection>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Beginning,
+    Open,
+    Ended,
+}
+
+/// Begins a transaction.
+///
+/// # Errors
+/// As [`PgPool::acquire`]; whatever keeps Postgres from beginning, also that it gives no answer within ten seconds.
+pub async fn begin(pool: &PgPool) -> Result<Transaction, Error> {
+    begin_with(pool, SqlStr::from_static("BEGIN")).await
 }
 
 /// The same of a transaction that the server ends when nothing is heard of it for so long: whoever sleeps in the middle of
 /// it must not hold its rows for longer than others can wait. In the round trip of its beginning.
-pub(super) async fn begin_awake(
-    pool: &PgPool,
-    idle: Duration,
-) -> Result<Transaction<'static, Postgres>, Error> {
+pub(super) async fn begin_awake(pool: &PgPool, idle: Duration) -> Result<Transaction, Error> {
     let idle_ms = idle.as_millis().max(1);
-    begin_with(pool, format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")).await
+    let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}");
+    begin_with(pool, AssertSqlSafe(begin).into_sql_str()).await
 }
 
-/// In a task of its own: the library counts a transaction only when the server has said that it has begun. A connection
-/// whose caller is gone by then goes back to its pool inside a transaction that nobody knows of, and what the next one
-/// writes on it is never committed (sqlx 0.9.0; its issue 4385).
-async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, Error> {
-    let pool = pool.clone();
-    let begun = tokio::spawn(async move {
-        #[expect(clippy::disallowed_methods, reason = "what is given up here is told of")]
-        let begun = pool.begin_with(AssertSqlSafe(statement));
-        // What is given back then is looked at, and closed if it is inside a transaction or says nothing.
-        let heard = silence::heard_within(LONGEST, begun).await;
-        heard.unwrap_or_else(|| Err(Error::Io(ErrorKind::TimedOut.into())))
-    });
-    begun.await.unwrap_or(Err(Error::WorkerCrashed))
+async fn begin_with(pool: &PgPool, statement: SqlStr) -> Result<Transaction, Error> {
+    let mut beginning = Transaction { connection: Some(pool.acquire().await?), state: State::Beginning };
+    let begun = sqlx::raw_sql(statement).execute(&mut *beginning);
+    timeout(BEGINNING, begun).await.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))??;
+    beginning.state = State::Open;
+    Ok(beginning)
+}
+
+impl Transaction {
+    /// Makes it last. If this fails it may have lasted all the same.
+    pub async fn commit(self) -> Result<(), Error> {
+        self.end("COMMIT").await
+    }
+
+    /// Undoes it, and waits until that is done.
+    pub async fn rollback(self) -> Result<(), Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(mut self, statement: &'static str) -> Result<(), Error> {
+        sqlx::raw_sql(statement).execute(&mut *self).await?;
+        self.state = State::Ended;
+        Ok(())
+    }
+}
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_ref().expect(NEVER_EMPTY)
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().expect(NEVER_EMPTY)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        match self.state {
+            // Whether it has begun by now is not known.
+            State::Beginning => connection.abandon(),
+            State::Open => connection.give_back(Some("ROLLBACK")),
+            State::Ended => connection.give_back(None),
+        }
+    }
 }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// A table, as far as its upkeep goes.

@@ -1,9 +1,9 @@
 //! The table `user_activity`: who has read lately, as `taskflow_core::heat` counts it.
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// Adds what users have read. Who is no user is left out.

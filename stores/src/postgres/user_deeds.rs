@@ -3,13 +3,12 @@
 //!
 //! Ending them is Redis's part and follows: [`endings`] says what is to be done, [`ended`] that it was.
 
-use sqlx::{PgPool, Postgres, Transaction};
 use taskflow_core::User;
 use taskflow_core::state::Role;
 use taskflow_core::system_event::{self, Change, Occurrence};
 use uuid::Uuid;
 
-use super::{begin, failed, system_events, users};
+use super::{PgPool, Transaction, begin, failed, system_events, users};
 use crate::StoreError;
 
 /// Any number that nobody else uses for an advisory lock in this database: roles change one after the other, or two
@@ -100,15 +99,11 @@ pub async fn change_password(
     Ok(after)
 }
 
-async fn lock(transaction: &mut Transaction<'static, Postgres>, user: Uuid) -> Result<User, Refused> {
+async fn lock(transaction: &mut Transaction, user: Uuid) -> Result<User, Refused> {
     users::load_for_update(transaction, &[user]).await?.pop().ok_or(Refused::Unknown(user))
 }
 
-async fn finish(
-    mut transaction: Transaction<'static, Postgres>,
-    user: &User,
-    event: Occurrence,
-) -> Result<(), StoreError> {
+async fn finish(mut transaction: Transaction, user: &User, event: Occurrence) -> Result<(), StoreError> {
     system_events::insert(&mut transaction, &[event]).await?;
     sqlx::query(
         "/* order_session_ending */

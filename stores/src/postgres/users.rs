@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use taskflow_core::User;
 use taskflow_core::state::{Role, email_key};
 use uuid::Uuid;
 
-use super::failed;
 use super::tasks::{all_there, unknown_word};
+use super::{PgPool, failed};
 use crate::{Kind, StoreError};
 
 const COLUMNS: &str = "id, email, password_hash, role::text, profile, created_at, updated_at, version";

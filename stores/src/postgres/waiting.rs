@@ -7,14 +7,14 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use taskflow_core::command::Fingerprint;
 use taskflow_core::wait::{Held, Waited, Why};
 use uuid::Uuid;
 
-use super::failed;
 use super::receipts::{self, View};
 use super::tasks::unknown_word;
+use super::{PgPool, failed};
 use crate::{Kind, StoreError};
 
 /// A command that has waited, as its message came.

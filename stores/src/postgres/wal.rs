@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, PgExecutor, PgPool};
+use sqlx::{Connection, PgConnection, PgExecutor};
 
-use super::failed;
+use super::{PgPool, failed};
 use crate::StoreError;
 
 /// One process receives the log at a time: who has this advisory lock.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use sqlx::PgExecutor;
 use taskflow_stores::StoreError;
 use taskflow_stores::postgres::{self, PgPool, begin, silence};
 use taskflow_tests::proxy::Wire;
@@ -16,46 +17,68 @@ use crate::with_site;
 /// Shorter than a connection rests before it is asked for a sign of life: what is used next is what was used last.
 const SOON: Duration = Duration::from_millis(300);
 
+/// Longer than anything may take that has an end.
+const LONG: Duration = Duration::from_secs(60);
+
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        with_site("silence: a connection that gives no answer leaves its pool", leaves),
+        with_site("silence: a connection that gives no answer leaves its pool", asked),
+        with_site("silence: so does one that falls silent while it is given back", given_back),
+        with_site("silence: so does one whose socket takes nothing more", full),
         with_site("silence: a beginning that gets no answer has an end", beginning),
-        with_site("silence: a transaction that nobody knows of does not stay in the pool", unknown),
+        with_site("silence: so does one whose caller is gone", left),
     ]
 }
 
-async fn leaves(site: Arc<Site>) -> Result {
+async fn asked(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
+    let mut taken = pool.acquire().await?;
     wire.forget();
-    let asked = silence::within(SOON, "ask", ask(&pool));
+    let asked = silence::within(SOON, "ask", ask(&mut *taken));
     let error = asked.await.err().context("somebody answered")?;
     ensure!(error.to_string().contains("no answer within 0.3 s"), "{error}");
+    drop(taken);
+    is_well_again(&wire, &pool).await
+}
+
+async fn given_back(site: Arc<Site>) -> Result {
+    let (wire, pool) = one_connection(&site).await?;
+    let taken = pool.acquire().await?;
+    wire.forget();
+    drop(taken);
+    is_well_again(&wire, &pool).await
+}
+
+/// More than sockets and the wire have room for.
+const LARGE: usize = 64 << 20;
+
+async fn full(site: Arc<Site>) -> Result {
+    let (wire, pool) = one_connection(&site).await?;
+    let mut taken = pool.acquire().await?;
+    wire.forget();
+    let large = sqlx::query("SELECT length($1)").bind("x".repeat(LARGE));
+    let sent = tokio::time::timeout(SOON, large.execute(&mut *taken)).await;
+    ensure!(sent.is_err(), "somebody answered");
+    drop(taken);
     is_well_again(&wire, &pool).await
 }
 
 async fn beginning(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
+    // It is in the pool when it can be had again.
+    drop(pool.acquire().await?);
     wire.forget();
-    // Whoever wanted it is gone at once; it goes on in a task of its own.
-    ensure!(tokio::time::timeout(SOON, begin(&pool)).await.is_err(), "it has begun");
+    let begun = tokio::time::timeout(LONG, begin(&pool)).await.context("it has no end")?;
+    ensure!(begun.is_err(), "it has begun");
     is_well_again(&wire, &pool).await
 }
 
-async fn unknown(site: Arc<Site>) -> Result {
-    site.sql("CREATE TABLE marks (n BIGINT)").await?;
+async fn left(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
-    silence::note();
-    // As one that began after its caller had given it up.
-    sqlx::raw_sql("BEGIN").execute(&pool).await?;
-    sqlx::query("INSERT INTO marks VALUES (1)").execute(&pool).await?;
-    ensure!(site.count("SELECT count(*) FROM marks").await? == 1, "what was written there is not committed");
-    ensure!(wire.made() == 2, "{} connections were made", wire.made());
-    // Others are kept.
-    for _ in 0..10 {
-        ask(&pool).await?;
-    }
-    ensure!(wire.made() == 2, "{} connections were made", wire.made());
-    Ok(())
+    drop(pool.acquire().await?);
+    wire.forget();
+    ensure!(tokio::time::timeout(SOON, begin(&pool)).await.is_err(), "it has begun");
+    is_well_again(&wire, &pool).await
 }
 
 /// A pool with room for one, whose connection is well.
@@ -69,8 +92,8 @@ async fn one_connection(site: &Site) -> Result<(Wire, PgPool)> {
     Ok((wire, pool))
 }
 
-async fn ask(pool: &PgPool) -> std::result::Result<(), StoreError> {
-    let asked = sqlx::query("SELECT 1").execute(pool).await;
+async fn ask(whom: impl PgExecutor<'_>) -> std::result::Result<(), StoreError> {
+    let asked = sqlx::query("SELECT 1").execute(whom).await;
     asked.map(drop).map_err(|error| StoreError::unavailable("postgres", "ask", error))
 }
 

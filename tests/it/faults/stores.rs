@@ -5,11 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use sqlx::postgres::PgPoolOptions;
 use taskflow_core::{envelope, slot};
 use taskflow_servers::Server;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::begin;
+use taskflow_stores::postgres::{self, begin};
 use taskflow_stores::rabbit::consume::Subscription;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_tests::commands::{command, id, subject_in_slot};
@@ -82,8 +81,9 @@ async fn dies(world: &World, store: Store) -> Result {
 /// is committed.
 async fn given_up(site: Arc<Site>) -> Result {
     site.sql("CREATE TABLE marks (n BIGINT)").await?;
-    let options = site.postgres.connect_options().as_ref().clone();
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await?;
+    let url = site.env.iter().find(|(name, _)| name == "TASKFLOW_POSTGRES__URL").context("no address")?;
+    let settings = postgres::Settings { url: url.1.clone(), connections_max: 1, ..Default::default() };
+    let pool = postgres::connect(&settings, "taskflow test")?;
     for looks in 1..20 {
         let begun = looked_at(looks, begin(&pool)).await;
         let is_begun = begun.transpose()?.is_some();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use sqlx::PgPool;
+use taskflow_stores::postgres::PgPool;
 use taskflow_tests::backups::{Backups, own, recovery_point, text, write_key};
 use taskflow_tests::dice::Dice;
 use taskflow_tests::world::Sync;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use chrono::SecondsFormat;
-use sqlx::PgPool;
+use taskflow_stores::postgres::PgPool;
 use taskflow_tests::backups::{Backups, own, text};
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Result, Site, World, wait};

@@ -1,0 +1,206 @@
+//! Connections to Postgres that are used again.
+//!
+//! What was asked and given up leaves a connection in the middle of an answer. The library keeps such a connection until it
+//! has answered, for as long as that takes: one whose server is gone without a word would hold its place for as long as
+//! the kernel believes in it, which may be a quarter of an hour. So connections are given back here, with a bound.
+
+#![expect(clippy::disallowed_types, reason = "the one place that knows how connections are given back")]
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Connection as _, Describe, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+/// A connection that was not used for so long is asked for a sign of life first.
+const RESTED: Duration = Duration::from_secs(1);
+/// How long it may take to give one.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// How long a connection may take to be given back: to end what was given up on it and to answer once more.
+const GIVEN_BACK: Duration = Duration::from_secs(5);
+
+/// A pool of connections. Statements can be executed on it as on one of the library's.
+#[derive(Debug, Clone)]
+pub struct PgPool(sqlx::PgPool);
+
+impl PgPool {
+    /// Connections are made when they are needed, so this succeeds while the server is away.
+    pub(super) fn new(connections_max: u32, acquire_timeout: Duration, options: PgConnectOptions) -> Self {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(acquire_timeout)
+            // A ping before each use would be one more round trip. Under load a dead connection shows in the next
+            // statement; one that has rested may have died unseen, with the server's restart say.
+            .test_before_acquire(false)
+            .before_acquire(|connection, rested| {
+                Box::pin(async move {
+                    if rested.idle_for > RESTED {
+                        // Without one the next connection is tried, while there is time.
+                        sign_of_life(connection).await?;
+                    }
+                    Ok(true)
+                })
+            });
+        Self(pool.connect_lazy_with(options))
+    }
+
+    /// A connection of its own; it is given back when it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::PoolTimedOut`] when there is none within `postgres.acquire_timeout_ms`; whatever keeps one from being made.
+    pub async fn acquire(&self) -> Result<Connection, Error> {
+        // In a box: all that it takes to make a connection is part of it.
+        Box::pin(self.0.acquire()).await.map(|connection| Connection(Some(connection)))
+    }
+
+    /// How its connections are made.
+    pub fn connect_options(&self) -> Arc<PgConnectOptions> {
+        self.0.connect_options()
+    }
+
+    /// The number of connections it has room for.
+    pub fn connections_max(&self) -> u32 {
+        self.0.options().get_max_connections()
+    }
+
+    /// Ends it, when all connections are given back.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+async fn sign_of_life(connection: &mut PgConnection) -> Result<(), Error> {
+    let sign = timeout(SIGN_OF_LIFE, connection.ping()).await;
+    sign.map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))?
+}
+
+/// A connection out of a pool.
+#[derive(Debug)]
+pub struct Connection(Option<PoolConnection<Postgres>>);
+
+pub(super) const NEVER_EMPTY: &str = "emptied only by what ends it";
+
+impl Connection {
+    /// Closes it without a word to anybody: nobody knows what it is in the middle of.
+    pub(super) fn abandon(mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+
+    /// Gives it back when what was given up on it has ended, and this statement is done.
+    pub(super) fn give_back(mut self, last: Option<&'static str>) {
+        if let Some(connection) = self.0.take() {
+            give_back(connection, last);
+        }
+    }
+}
+
+fn give_back(mut connection: PoolConnection<Postgres>, last: Option<&'static str>) {
+    let Ok(runtime) = Handle::try_current() else {
+        drop(connection.detach());
+        return;
+    };
+    runtime.spawn(async move {
+        if let Some(last) = last {
+            let done = timeout(GIVEN_BACK, sqlx::raw_sql(last).execute(&mut *connection)).await;
+            if !matches!(done, Ok(Ok(_))) {
+                tracing::warn!(?done, "A connection to postgres is closed: {last} was not answered.");
+                drop(connection.detach());
+                return;
+            }
+        }
+        // It is dropped with what is given up here, and its place is free.
+        if timeout(GIVEN_BACK, connection.return_to_pool()).await.is_err() {
+            tracing::warn!("A connection to postgres is closed: no answer within {GIVEN_BACK:?}.");
+        }
+    });
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.0.as_ref().expect(NEVER_EMPTY)
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect(NEVER_EMPTY)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            give_back(connection, None);
+        }
+    }
+}
+
+impl<'p> Executor<'p> for &'p PgPool {
+    type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move { self.acquire().await?.execute(query).await })
+    }
+
+    /// Its rows are gathered first.
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let gathered = async move {
+            let mut connection = self.acquire().await?;
+            let gathered: Vec<_> = connection.fetch_many(query).try_collect().await?;
+            Ok::<_, Error>(stream::iter(gathered.into_iter().map(Ok)))
+        };
+        stream::once(gathered).try_flatten().boxed()
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move { self.acquire().await?.fetch_all(query).await })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move { self.acquire().await?.fetch_optional(query).await })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move { self.acquire().await?.prepare_with(sql, parameters).await })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move { self.acquire().await?.describe(sql).await })
+    }
+}
