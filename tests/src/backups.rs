@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures_util::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use crate::{Cluster, Site};
 
@@ -99,7 +99,7 @@ pub async fn recovery_point(address: &str, store: &str) -> Result<f64> {
 /// Every row of every table, as text, in order.
 pub async fn rows(site: &Site, database: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let options = site.postgres.connect_options().as_ref().clone().database(database);
-    rows_of(&mut PgConnection::connect_with(&options).await?).await
+    rows_of(&mut taskflow_stores::postgres::connect_alone(&options).await?).await
 }
 
 /// The same of any connection.
@@ -177,7 +177,7 @@ pub fn own(site: &Site) -> String {
 pub async fn must_agree(backups: &Backups<'_>, site: &Site, trail: &str, into: &str) -> Result<usize> {
     // Postgres is one moment: each task has the version that its receipts have left.
     let options = site.postgres.connect_options().as_ref().clone().database(into);
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut connection = taskflow_stores::postgres::connect_alone(&options).await?;
     let torn: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM (SELECT subject, max(version) AS v FROM receipts WHERE version IS NOT NULL GROUP BY subject) r
          LEFT JOIN tasks t ON t.id = r.subject WHERE t.version IS DISTINCT FROM r.v",

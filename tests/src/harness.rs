@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures_util::future::LocalBoxFuture;
 use nix::sys::signal::Signal;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use taskflow_servers::{Kind, Server};
 
 use crate::dice::Dice;
@@ -153,7 +153,7 @@ impl<'w> Harness<'w> {
             ("lock_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
         ]);
-        Ok(PgConnection::connect_with(&options).await?)
+        Ok(taskflow_stores::postgres::connect_alone(&options).await?)
     }
 
     /// One command of Redis.

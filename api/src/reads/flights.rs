@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -9,6 +10,9 @@ use taskflow_core::window::Position;
 use taskflow_stores::redis::document::Document;
 
 use crate::problem::Problem;
+
+/// How long making an answer may take: longer than Postgres lets a statement.
+const LONGEST: Duration = Duration::from_secs(120);
 
 type Made = Result<Arc<Document>, Problem>;
 type Flight = Shared<BoxFuture<'static, Made>>;
@@ -63,7 +67,10 @@ impl Flights {
         // A task of its own: the one who asked first may go away, the others still wait.
         let task = tokio::spawn(async move {
             let _landing = landing;
-            make.await
+            // With an end: all who ask for the same wait for it, and whoever makes it has one of a few places.
+            tokio::time::timeout(LONGEST, make)
+                .await
+                .unwrap_or_else(|_| Err(Problem::unavailable("the answer took too long to make")))
         });
         let flight = async move {
             task.await.unwrap_or_else(|error| {

@@ -13,6 +13,7 @@ use axum::routing::get;
 use taskflow_core::task_page::{Paging, REACH, SIZE, SIZE_MAX};
 use taskflow_core::{Task, cache_key};
 use taskflow_stores::Kind;
+use taskflow_stores::postgres::silence;
 use taskflow_stores::postgres::task_lists::At;
 use taskflow_stores::postgres::task_search::{self, Searched};
 use uuid::Uuid;
@@ -154,7 +155,8 @@ async fn search(
     let patience = Duration::from_millis(app.settings.search_patience_ms);
     let postgres = app.reads.postgres.clone();
     let page = app.reads.document(wanted, move || async move {
-        match task_search::search(&postgres, &query, patience).await {
+        let searched = task_search::search(&postgres, &query, patience);
+        match silence::within(patience + silence::ANSWER, "search tasks", searched).await {
             Ok(Searched::Found(found)) => Ok(made(paging, found)),
             Ok(Searched::Boundless) => Err(Problem::bad_request(
                 "bad_query",

@@ -8,7 +8,7 @@ use taskflow_core::pause::{Pauses, Scope};
 use taskflow_core::{Command, Outcome, metric};
 use taskflow_stores::mongo::events;
 use taskflow_stores::postgres::receipts::{self, View};
-use taskflow_stores::postgres::{canaries, leases, pauses, tasks, waiting};
+use taskflow_stores::postgres::{canaries, leases, pauses, silence, tasks, waiting};
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock, observe};
@@ -134,10 +134,14 @@ impl Round {
     }
 
     async fn read_tasks(&self, ids: &[Uuid]) -> Result<Vec<taskflow_core::Task>, StoreError> {
-        let acquired = self.stores.postgres.acquire().await;
-        let mut connection =
-            acquired.map_err(|error| StoreError::unavailable("postgres", "read the canary's task", error))?;
-        tasks::read_many(&mut connection, ids).await
+        let call = "read the canary's task";
+        let read = async {
+            let acquired = self.stores.postgres.acquire().await;
+            let mut connection =
+                acquired.map_err(|error| StoreError::unavailable("postgres", call, error))?;
+            tasks::read_many(&mut connection, ids).await
+        };
+        silence::within(silence::ANSWER, call, read).await
     }
 
     /// Sends a pair, one command after the other has its confirm: otherwise we would break its order ourselves. Returns

@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use super::pool::connect_alone;
 use super::{PgPool, failed};
 use crate::backoff::Backoff;
 use crate::{Kind, StoreError};
@@ -46,8 +47,7 @@ impl Moment {
     /// Begins a transaction that sees one moment, for as long as it takes. It holds vacuum up meanwhile.
     pub async fn begin(pool: &PgPool) -> Result<Self, StoreError> {
         let options = long(pool);
-        let mut connection =
-            PgConnection::connect_with(&options).await.map_err(failed("connect for a backup"))?;
+        let mut connection = connect_alone(&options).await.map_err(failed("connect for a backup"))?;
         sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut connection)
             .await
@@ -193,7 +193,7 @@ pub async fn quiet_moment(pool: &PgPool) -> Result<Quiet, StoreError> {
 
 async fn try_quiet_moment(pool: &PgPool, longest: [&'static str; 3]) -> Result<Quiet, StoreError> {
     let call = "take a quiet moment";
-    let mut lock = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let mut lock = connect_alone(&long(pool)).await.map_err(failed(call))?;
     let mut moment = Moment::begin(pool).await?;
     let taken = async {
         // What this role may only add to it can't lock. The heads come first: each batch begins with its partition's.
@@ -289,8 +289,7 @@ fn quoted(name: &str) -> String {
 
 /// A pool like this one for another database of the server.
 pub fn other_database(pool: &PgPool, database: &str) -> PgPool {
-    let options = pool.connect_options().as_ref().clone().database(database);
-    PgPool::new(2, Duration::from_secs(30), options)
+    pool.of_other(database, 2)
 }
 
 /// Whether there is a database of this name.
@@ -318,8 +317,9 @@ pub async fn drop_database(pool: &PgPool, name: &str) -> Result<(), StoreError> 
 /// within are ended from beside, and no database is ever closed by a setting that would outlast this process.
 pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(), StoreError> {
     let call = "rename a database";
-    let mut connection = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let mut connection = connect_alone(&long(pool)).await.map_err(failed(call))?;
     let rename = async {
+        #[expect(clippy::disallowed_methods, reason = "its connection is closed with it")]
         let mut transaction = connection.begin().await?;
         for (from, to) in names {
             let statement = format!("ALTER DATABASE {} RENAME TO {}", quoted(from), quoted(to));
@@ -331,7 +331,7 @@ pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(
     let from: Vec<&str> = names.iter().map(|(from, _)| *from).collect();
     // It ends with the rename, which waits for five seconds a database at most.
     let empty = async {
-        let mut beside = PgConnection::connect_with(&long(pool)).await?;
+        let mut beside = connect_alone(&long(pool)).await?;
         loop {
             sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1)")
                 .bind(&from)
@@ -351,7 +351,7 @@ pub async fn rename_databases(pool: &PgPool, names: &[(&str, &str)]) -> Result<(
 
 /// A statement that is no part of a transaction, with as much time as it takes.
 async fn alone(pool: &PgPool, call: &'static str, statement: String) -> Result<(), StoreError> {
-    let mut connection = PgConnection::connect_with(&long(pool)).await.map_err(failed(call))?;
+    let mut connection = connect_alone(&long(pool)).await.map_err(failed(call))?;
     let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed(call));
     let _ = connection.close().await;
     done.map(|_| ()).map_err(needs_owner)

@@ -8,6 +8,7 @@ use sqlx::PgConnection;
 use taskflow_core::partition::{Course, Layout, PARTITIONS_MAX, Partition, Phase, Side};
 use uuid::Uuid;
 
+use super::silence::{self, ANSWER};
 use super::{PgPool, Transaction, begin, failed};
 use crate::StoreError;
 
@@ -59,8 +60,9 @@ pub(super) fn decode(json: &str) -> Result<Course, StoreError> {
 
 /// What there is; a deployment without a row takes `fresh`.
 pub async fn course(pool: &PgPool, fresh: Layout) -> Result<Course, StoreError> {
-    let mut connection = pool.acquire().await.map_err(failed("read the layout"))?;
-    course_on(&mut connection, fresh).await
+    let call = "read the layout";
+    let read = async { course_on(&mut *pool.acquire().await.map_err(failed(call))?, fresh).await };
+    silence::within(ANSWER, call, read).await
 }
 
 async fn course_on(connection: &mut PgConnection, fresh: Layout) -> Result<Course, StoreError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::{Connection, PgConnection};
 
+use super::pool::connect_alone;
 use super::{PgPool, failed, wal};
 use crate::{Kind, StoreError};
 
@@ -76,7 +77,7 @@ async fn run(
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<(), StoreError>,
 ) -> Result<Migrated, StoreError> {
     // A connection of its own: building an index may take longer than the pool's statements may.
-    let mut connection = PgConnection::connect_with(&pool.connect_options().as_ref().clone().options([
+    let mut connection = connect_alone(&pool.connect_options().as_ref().clone().options([
         ("statement_timeout", "0"),
         ("lock_timeout", "10000"),
         ("idle_in_transaction_session_timeout", "0"),

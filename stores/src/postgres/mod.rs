@@ -56,7 +56,7 @@ use serde::{Deserialize, Serialize};
 pub use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::pool::{Connection, PgPool};
+pub use self::pool::{Connection, PgPool, connect_alone};
 pub use self::transaction::{Transaction, begin};
 
 use crate::{Kind, StoreError};
@@ -119,8 +119,7 @@ pub fn connect(settings: &Settings, application: &str) -> Result<PgPool, StoreEr
             // for ever after: on a new deployment, until somebody analyzes it.
             ("enable_seqscan", "off".to_owned()),
         ]);
-    let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
-    Ok(PgPool::new(settings.connections_max, acquire_timeout, options))
+    Ok(PgPool::new(settings, options))
 }
 
 /// Asks the server for a sign of life.

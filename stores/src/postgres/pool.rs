@@ -4,8 +4,13 @@
 //! has answered, for as long as that takes: one whose server is gone without a word would hold its place for as long as
 //! the kernel believes in it, which may be a quarter of an hour. So connections are given back here, with a bound.
 
-#![expect(clippy::disallowed_types, reason = "the one place that knows how connections are given back")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the one place that knows how connections are made and given back"
+)]
 
+use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,36 +23,69 @@ use sqlx::{Connection as _, Describe, Either, Error, Execute, Executor, PgConnec
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::Settings;
+use crate::seldom::Seldom;
+
 /// A connection that was not used for so long is asked for a sign of life first.
 const RESTED: Duration = Duration::from_secs(1);
 /// How long it may take to give one.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
-/// How long a connection may take to be given back: to end what was given up on it and to answer once more.
-const GIVEN_BACK: Duration = Duration::from_secs(5);
+/// How long a connection may take to be given back: to end what was given up on it, and to answer once more. Shorter than
+/// anybody waits for a connection.
+const GIVEN_BACK: Duration = Duration::from_secs(3);
+/// How long one of its own may take to be made.
+const MADE: Duration = Duration::from_secs(15);
+/// The server ends a statement by itself; this much later its answer should have come.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
-/// A pool of connections. Statements can be executed on it as on one of the library's.
+/// A pool of connections. Statements can be executed on it as on one of the library's, and have an end there.
 #[derive(Debug, Clone)]
-pub struct PgPool(sqlx::PgPool);
+pub struct PgPool {
+    pool: sqlx::PgPool,
+    /// After which the server ends a statement; zero: never.
+    statement_timeout: Duration,
+}
 
 impl PgPool {
     /// Connections are made when they are needed, so this succeeds while the server is away.
-    pub(super) fn new(connections_max: u32, acquire_timeout: Duration, options: PgConnectOptions) -> Self {
+    pub(super) fn new(settings: &Settings, options: PgConnectOptions) -> Self {
         let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(acquire_timeout)
+            .max_connections(settings.connections_max)
+            .acquire_timeout(Duration::from_millis(settings.acquire_timeout_ms))
             // A ping before each use would be one more round trip. Under load a dead connection shows in the next
             // statement; one that has rested may have died unseen, with the server's restart say.
             .test_before_acquire(false)
             .before_acquire(|connection, rested| {
                 Box::pin(async move {
                     if rested.idle_for > RESTED {
-                        // Without one the next connection is tried, while there is time.
+                        // Without one a new connection is made, while there is time.
                         sign_of_life(connection).await?;
                     }
                     Ok(true)
                 })
             });
-        Self(pool.connect_lazy_with(options))
+        let statement_timeout = Duration::from_millis(settings.statement_timeout_ms);
+        Self { pool: pool.connect_lazy_with(options), statement_timeout }
+    }
+
+    /// A pool like this one for another database of the server, with room for a few.
+    pub(super) fn of_other(&self, database: &str, connections_max: u32) -> Self {
+        let settings = Settings {
+            connections_max,
+            acquire_timeout_ms: 30_000,
+            statement_timeout_ms: self.statement_timeout.as_millis() as u64,
+            ..Settings::default()
+        };
+        Self::new(&settings, self.connect_options().as_ref().clone().database(database))
+    }
+
+    /// Waits for a statement's answer as long as the server may take for it.
+    async fn answered<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        if self.statement_timeout.is_zero() {
+            return asked.await;
+        }
+        let answered = timeout(self.statement_timeout + ON_ITS_WAY, asked).await;
+        answered.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
     }
 
     /// A connection of its own; it is given back when it is dropped.
@@ -56,28 +94,42 @@ impl PgPool {
     /// [`Error::PoolTimedOut`] when there is none within `postgres.acquire_timeout_ms`; whatever keeps one from being made.
     pub async fn acquire(&self) -> Result<Connection, Error> {
         // In a box: all that it takes to make a connection is part of it.
-        Box::pin(self.0.acquire()).await.map(|connection| Connection(Some(connection)))
+        Box::pin(self.pool.acquire()).await.map(|connection| Connection(Some(connection)))
     }
 
     /// How its connections are made.
     pub fn connect_options(&self) -> Arc<PgConnectOptions> {
-        self.0.connect_options()
+        self.pool.connect_options()
     }
 
     /// The number of connections it has room for.
     pub fn connections_max(&self) -> u32 {
-        self.0.options().get_max_connections()
+        self.pool.options().get_max_connections()
+    }
+
+    /// Connections that nobody uses now.
+    pub fn idle(&self) -> usize {
+        self.pool.num_idle()
     }
 
     /// Ends it, when all connections are given back.
     pub async fn close(&self) {
-        self.0.close().await;
+        self.pool.close().await;
     }
+}
+
+/// A connection that belongs to no pool.
+///
+/// # Errors
+/// Whatever keeps one from being made, also that the server gives no answer within 15 s.
+pub async fn connect_alone(options: &PgConnectOptions) -> Result<PgConnection, Error> {
+    let made = timeout(MADE, PgConnection::connect_with(options)).await;
+    made.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
 }
 
 async fn sign_of_life(connection: &mut PgConnection) -> Result<(), Error> {
     let sign = timeout(SIGN_OF_LIFE, connection.ping()).await;
-    sign.map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))?
+    sign.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
 }
 
 /// A connection out of a pool.
@@ -102,6 +154,9 @@ impl Connection {
     }
 }
 
+/// One line for all that fall silent together.
+static SILENT: Seldom = Seldom::new();
+
 fn give_back(mut connection: PoolConnection<Postgres>, last: Option<&'static str>) {
     let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());
@@ -111,14 +166,18 @@ fn give_back(mut connection: PoolConnection<Postgres>, last: Option<&'static str
         if let Some(last) = last {
             let done = timeout(GIVEN_BACK, sqlx::raw_sql(last).execute(&mut *connection)).await;
             if !matches!(done, Ok(Ok(_))) {
-                tracing::warn!(?done, "A connection to postgres is closed: {last} was not answered.");
+                // Ended by the server, or in the middle of an answer that is an error: whatever it was, it ends here.
+                tracing::debug!(?done, "A connection to postgres is closed: {last} was not carried out.");
                 drop(connection.detach());
                 return;
             }
         }
         // It is dropped with what is given up here, and its place is free.
-        if timeout(GIVEN_BACK, connection.return_to_pool()).await.is_err() {
-            tracing::warn!("A connection to postgres is closed: no answer within {GIVEN_BACK:?}.");
+        if timeout(GIVEN_BACK, connection.return_to_pool()).await.is_err()
+            && let Some(unsaid) = SILENT.due()
+        {
+            let more = if unsaid > 0 { format!("; {unsaid} more before it") } else { String::new() };
+            tracing::warn!("A connection to postgres is closed: no answer within {GIVEN_BACK:?}{more}.");
         }
     });
 }
@@ -153,7 +212,10 @@ impl<'p> Executor<'p> for &'p PgPool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { self.acquire().await?.execute(query).await })
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            self.answered(connection.execute(query)).await
+        })
     }
 
     /// Its rows are gathered first.
@@ -164,7 +226,7 @@ impl<'p> Executor<'p> for &'p PgPool {
     {
         let gathered = async move {
             let mut connection = self.acquire().await?;
-            let gathered: Vec<_> = connection.fetch_many(query).try_collect().await?;
+            let gathered: Vec<_> = self.answered(connection.fetch_many(query).try_collect()).await?;
             Ok::<_, Error>(stream::iter(gathered.into_iter().map(Ok)))
         };
         stream::once(gathered).try_flatten().boxed()
@@ -175,7 +237,10 @@ impl<'p> Executor<'p> for &'p PgPool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { self.acquire().await?.fetch_all(query).await })
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            self.answered(connection.fetch_all(query)).await
+        })
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -183,7 +248,10 @@ impl<'p> Executor<'p> for &'p PgPool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { self.acquire().await?.fetch_optional(query).await })
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            self.answered(connection.fetch_optional(query)).await
+        })
     }
 
     fn prepare_with<'e>(
@@ -194,13 +262,19 @@ impl<'p> Executor<'p> for &'p PgPool {
     where
         'p: 'e,
     {
-        Box::pin(async move { self.acquire().await?.prepare_with(sql, parameters).await })
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            self.answered(connection.prepare_with(sql, parameters)).await
+        })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move { self.acquire().await?.describe(sql).await })
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            self.answered(connection.describe(sql)).await
+        })
     }
 }

@@ -12,14 +12,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::audit_chain::{self, Addition};
-use super::silence;
+use super::silence::{self, ANSWER};
 use super::{PgPool, audit_seals, failed, system_events};
 use crate::vitals::Vitals;
 use crate::{Kind, StoreError, seldom};
 
 /// Between two looks whether a restore was brought to its end, and how long Postgres may take for one.
 const LOOK: Duration = Duration::from_secs(1);
-const ANSWER: Duration = Duration::from_secs(15);
 /// What is faulty in a process that waits for it.
 pub const PART: &str = "restore";
 

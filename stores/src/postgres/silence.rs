@@ -9,6 +9,10 @@ use std::time::Duration;
 use super::STORE;
 use crate::StoreError;
 
+/// How long the answer to a question about a few rows may take, the wait for a connection included, where nobody else has
+/// set an end.
+pub const ANSWER: Duration = Duration::from_secs(15);
+
 /// Waits for an answer. Whether a call without one was carried out is not known.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
 use super::audit_chain::{SYSTEM, lock_system};
+use super::silence::{self, ANSWER};
 use super::{PgPool, Transaction, begin, failed};
 use crate::{Kind, StoreError};
 
@@ -34,8 +35,12 @@ pub async fn insert(connection: &mut PgConnection, occurrences: &[Occurrence]) -
 
 /// Writes something that happened and changed nothing here.
 pub async fn record(pool: &PgPool, occurrence: &Occurrence) -> Result<(), StoreError> {
-    let mut connection = pool.acquire().await.map_err(failed("write system events"))?;
-    insert(&mut connection, std::slice::from_ref(occurrence)).await
+    let call = "write system events";
+    let written = async {
+        let mut connection = pool.acquire().await.map_err(failed(call))?;
+        insert(&mut connection, std::slice::from_ref(occurrence)).await
+    };
+    silence::within(ANSWER, call, written).await
 }
 
 /// Makes a change and writes the event that tells of it, in one transaction.

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
+use super::pool::connect_alone;
 use super::{PgPool, failed};
 use crate::StoreError;
 
@@ -101,8 +102,7 @@ impl Upkeep {
     pub async fn open(pool: &PgPool) -> Result<Self, StoreError> {
         let call = "open a connection for upkeep";
         // Apart from the pool's: it keeps settings that nobody else wants.
-        let mut connection =
-            PgConnection::connect_with(pool.connect_options().as_ref()).await.map_err(failed(call))?;
+        let mut connection = connect_alone(pool.connect_options().as_ref()).await.map_err(failed(call))?;
         sqlx::query("/* upkeep_settings */ SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '60s', false)")
             .execute(&mut connection)
             .await
@@ -140,7 +140,7 @@ impl Upkeep {
             }
             () = stop => {}
         }
-        // The statement goes on in the server, whatever happens to this end of the connection.
+        // The statement goes on in the server for as long as this end of the connection is there.
         let cancel = sqlx::query("/* cancel_upkeep */ SELECT pg_cancel_backend($1)")
             .bind(self.pid)
             .execute(&self.pool);

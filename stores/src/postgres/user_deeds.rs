@@ -8,6 +8,7 @@ use taskflow_core::state::Role;
 use taskflow_core::system_event::{self, Change, Occurrence};
 use uuid::Uuid;
 
+use super::silence::{self, ANSWER};
 use super::{PgPool, Transaction, begin, failed, system_events, users};
 use crate::StoreError;
 
@@ -130,8 +131,7 @@ pub async fn endings(pool: &PgPool, limit: i64) -> Result<Vec<(i32, User)>, Stor
         return Ok(Vec::new());
     }
     let ids: Vec<Uuid> = orders.iter().map(|(id, _)| *id).collect();
-    let mut connection = pool.acquire().await.map_err(failed("look for sessions to end"))?;
-    let found = users::read_many(&mut connection, &ids).await?;
+    let found = silence::within(ANSWER, "look for sessions to end", users::read_all(pool, &ids)).await?;
     let version = |user: &User| orders.iter().find(|(id, _)| *id == user.id).map(|(_, version)| *version);
     Ok(found.into_iter().filter_map(|user| Some((version(&user)?, user))).collect())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection, PgExecutor};
 
+use super::pool::connect_alone;
 use super::{PgPool, failed};
 use crate::StoreError;
 
@@ -168,7 +169,7 @@ impl Turn {
     pub async fn take(pool: &PgPool) -> Result<Option<Self>, StoreError> {
         let call = "take the turn to receive the log";
         let options = pool.connect_options().as_ref().clone().application_name("taskflow wal turn");
-        let mut connection = PgConnection::connect_with(&options).await.map_err(failed(call))?;
+        let mut connection = connect_alone(&options).await.map_err(failed(call))?;
         let got: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
             .bind(TURN)
             .fetch_one(&mut connection)

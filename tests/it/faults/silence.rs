@@ -1,12 +1,13 @@
 //! A Postgres that gives no answer, seen from a pool: what was asked over such a connection is given up, and the connection
 //! with it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
-use sqlx::PgExecutor;
+use sqlx::{AssertSqlSafe, Error, PgExecutor};
 use taskflow_stores::StoreError;
 use taskflow_stores::postgres::{self, PgPool, begin, silence};
 use taskflow_tests::proxy::Wire;
@@ -25,6 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("silence: a connection that gives no answer leaves its pool", asked),
         with_site("silence: so does one that falls silent while it is given back", given_back),
         with_site("silence: so does one whose socket takes nothing more", full),
+        with_site("silence: so does one with a transaction that is dropped", inside),
         with_site("silence: a beginning that gets no answer has an end", beginning),
         with_site("silence: so does one whose caller is gone", left),
     ]
@@ -56,29 +58,41 @@ async fn full(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
     let mut taken = pool.acquire().await?;
     wire.forget();
-    let large = sqlx::query("SELECT length($1)").bind("x".repeat(LARGE));
-    let sent = tokio::time::timeout(SOON, large.execute(&mut *taken)).await;
-    ensure!(sent.is_err(), "somebody answered");
+    let large = format!("SELECT length('{}')", "x".repeat(LARGE));
+    let sent = sqlx::raw_sql(AssertSqlSafe(large)).execute(&mut *taken);
+    ensure!(tokio::time::timeout(SOON, sent).await.is_err(), "somebody answered");
     drop(taken);
+    is_well_again(&wire, &pool).await
+}
+
+async fn inside(site: Arc<Site>) -> Result {
+    let (wire, pool) = one_connection(&site).await?;
+    let begun = begin(&pool).await?;
+    wire.forget();
+    drop(begun);
     is_well_again(&wire, &pool).await
 }
 
 async fn beginning(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
-    // It is in the pool when it can be had again.
-    drop(pool.acquire().await?);
+    idle(&pool).await?;
     wire.forget();
     let begun = tokio::time::timeout(LONG, begin(&pool)).await.context("it has no end")?;
-    ensure!(begun.is_err(), "it has begun");
+    let is_late = matches!(&begun, Err(Error::Io(error)) if error.kind() == ErrorKind::TimedOut);
+    ensure!(is_late, "{:?}", begun.err());
     is_well_again(&wire, &pool).await
 }
 
 async fn left(site: Arc<Site>) -> Result {
     let (wire, pool) = one_connection(&site).await?;
-    drop(pool.acquire().await?);
+    idle(&pool).await?;
     wire.forget();
     ensure!(tokio::time::timeout(SOON, begin(&pool)).await.is_err(), "it has begun");
     is_well_again(&wire, &pool).await
+}
+
+async fn idle(pool: &PgPool) -> Result {
+    wait::until("the connection is in the pool", async || Ok(pool.idle() == 1)).await
 }
 
 /// A pool with room for one, whose connection is well.
@@ -98,10 +112,10 @@ async fn ask(whom: impl PgExecutor<'_>) -> std::result::Result<(), StoreError> {
 }
 
 async fn is_well_again(wire: &Wire, pool: &PgPool) -> Result {
-    wait::until("the pool has room for another one", async || {
+    let well = wait::until("the pool has room for another one", async || {
         Ok(tokio::time::timeout(SOON, ask(pool)).await.is_ok_and(|answer| answer.is_ok()))
-    })
-    .await?;
+    });
+    tokio::time::timeout(LONG, well).await.context("the pool has no room for another one")??;
     ensure!(wire.made() > 1, "the same connection has answered");
     Ok(())
 }

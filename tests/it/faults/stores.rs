@@ -1,6 +1,8 @@
 //! Each store killed and started again under load, with servers that nobody else has meanwhile.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use libtest_mimic::Trial;
@@ -8,11 +10,12 @@ use serde_json::{Value, json};
 use taskflow_core::{envelope, slot};
 use taskflow_servers::Server;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::{self, begin};
+use taskflow_stores::postgres::{self, PgConnection, PgPool, begin};
 use taskflow_stores::rabbit::consume::Subscription;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_tests::commands::{command, id, subject_in_slot};
 use taskflow_tests::promise::{self, Stream};
+use taskflow_tests::proxy::{Flow, Wire};
 use taskflow_tests::wait::looked_at;
 use taskflow_tests::{Result, Site, World, letters, wait};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_world("mongodb dies and comes back under load", async |world| dies(world, Store::MongoDb).await),
         with_world("redis dies and comes back under load", async |world| dies(world, Store::Redis).await),
         with_site("a transaction that is given up while it begins is not left open", given_up),
+        with_site(
+            "a transaction whose caller leaves at its end is there whole or not at all",
+            left_at_the_end,
+        ),
         with_site("what can't be written is not given back to the broker again and again", not_written),
         with_site("a row that another session holds is named, and who stands before it is applied", held_row),
     ]
@@ -77,14 +84,16 @@ async fn dies(world: &World, store: Store) -> Result {
     worker.stop().await
 }
 
-/// A caller that goes away while a transaction begins, wherever that is: what is written on the same connection afterwards
-/// is committed.
+/// A caller that goes away while a transaction begins, wherever that is: what is written on the same pool afterwards is
+/// committed, and nothing stays open.
 async fn given_up(site: Arc<Site>) -> Result {
     site.sql("CREATE TABLE marks (n BIGINT)").await?;
-    let url = site.env.iter().find(|(name, _)| name == "TASKFLOW_POSTGRES__URL").context("no address")?;
-    let settings = postgres::Settings { url: url.1.clone(), connections_max: 1, ..Default::default() };
-    let pool = postgres::connect(&settings, "taskflow test")?;
+    let (_wire, pool) = one_connection(&site).await?;
+    let mut sessions = HashSet::new();
     for looks in 1..20 {
+        let session: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await?;
+        sessions.insert(session);
+        wait::until("the connection is in the pool", async || Ok(pool.idle() == 1)).await?;
         let begun = looked_at(looks, begin(&pool)).await;
         let is_begun = begun.transpose()?.is_some();
         let n = looks as i64;
@@ -95,11 +104,72 @@ async fn given_up(site: Arc<Site>) -> Result {
             "what was written after a transaction was given up at look {looks} is not committed"
         );
         if is_begun {
-            ensure!(looks > 1, "nothing was given up");
-            return Ok(());
+            ensure!(sessions.len() > 1, "no connection was in the middle of a beginning");
+            return nothing_open(&site).await;
         }
     }
     bail!("no transaction began")
+}
+
+/// The same while it is committed or rolled back: either all of it is there or nothing.
+async fn left_at_the_end(site: Arc<Site>) -> Result {
+    site.sql("CREATE TABLE marks (n BIGINT, inside BOOLEAN)").await?;
+    let (_wire, pool) = one_connection(&site).await?;
+    let write = async |whom: &mut PgConnection, n: i64, inside: bool| -> Result {
+        sqlx::query("INSERT INTO marks VALUES ($1, $2)").bind(n).bind(inside).execute(whom).await?;
+        Ok(())
+    };
+    let mut ended = [false; 2];
+    for (n, looks) in (1..20).chain(1..20).enumerate() {
+        let (n, commits) = (n as i64, n < 19);
+        let mut begun = begin(&pool).await?;
+        for _ in 0..2 {
+            write(&mut begun, n, true).await?;
+        }
+        let end =
+            looked_at(looks, async { if commits { begun.commit().await } else { begun.rollback().await } });
+        let is_ended = end.await.transpose()?.is_some();
+        ended[usize::from(commits)] |= is_ended;
+        let mut next = pool.acquire().await?;
+        write(&mut next, n, false).await?;
+        drop(next);
+        let count = async |inside: bool| {
+            site.count(&format!("SELECT count(*) FROM marks WHERE n = {n} AND inside = {inside}")).await
+        };
+        ensure!(count(false).await? == 1, "what was written after look {looks} is not committed");
+        let within = count(true).await?;
+        let right = match (commits, is_ended) {
+            (true, true) => within == 2,
+            (true, false) => within == 0 || within == 2,
+            (false, _) => within == 0,
+        };
+        ensure!(
+            right,
+            "{within} of 2 rows after look {looks} at its end (commit: {commits}, ended: {is_ended})"
+        );
+    }
+    ensure!(ended == [true; 2], "no transaction ended");
+    nothing_open(&site).await
+}
+
+const POOL: &str = "taskflow test pool";
+
+/// A pool with room for one, whose answers take long enough to be looked for in vain.
+async fn one_connection(site: &Site) -> Result<(Wire, PgPool)> {
+    let url = site.env.iter().find(|(name, _)| name == "TASKFLOW_POSTGRES__URL").context("no address")?;
+    let (wire, through) = Wire::to_url(&url.1).await?;
+    wire.behave(Flow::default(), Flow { delay: Duration::from_millis(5), ..Flow::default() });
+    let settings = postgres::Settings { url: through, connections_max: 1, ..Default::default() };
+    let pool = postgres::connect(&settings, POOL)?;
+    Ok((wire, pool))
+}
+
+async fn nothing_open(site: &Site) -> Result {
+    let open = format!(
+        "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = '{POOL}' AND xact_start IS NOT NULL"
+    );
+    wait::until("no transaction is open", async || Ok(site.count(&open).await? == 0)).await
 }
 
 async fn held_row(site: Arc<Site>) -> Result {

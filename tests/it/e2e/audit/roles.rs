@@ -10,7 +10,6 @@ use libtest_mimic::Trial;
 use mongodb::Database;
 use mongodb::bson::{Document, doc};
 use serde_json::Value;
-use sqlx::Connection;
 use taskflow_stores::mongo::load::{self, Load};
 use taskflow_tests::backups::{Backups, documents, must_be_alike, rows, text};
 use taskflow_tests::{Result, Site, wait};
@@ -39,9 +38,8 @@ async fn postgres(site: Arc<Site>) -> Result {
     // It may be run again.
     site.sql(&roles).await?;
     site.sql(&roles).await?;
-    let mut connection = sqlx::PgConnection::connect_with(&site.postgres.connect_options()).await?;
-    let mut may = async |role: &str, statement: &str| -> Result<bool> {
-        let mut transaction = connection.begin().await?;
+    let may = async |role: &str, statement: &str| -> Result<bool> {
+        let mut transaction = taskflow_stores::postgres::begin(&site.postgres).await?;
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("SET LOCAL ROLE {role}")))
             .execute(&mut *transaction)
             .await?;
@@ -98,7 +96,6 @@ async fn postgres(site: Arc<Site>) -> Result {
     ] {
         ensure!(may(role, statement).await? == expected, "{role}: {statement}: expected {expected}");
     }
-    connection.close().await?;
 
     // The program itself gets on with them: worker and API as one, the scheduler as the other.
     let options = site.postgres.connect_options();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use taskflow_tests::{Client, Result, Site, wait};
 
 use super::{led, run};
@@ -25,7 +25,7 @@ async fn everything(site: Arc<Site>) -> Result {
     // Apart from the pool, whose sessions end a transaction that stands still for so long.
     let options = site.postgres.connect_options().as_ref().clone().application_name(HOLDER);
     let options = options.options([("idle_in_transaction_session_timeout", "0")]);
-    let mut holder = PgConnection::connect_with(&options).await?;
+    let mut holder = taskflow_stores::postgres::connect_alone(&options).await?;
     sqlx::raw_sql("BEGIN; CREATE TABLE held (id BIGINT)").execute(&mut holder).await?;
 
     let cluster = cluster(&site)?;
