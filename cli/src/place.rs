@@ -91,7 +91,7 @@ impl Place {
         self.servers.redis.url().clone_into(&mut settings.redis.url);
         settings.redis.key_prefix = format!("{name}:");
         settings.environment = Environment::Development;
-        let mut admin = sqlx::PgConnection::connect(self.servers.postgres.url()).await?;
+        let mut admin = postgres::connect_alone(&self.servers.postgres.url().parse()?).await?;
         sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await?;
         admin.close().await?;
         let stop = CancellationToken::new();

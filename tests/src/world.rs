@@ -145,7 +145,7 @@ impl World {
     }
 
     async fn sql(&self, statement: &str) -> Result<()> {
-        let mut connection = sqlx::PgConnection::connect(&self.urls.postgres).await?;
+        let mut connection = postgres::connect_alone(&self.urls.postgres.parse()?).await?;
         sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await?;
         Ok(connection.close().await?)
     }

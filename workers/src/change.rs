@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The longest that the broker's part of a step may take; the right to it lasts longer.
 const LONGEST: Duration = Duration::from_secs(60);
 /// The longest that a whole step may take, Postgres's part included.
-const LONGEST_STEP: Duration = Duration::from_secs(300);
+pub const LONGEST_STEP: Duration = Duration::from_secs(300);
 
 /// What a change waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

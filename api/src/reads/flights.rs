@@ -11,7 +11,7 @@ use taskflow_stores::redis::document::Document;
 
 use crate::problem::Problem;
 
-/// How long making an answer may take: longer than Postgres lets a statement.
+/// How long making an answer may take: longer than Postgres lets a statement by default.
 const LONGEST: Duration = Duration::from_secs(120);
 
 type Made = Result<Arc<Document>, Problem>;

@@ -101,7 +101,9 @@ async fn postgres(
     let told = admin::other_database(live.postgres, &new);
     let heard = live.tell(&told, &manifest.id, &saved.id).await;
     told.close().await;
-    heard?;
+    heard.map_err(|error| {
+        error.during(format!("the live database is as it was; the restored one is {new}"))
+    })?;
     // Whoever began to work meanwhile has written what would be lost.
     must_rest(live.postgres).await?;
     // Both or none: there is a live database whatever dies.

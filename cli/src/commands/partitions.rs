@@ -10,7 +10,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use taskflow_core::partition::{Course, Layout, PARTITIONS_MAX, Partition, Phase};
-use taskflow_stores::postgres::{PgPool, layout, pauses};
+use taskflow_stores::postgres::{PgPool, layout, pauses, silence};
 use taskflow_stores::rabbit::consume;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::{Kind, StoreError, postgres};
@@ -159,7 +159,8 @@ impl Place<'_> {
             return self.course().await;
         }
         let prefetch = consume::prefetch(self.settings.worker.max_batch);
-        change::advance(&self.postgres, &self.link, &self.settings.amqp, prefetch).await
+        let advanced = change::advance(&self.postgres, &self.link, &self.settings.amqp, prefetch);
+        silence::within(change::LONGEST_STEP, "change the partitions", advanced).await
     }
 
     /// Shows how far it is, until it is done.

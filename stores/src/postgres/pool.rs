@@ -10,7 +10,7 @@
     reason = "the one place that knows how connections are made and given back"
 )]
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection as _, Describe, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Settings;
 use crate::seldom::Seldom;
@@ -35,7 +35,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const GIVEN_BACK: Duration = Duration::from_secs(3);
 /// How long one of its own may take to be made.
 const MADE: Duration = Duration::from_secs(15);
-/// The server ends a statement by itself; this much later its answer should have come.
+/// The server ends a statement by itself, but for the commit of a write (a synchronous standby may be waited for there);
+/// this much later its answer should have come.
 const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 /// A pool of connections. Statements can be executed on it as on one of the library's, and have an end there.
@@ -81,11 +82,15 @@ impl PgPool {
 
     /// Waits for a statement's answer as long as the server may take for it.
     async fn answered<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        if self.statement_timeout.is_zero() {
-            return asked.await;
+        match self.longest() {
+            Some(longest) => heard(longest, asked).await,
+            None => asked.await,
         }
-        let answered = timeout(self.statement_timeout + ON_ITS_WAY, asked).await;
-        answered.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
+    }
+
+    /// How long an answer may take that the server ends by itself; `None`: without end, as the settings have it.
+    pub(super) fn longest(&self) -> Option<Duration> {
+        (!self.statement_timeout.is_zero()).then_some(self.statement_timeout + ON_ITS_WAY)
     }
 
     /// A connection of its own; it is given back when it is dropped.
@@ -123,13 +128,22 @@ impl PgPool {
 /// # Errors
 /// Whatever keeps one from being made, also that the server gives no answer within 15 s.
 pub async fn connect_alone(options: &PgConnectOptions) -> Result<PgConnection, Error> {
-    let made = timeout(MADE, PgConnection::connect_with(options)).await;
-    made.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
+    heard(MADE, Box::pin(PgConnection::connect_with(options))).await
+}
+
+/// Waits for an answer of the server.
+pub(super) async fn heard<T>(
+    longest: Duration,
+    asked: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout(longest, asked).await.unwrap_or_else(|_| {
+        let said = format!("no answer within {longest:?}; whether it was carried out is not known");
+        Err(Error::Io(io::Error::new(ErrorKind::TimedOut, said)))
+    })
 }
 
 async fn sign_of_life(connection: &mut PgConnection) -> Result<(), Error> {
-    let sign = timeout(SIGN_OF_LIFE, connection.ping()).await;
-    sign.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))?
+    heard(SIGN_OF_LIFE, connection.ping()).await
 }
 
 /// A connection out of a pool.
@@ -163,8 +177,9 @@ fn give_back(mut connection: PoolConnection<Postgres>, last: Option<&'static str
         return;
     };
     runtime.spawn(async move {
+        let end = Instant::now() + GIVEN_BACK;
         if let Some(last) = last {
-            let done = timeout(GIVEN_BACK, sqlx::raw_sql(last).execute(&mut *connection)).await;
+            let done = timeout_at(end, sqlx::raw_sql(last).execute(&mut *connection)).await;
             if !matches!(done, Ok(Ok(_))) {
                 // Ended by the server, or in the middle of an answer that is an error: whatever it was, it ends here.
                 tracing::debug!(?done, "A connection to postgres is closed: {last} was not carried out.");
@@ -173,7 +188,7 @@ fn give_back(mut connection: PoolConnection<Postgres>, last: Option<&'static str
             }
         }
         // It is dropped with what is given up here, and its place is free.
-        if timeout(GIVEN_BACK, connection.return_to_pool()).await.is_err()
+        if timeout_at(end, connection.return_to_pool()).await.is_err()
             && let Some(unsaid) = SILENT.due()
         {
             let more = if unsaid > 0 { format!("; {unsaid} more before it") } else { String::new() };

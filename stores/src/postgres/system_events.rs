@@ -1,5 +1,7 @@
 //! The table `system_events`: what happened without a command, until the audit trail and the event exchange have it.
 
+use std::time::Duration;
+
 use sqlx::PgConnection;
 use taskflow_core::audit::canonical::Salt;
 use taskflow_core::audit::link;
@@ -7,7 +9,7 @@ use taskflow_core::system_event::Occurrence;
 use uuid::Uuid;
 
 use super::audit_chain::{SYSTEM, lock_system};
-use super::silence::{self, ANSWER};
+use super::silence;
 use super::{PgPool, Transaction, begin, failed};
 use crate::{Kind, StoreError};
 
@@ -33,6 +35,9 @@ pub async fn insert(connection: &mut PgConnection, occurrences: &[Occurrence]) -
     Ok(())
 }
 
+/// How long that may take: a restore ends with it, on a server that has just written a whole database.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Writes something that happened and changed nothing here.
 pub async fn record(pool: &PgPool, occurrence: &Occurrence) -> Result<(), StoreError> {
     let call = "write system events";
@@ -40,7 +45,7 @@ pub async fn record(pool: &PgPool, occurrence: &Occurrence) -> Result<(), StoreE
         let mut connection = pool.acquire().await.map_err(failed(call))?;
         insert(&mut connection, std::slice::from_ref(occurrence)).await
     };
-    silence::within(ANSWER, call, written).await
+    silence::within(LONGEST, call, written).await
 }
 
 /// Makes a change and writes the event that tells of it, in one transaction.

@@ -4,14 +4,12 @@
 //! connection inside a transaction that nobody knows of, and what the next one writes on it is never committed (sqlx 0.9.0;
 //! its issue 4385).
 
-use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Error, PgConnection, SqlSafeStr, SqlStr};
-use tokio::time::timeout;
 
-use super::pool::{Connection, NEVER_EMPTY, PgPool};
+use super::pool::{Connection, NEVER_EMPTY, PgPool, heard};
 
 /// How long Postgres may take to begin one: it waits for nothing there.
 const BEGINNING: Duration = Duration::from_secs(10);
@@ -21,6 +19,8 @@ const BEGINNING: Duration = Duration::from_secs(10);
 pub struct Transaction {
     connection: Option<Connection>,
     state: State,
+    /// How long its end may take.
+    longest: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -47,15 +47,18 @@ pub(super) async fn begin_awake(pool: &PgPool, idle: Duration) -> Result<Transac
 }
 
 async fn begin_with(pool: &PgPool, statement: SqlStr) -> Result<Transaction, Error> {
-    let mut beginning = Transaction { connection: Some(pool.acquire().await?), state: State::Beginning };
-    let begun = sqlx::raw_sql(statement).execute(&mut *beginning);
-    timeout(BEGINNING, begun).await.map_err(|_| Error::Io(ErrorKind::TimedOut.into()))??;
+    let connection = Some(pool.acquire().await?);
+    let mut beginning = Transaction { connection, state: State::Beginning, longest: pool.longest() };
+    heard(BEGINNING, sqlx::raw_sql(statement).execute(&mut *beginning)).await?;
     beginning.state = State::Open;
     Ok(beginning)
 }
 
 impl Transaction {
     /// Makes it last. If this fails it may have lasted all the same.
+    ///
+    /// # Errors
+    /// Whatever keeps Postgres from it, also that it gives no answer some seconds after `postgres.statement_timeout_ms`.
     pub async fn commit(self) -> Result<(), Error> {
         self.end("COMMIT").await
     }
@@ -66,7 +69,12 @@ impl Transaction {
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), Error> {
-        sqlx::raw_sql(statement).execute(&mut *self).await?;
+        let longest = self.longest;
+        let ended = sqlx::raw_sql(statement).execute(&mut *self);
+        match longest {
+            Some(longest) => heard(longest, ended).await?,
+            None => ended.await?,
+        };
         self.state = State::Ended;
         Ok(())
     }

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use sqlx::PgConnection;
 
 use super::pool::connect_alone;
+use super::silence::{self, ANSWER};
 use super::{PgPool, failed};
 use crate::StoreError;
 
@@ -103,14 +105,13 @@ impl Upkeep {
         let call = "open a connection for upkeep";
         // Apart from the pool's: it keeps settings that nobody else wants.
         let mut connection = connect_alone(pool.connect_options().as_ref()).await.map_err(failed(call))?;
-        sqlx::query("/* upkeep_settings */ SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '60s', false)")
-            .execute(&mut connection)
-            .await
-            .map_err(failed(call))?;
-        let pid = sqlx::query_scalar("/* upkeep_pid */ SELECT pg_backend_pid()")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(failed(call))?;
+        let set = sqlx::query_as(
+            "/* upkeep_settings */ SELECT pg_backend_pid(), set_config('statement_timeout', '0', false),
+                set_config('lock_timeout', '60s', false)",
+        )
+        .fetch_one(&mut connection);
+        let (pid, _, _): (i32, String, String) =
+            silence::within(ANSWER, call, set.map_err(failed(call))).await?;
         Ok(Self { pool: pool.clone(), connection, pid })
     }
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::TryFutureExt;
 use sqlx::{Connection, PgConnection, PgExecutor};
 
 use super::pool::connect_alone;
+use super::silence::{self, ANSWER};
 use super::{PgPool, failed};
 use crate::StoreError;
 
@@ -170,11 +172,9 @@ impl Turn {
         let call = "take the turn to receive the log";
         let options = pool.connect_options().as_ref().clone().application_name("taskflow wal turn");
         let mut connection = connect_alone(&options).await.map_err(failed(call))?;
-        let got: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
-            .bind(TURN)
-            .fetch_one(&mut connection)
-            .await
-            .map_err(failed(call))?;
+        let taken =
+            sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(TURN).fetch_one(&mut connection);
+        let got: bool = silence::within(ANSWER, call, taken.map_err(failed(call))).await?;
         if got {
             return Ok(Some(Self { connection }));
         }
