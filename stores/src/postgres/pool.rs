@@ -82,10 +82,7 @@ impl PgPool {
 
     /// Waits for a statement's answer as long as the server may take for it.
     async fn answered<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match self.longest() {
-            Some(longest) => heard(longest, asked).await,
-            None => asked.await,
-        }
+        heard(self.longest(), asked).await
     }
 
     /// How long an answer may take that the server ends by itself; `None`: without end, as the settings have it.
@@ -131,11 +128,14 @@ pub async fn connect_alone(options: &PgConnectOptions) -> Result<PgConnection, E
     heard(MADE, Box::pin(PgConnection::connect_with(options))).await
 }
 
-/// Waits for an answer of the server.
+/// Waits for an answer of the server; without an end where there is none.
 pub(super) async fn heard<T>(
-    longest: Duration,
+    longest: impl Into<Option<Duration>>,
     asked: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
+    let Some(longest) = longest.into() else {
+        return asked.await;
+    };
     timeout(longest, asked).await.unwrap_or_else(|_| {
         let said = format!("no answer within {longest:?}; whether it was carried out is not known");
         Err(Error::Io(io::Error::new(ErrorKind::TimedOut, said)))

@@ -70,11 +70,7 @@ impl Transaction {
 
     async fn end(mut self, statement: &'static str) -> Result<(), Error> {
         let longest = self.longest;
-        let ended = sqlx::raw_sql(statement).execute(&mut *self);
-        match longest {
-            Some(longest) => heard(longest, ended).await?,
-            None => ended.await?,
-        };
+        heard(longest, sqlx::raw_sql(statement).execute(&mut *self)).await?;
         self.state = State::Ended;
         Ok(())
     }

@@ -189,6 +189,7 @@ fn metrics() -> Result {
         .map(|metric| metric.name.to_owned())
         .collect();
     must_be_empty("docs/metrics.md has a row for every metric", &missing)?;
+    alerts()?;
     // What records for others is not who records.
     let others = sources()?.into_iter().filter(|(file, _)| !file.ends_with("stores/src/observe.rs"));
     let recorded: String = others.map(|(_, text)| text).collect();
@@ -204,6 +205,19 @@ fn metrics() -> Result {
         .filter(|name| !recorded.contains(&format!("metric::{name}")) && !by_helper(name))
         .collect();
     must_be_empty("every metric is recorded somewhere", &unused)
+}
+
+/// An alert about a metric that is not there never fires.
+fn alerts() -> Result {
+    let rules = std::fs::read_to_string(root().join("ops/prometheus/alerts.yml"))?;
+    let is_known = |word: &str| {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part));
+        metric::ALL.iter().any(|metric| metric.name == word || Some(metric.name) == of_histogram)
+    };
+    let named = rules.lines().flat_map(|line| line.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_')));
+    let unknown: Vec<String> =
+        named.filter(|word| word.starts_with("taskflow_") && !is_known(word)).map(str::to_owned).collect();
+    must_be_empty("ops/prometheus/alerts.yml names only metrics that there are", &unknown)
 }
 
 fn folders() -> Result {
