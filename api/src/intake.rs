@@ -182,8 +182,8 @@ impl Sent {
                     );
                 }
                 Err(error) => {
-                    if matches!(error, PublishError::Unroutable) {
-                        app.mender.missing("a queue or its bindings");
+                    if matches!(error, PublishError::Unroutable | PublishError::NoExchange) {
+                        app.mender.missing("an exchange, a queue or its bindings");
                     }
                     observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
                     let retry_after_s = app.pressure.retry_after_s(app.partition(&command));

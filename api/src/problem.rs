@@ -316,7 +316,9 @@ impl From<PublishError> for Problem {
         }
         // The broker's state is told, its words are not.
         let detail = match error {
-            PublishError::Unroutable => "no queue takes this command: the broker's topology is incomplete",
+            PublishError::Unroutable | PublishError::NoExchange => {
+                "no queue takes this command: the broker's topology is incomplete"
+            }
             PublishError::Refused => "the broker's queue is full",
             PublishError::Unavailable(_) => "the broker is not available",
         };

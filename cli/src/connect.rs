@@ -19,6 +19,7 @@ pub(crate) struct Stores {
     pub redis: Redis,
     pub consume: Link,
     pub publisher: Publisher,
+    pub events: Publisher,
     /// The connection of the publisher.
     pub publish: Link,
     pub rabbit: rabbit::Settings,
@@ -36,6 +37,7 @@ pub(crate) async fn stores(
         redis: redis::connect(&settings.redis)?,
         consume: Link::start(&settings.amqp, &format!("{name} consume"), stop.clone())?,
         publisher: Publisher::new(publish.clone(), &settings.amqp),
+        events: Publisher::new(publish.clone(), &settings.amqp),
         publish,
         rabbit: settings.amqp.clone(),
     })

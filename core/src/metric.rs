@@ -149,6 +149,8 @@ metrics! {
         "Age of the oldest outbox row.";
     EVENTS_RELAYED = "taskflow_events_relayed_total" Kind::Counter, ["sink"],
         "Events delivered, by sink: audit (MongoDB), cache (Redis; entities), exchange (RabbitMQ).";
+    EVENTS_REFUSED = "taskflow_events_refused_total" Kind::Counter, [],
+        "Events that a queue bound to taskflow.events has refused to the end; other queues have them.";
     CANARY_COMMANDS = "taskflow_canary_commands_total" Kind::Counter, ["partition", "result"],
         "Canary commands by what became of them: sent, applied, lost, doubled, reordered, stuck.";
     CANARY_ROUND_TRIP = "taskflow_canary_round_trip_seconds" Kind::Histogram(LATENCY_SECONDS), ["partition"],

@@ -13,6 +13,7 @@ mod collect;
 pub mod crash;
 mod dead_letters;
 mod decode;
+mod exchange;
 mod gauges;
 mod give_way;
 mod journal;
@@ -104,6 +105,8 @@ pub struct Stores {
     /// connection, acknowledgements included.
     pub consume: Link,
     pub publisher: Publisher,
+    /// Publishes events. They may wait for queues of others, for which commands and dead letters must not.
+    pub events: Publisher,
     pub rabbit: rabbit::Settings,
     /// Where applied commands are kept for a replay, if anywhere.
     pub journal: Option<Journal>,

@@ -64,6 +64,8 @@ enum Left {
     Stopped,
     /// The lease is gone: somebody else has the partition.
     Fenced,
+    /// One that may kill and is tried alone waited for something for too long.
+    BrokenOff,
 }
 
 /// What a partition's pipeline knows between two batches.
@@ -87,9 +89,11 @@ struct Pipeline<'c> {
     pulse: Arc<Pulse>,
     /// The pause of a type of command, one of which is next.
     held_by: Option<Scope>,
+    /// How many of the messages in hand have come to their end.
+    through: usize,
     /// Batches that have lasted and that the sinks have not been given.
     lasted: Vec<Batch>,
-    /// Whether messages were taken since the last pause.
+    /// Whether messages were taken, or were on their way here, since the last pause.
     took: bool,
     /// How long it waits for Postgres.
     answers: Arc<Answers>,
@@ -122,6 +126,7 @@ pub(crate) async fn run(
         lease_until,
         pulse,
         held_by: None,
+        through: 0,
         lasted: Vec::new(),
         took: false,
         answers: context.answers.of(partition),
@@ -149,6 +154,7 @@ pub(crate) async fn run(
             // An operator paused it, or the watchdog lets an idle one subscribe anew.
             Ok(Left::Stopped) => continue,
             Ok(Left::Fenced) => {
+                pipeline.note_fail(started);
                 observe::counter(&metric::FENCED, &[]).increment(1);
                 if let Some(held_back) = LEASES_GONE.due() {
                     tracing::warn!(
@@ -159,14 +165,15 @@ pub(crate) async fn run(
                 }
                 break;
             }
+            Ok(Left::BrokenOff) => {
+                pipeline.note_fail(started);
+            }
             Err(error) => {
                 observe::store_up(error.store, false);
                 // What broke again and again, and worked in between, is no longer outage.
-                let finished = pipeline.pulse.state().finished.is_some_and(|finished| finished > started);
-                if finished {
+                if pipeline.note_fail(started) {
                     backoff = fresh();
                 }
-                context.fails.note(partition, std::mem::take(&mut pipeline.took), finished);
                 pipeline.complain(&error);
             }
         }
@@ -234,6 +241,8 @@ impl Pipeline<'_> {
         observe::store_up("rabbitmq", true);
         self.pulse.is_at(Doing::Listening);
         let left = self.pipeline(&mut subscription, leave, stop).await;
+        // The broker counts for all that it has sent that they were given back, looked at or not.
+        self.took |= subscription.is_sent_something();
         match &left {
             Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
                 subscription.release().await;
@@ -263,9 +272,10 @@ impl Pipeline<'_> {
             patience = self.room.pause().map_or(patience, |pause| patience.min(pause));
             let give_way = &self.context.give_way;
             let limit = give_way.limit(self.partition.low);
-            let mut deliveries = match collector.collect(subscription, patience, limit, leave).await? {
+            let deliveries = match collector.collect(subscription, patience, limit, leave).await? {
                 Collected::Batch(deliveries) => deliveries,
                 Collected::Quiet => {
+                    subscription.must_be_open()?;
                     self.pulse.quiet(clock::now());
                     patience = if self.tidy().await { QUIET_LONG } else { QUIET };
                     continue;
@@ -276,15 +286,17 @@ impl Pipeline<'_> {
             self.took = true;
             crash::point("collected");
             supervise::point("partition");
-            self.held_by = pause::cut(&mut deliveries, &self.context.pauses.borrow());
-            let Some(last) = deliveries.last() else { return Ok(Left::Stopped) };
             self.pulse.is_at(Doing::Applying);
             let turn = give_way.begin(self.partition.low).await;
+            (self.held_by, self.through) = (None, 0);
             if let Some(left) = self.take(&deliveries, stop).await? {
                 return Ok(left);
             }
+            // What is behind a command of a paused type goes back when the channel is closed.
+            let deliveries = &deliveries[..self.through];
+            let Some(last) = deliveries.last() else { return Ok(Left::Stopped) };
             if let Some(journal) = &self.context.stores.journal {
-                journal.keep(self.partition.low, &deliveries).await;
+                journal.keep(self.partition.low, deliveries).await;
             }
             crash::point("kept");
             let start = Instant::now();
@@ -300,8 +312,27 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Decode, apply, hand over. The caller acknowledges.
+    /// Decode, apply, hand over, up to the first command of a paused type. The caller acknowledges.
     async fn batch(
+        &mut self,
+        deliveries: &[Delivery],
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        let context = self.context;
+        let held = pause::first_held(deliveries, &context.pauses.borrow());
+        let (deliveries, held_by) = match held {
+            Some((place, scope)) => (&deliveries[..place], Some(scope)),
+            None => (deliveries, None),
+        };
+        let left = if deliveries.is_empty() { None } else { self.unheld(deliveries, stop).await? };
+        if left.is_none() {
+            self.through += deliveries.len();
+            self.held_by = held_by;
+        }
+        Ok(left)
+    }
+
+    async fn unheld(
         &mut self,
         deliveries: &[Delivery],
         stop: &CancellationToken,

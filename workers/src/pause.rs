@@ -11,7 +11,7 @@ use taskflow_stores::postgres::waiting::Waiting;
 use taskflow_stores::rabbit::consume::Delivery;
 use tokio_util::sync::CancellationToken;
 
-use crate::Context;
+use crate::{Context, crash};
 
 /// Takes over what is paused now. Returns whether it changed.
 pub(crate) fn learn(context: &Context, pauses: &Pauses) -> bool {
@@ -32,20 +32,18 @@ pub(crate) fn learn(context: &Context, pauses: &Pauses) -> bool {
     true
 }
 
-/// Cuts a batch before its first command of a paused type; returns the pause that did it. What is behind stays
-/// unacknowledged and goes back when the channel is closed.
-pub(crate) fn cut<M: Body>(messages: &mut Vec<M>, pauses: &Pauses) -> Option<Scope> {
+/// Where the first command of a paused type is, and the pause that holds it. It reads the messages: whoever may be killed
+/// by one has written down that it is tried.
+pub(crate) fn first_held<M: Body>(messages: &[M], pauses: &Pauses) -> Option<(usize, Scope)> {
     if !pauses.has_types() {
         return None;
     }
     let held = |message: &M| {
+        crash::poison(message.body());
         let command = envelope::parse(message.body()).ok()?;
         pauses.of_type(command.kind()).cloned()
     };
-    let (place, scope) =
-        messages.iter().enumerate().find_map(|(place, message)| Some((place, held(message)?)))?;
-    messages.truncate(place);
-    Some(scope)
+    messages.iter().enumerate().find_map(|(place, message)| Some((place, held(message)?)))
 }
 
 /// A message, from the broker or from the waiting room.

@@ -55,48 +55,75 @@ struct Handover {
     batch: Option<Arc<Batch>>,
 }
 
+/// Of so many batches that only some sinks have it is kept when they had them. Of those beyond it the others are said to
+/// have them when the last one does: a store may be away for days.
+const AHEAD_MAX: usize = 4_096;
+
 /// Which sinks have which batches.
 #[derive(Default)]
-struct Progress(StdMutex<BTreeMap<i64, [Option<DateTime<Utc>>; 3]>>);
+struct Progress(StdMutex<Had>);
+
+#[derive(Default)]
+struct Had {
+    /// The newest batch of each sink. Each takes them in order, so it has all before.
+    newest: [Option<i64>; Sink::ALL.len()],
+    /// When they had the batches that are not tidied away.
+    batches: BTreeMap<i64, [Option<DateTime<Utc>>; Sink::ALL.len()]>,
+}
+
+impl Had {
+    /// The newest batch that all sinks have.
+    fn by_all(&self) -> Option<i64> {
+        self.newest.iter().copied().min().flatten()
+    }
+}
 
 impl Progress {
+    fn had(&self) -> std::sync::MutexGuard<'_, Had> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, number: i64, sink: Sink, at: DateTime<Utc>) {
-        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        batches.entry(number).or_default()[sink as usize] = Some(at);
+        let mut had = self.had();
+        let newest = &mut had.newest[sink as usize];
+        *newest = (*newest).max(Some(number));
+        let has_room = had.batches.len() < AHEAD_MAX || had.by_all() >= Some(number);
+        if has_room || had.batches.contains_key(&number) {
+            had.batches.entry(number).or_default()[sink as usize] = Some(at);
+        }
     }
 
     /// Takes out the batches that all sinks have.
     fn take_relayed(&self) -> Vec<Relayed> {
-        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let relayed: Vec<Relayed> = batches
-            .iter()
-            .filter_map(|(number, at)| match *at {
-                [Some(audited_at), Some(cached_at), Some(published_at)] => {
-                    Some(Relayed { number: *number, audited_at, cached_at, published_at })
-                }
-                _ => None,
-            })
-            .collect();
-        for batch in &relayed {
-            batches.remove(&batch.number);
-        }
-        relayed
+        let mut had = self.had();
+        let Some(newest) = had.by_all() else { return Vec::new() };
+        let ahead = had.batches.split_off(&(newest + 1));
+        let relayed = std::mem::replace(&mut had.batches, ahead);
+        drop(had);
+        let relayed = relayed.into_iter().filter_map(|(number, at)| {
+            let last = at.into_iter().flatten().max()?;
+            let [audited_at, cached_at, published_at] = at.map(|at| at.unwrap_or(last));
+            Some(Relayed { number, audited_at, cached_at, published_at })
+        });
+        relayed.collect()
     }
 
+    /// How many batches all sinks have that are not tidied away.
     fn relayed(&self) -> usize {
-        let batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        batches.values().filter(|at| at.iter().all(Option::is_some)).count()
+        let had = self.had();
+        had.by_all().map_or(0, |newest| had.batches.range(..=newest).count())
     }
 
+    /// Whether no sink has what another lacks, and nothing is to be tidied away.
     fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.had().batches.is_empty()
     }
 
     fn put_back(&self, relayed: Vec<Relayed>) {
-        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut had = self.had();
         for batch in relayed {
             let at = [batch.audited_at, batch.cached_at, batch.published_at].map(Some);
-            batches.insert(batch.number, at);
+            had.batches.insert(batch.number, at);
         }
     }
 }
@@ -241,8 +268,13 @@ impl Follower {
         } {
             match handover.batch {
                 Some(batch) => {
+                    let keeps_up = self.last() >= handover.number - 1;
                     self.catch_up(handover.number - 1).await;
                     self.take(&batch).await;
+                    if keeps_up && !self.abandon.is_cancelled() {
+                        // Only now is it worth waiting for: one that catches up would hold up batch after batch.
+                        self.lagging.store(false, Ordering::Relaxed);
+                    }
                 }
                 None => self.catch_up(handover.number).await,
             }
@@ -300,7 +332,6 @@ impl Follower {
             };
             match result {
                 Ok(value) => {
-                    self.lagging.store(false, Ordering::Relaxed);
                     if backoff.tries() > 0 {
                         observe::store_up(self.sink.store(), true);
                     }
@@ -323,6 +354,63 @@ impl Follower {
                     }
                     if !backoff.wait(&self.abandon).await {
                         return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use taskflow_stores::clock;
+
+    use super::*;
+
+    #[test]
+    fn a_sink_that_is_away_for_long_costs_no_memory_and_loses_nothing() {
+        let (progress, at) = (Progress::default(), clock::now());
+        let batches = AHEAD_MAX as i64 + 1_000;
+        for number in 0..batches {
+            progress.note(number, Sink::Cache, at);
+            progress.note(number, Sink::Exchange, at);
+            assert_eq!(progress.relayed(), 0);
+        }
+        assert_eq!(progress.had().batches.len(), AHEAD_MAX);
+        let mut tidied = Vec::new();
+        for number in 0..batches {
+            progress.note(number, Sink::Audit, at + chrono::TimeDelta::seconds(number));
+            if number % 7 == 0 {
+                tidied.extend(progress.take_relayed());
+            }
+        }
+        tidied.extend(progress.take_relayed());
+        assert!(tidied.iter().map(|batch| batch.number).eq(0..batches));
+        assert!(tidied.iter().all(|batch| batch.audited_at == at + chrono::TimeDelta::seconds(batch.number)));
+        assert_eq!(tidied[0].cached_at, at);
+        assert!(progress.is_empty());
+    }
+
+    proptest! {
+        /// However the sinks run ahead of each other, each batch is tidied away once, when the last one has it.
+        #[test]
+        fn each_batch_is_relayed_once(steps in prop::collection::vec((0..3_usize, any::<bool>(), any::<bool>()), 1..200)) {
+            let progress = Progress::default();
+            let mut next = [0_i64; 3];
+            let mut tidied = 0..0_i64;
+            for (sink, takes, keeps) in steps {
+                progress.note(next[sink], Sink::ALL[sink], clock::now());
+                next[sink] += 1;
+                let by_all = *next.iter().min().expect("three");
+                prop_assert_eq!(progress.relayed() as i64, by_all - tidied.end);
+                if takes {
+                    let relayed = progress.take_relayed();
+                    prop_assert!(relayed.iter().map(|batch| batch.number).eq(tidied.end..by_all));
+                    if keeps {
+                        tidied.end = by_all;
+                    } else {
+                        progress.put_back(relayed);
                     }
                 }
             }

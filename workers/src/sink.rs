@@ -13,7 +13,7 @@ use taskflow_stores::redis::cache::{self, Refresh};
 use taskflow_stores::{StoreError, clock, mongo, observe};
 
 use crate::answers::Answers;
-use crate::{Context, crash};
+use crate::{Context, crash, exchange};
 
 /// Who follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,15 +115,11 @@ async fn reread(context: &Context, payload: &Payload) -> Result<Refresh, StoreEr
 
 async fn publish(context: &Context, partition: &str, batch: &Batch) -> Result<(), StoreError> {
     let events = &batch.payload.events;
-    let mut confirms = Vec::with_capacity(events.len());
-    let mut place =
-        Place { partition: partition.to_owned(), number: batch.number, index: 0, count: events.len() as u32 };
-    for (index, event) in events.iter().enumerate() {
-        place.index = index as u32;
-        confirms.push(context.stores.publisher.send(Message::event(event, Some(&place))).await?);
-    }
-    for confirm in confirms {
-        confirm.confirmed().await.map_err(StoreError::from)?;
-    }
-    Ok(())
+    let count = events.len();
+    let message = |index| {
+        let (partition, number) = (partition.to_owned(), batch.number);
+        let place = Place { partition, number, index: index as u32, count: count as u32 };
+        Message::event(&events[index], Some(&place))
+    };
+    exchange::tell(context, count, message).await
 }

@@ -13,7 +13,7 @@ use taskflow_stores::{StoreError, mongo, observe, seldom};
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::Answers;
-use crate::{Context, crash};
+use crate::{Context, crash, exchange};
 use taskflow_stores::backoff::Backoff;
 
 /// Events that are delivered together.
@@ -76,13 +76,7 @@ async fn deliver(context: &Context, answers: &Answers) -> Result<usize, StoreErr
     });
     try_join_all(audited).await?;
     crash::point("system_audited");
-    let mut confirms = Vec::with_capacity(sealed.len());
-    for (_, _, event, _) in &sealed {
-        confirms.push(context.stores.publisher.send(Message::event(event, None)).await?);
-    }
-    for confirm in confirms {
-        confirm.confirmed().await.map_err(StoreError::from)?;
-    }
+    exchange::tell(context, sealed.len(), |index| Message::event(&sealed[index].2, None)).await?;
     answers.wait("remove system events", taken.delivered()).await?;
     for (_, _, event, _) in &sealed {
         if let Some(operation) = system_event::operation(&event.kind) {

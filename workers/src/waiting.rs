@@ -110,8 +110,9 @@ pub(crate) async fn settle(
     let taken: HashSet<Uuid> =
         new.iter().filter(|hold| !before.is_empty() && !same(hold)).map(|h| h.id).collect();
     waiting::hold_on(connection, &on).await?;
-    if !taken.is_empty() {
-        // Those behind them must not wait for somebody who is not there.
+    if !before.is_empty() {
+        // Some are not in the room as this batch has it: an id that is another command's, or a scheduled command that was
+        // sent again, whose first copy still waits for its time. Nobody must wait behind somebody who is not there.
         called.extend(settled.lines.drain());
         settled.due_at = Some(now);
     }

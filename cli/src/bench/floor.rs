@@ -59,6 +59,7 @@ fn clone(stores: &Stores) -> Stores {
         redis: stores.redis.clone(),
         consume: stores.consume.clone(),
         publisher: stores.publisher.clone(),
+        events: stores.events.clone(),
         publish: stores.publish.clone(),
         rabbit: stores.rabbit.clone(),
     }
@@ -117,7 +118,7 @@ async fn follow(stores: std::sync::Arc<Stores>, partition: String, number: i64, 
     let publish = async {
         let mut pending = Vec::with_capacity(batch.payload.events.len());
         for event in &batch.payload.events {
-            pending.push(stores.publisher.send(Message::event(event, None)).await?);
+            pending.push(stores.events.send(Message::event(event, None)).await?);
         }
         for confirm in pending {
             confirm.confirmed().await?;

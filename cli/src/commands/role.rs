@@ -222,6 +222,7 @@ fn worker(
         redis: stores.redis.clone(),
         consume: stores.consume.clone(),
         publisher: stores.publisher.clone(),
+        events: stores.events.clone(),
         rabbit: stores.rabbit.clone(),
         journal,
     };

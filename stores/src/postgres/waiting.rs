@@ -64,8 +64,11 @@ pub async fn next_due(pool: &PgPool, partition: &str) -> Result<Option<DateTime<
     .map_err(failed("read what is due next"))
 }
 
-/// What is due, each parked command with those behind it: at most `limit` and, of each line, always its beginning.
-/// In the order in which they are to be applied. Two looks into indexes, never one at all that waits.
+/// Of what is due, so many bytes of bodies are taken at once, or one that is larger.
+const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
+
+/// What is due, each parked command with those behind it: at most `limit` (and 8 MiB) and, of each line, always its
+/// beginning. In the order in which they are to be applied. Two looks into indexes, never one at all that waits.
 pub async fn due(
     pool: &PgPool,
     partition: &str,
@@ -79,17 +82,25 @@ pub async fn due(
             WHERE partition = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
         )
         SELECT id, subject, state, attempts, since, accepted_at, body, fingerprint FROM (
-            SELECT w.* FROM due JOIN waiting_commands w USING (id)
-            UNION ALL
-            SELECT w.* FROM (SELECT DISTINCT subject FROM due WHERE state <> 'scheduled') lines
-            JOIN waiting_commands w ON w.partition = $1 AND w.subject = lines.subject AND w.state <> 'scheduled'
-            WHERE w.state = 'behind' AND w.due_at IS NULL
+            SELECT *, coalesce(sum(octet_length(body)) OVER (
+                ORDER BY late, moment, place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
+            FROM (
+                SELECT *, state = 'scheduled' AS late, CASE WHEN state = 'scheduled' THEN due_at END AS moment FROM (
+                    SELECT w.* FROM due JOIN waiting_commands w USING (id)
+                    UNION ALL
+                    SELECT w.* FROM (SELECT DISTINCT subject FROM due WHERE state <> 'scheduled') lines
+                    JOIN waiting_commands w ON w.partition = $1 AND w.subject = lines.subject AND w.state <> 'scheduled'
+                    WHERE w.state = 'behind' AND w.due_at IS NULL
+                ) w
+                ORDER BY late, moment, place LIMIT $3
+            ) w
         ) w
-        ORDER BY state = 'scheduled', CASE WHEN state = 'scheduled' THEN due_at END, place LIMIT $3",
+        WHERE bytes_before < $4 ORDER BY late, moment, place",
     )
     .bind(partition)
     .bind(now)
     .bind(limit as i64)
+    .bind(DUE_BYTES_MAX)
     .try_map(read)
     .fetch_all(pool)
     .await

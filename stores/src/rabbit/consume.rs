@@ -15,8 +15,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::{FutureExt, StreamExt};
 use lapin::Consumer;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions};
-use lapin::types::AMQPValue;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -154,6 +154,8 @@ impl Opened {
 pub struct Subscription {
     channel: ConsumerChannel,
     consumer: Consumer,
+    /// Whether messages were there when it began.
+    met_some: bool,
 }
 
 impl Subscription {
@@ -173,7 +175,14 @@ impl Subscription {
                 None => return Ok(Opened::Missing),
                 // Twice: "nobody" is also what the broker says when the queue's leader was late with its answer.
                 Some(depth) if depth.consumers == 0 => match link.find(&queue).await? {
-                    Some(depth) if depth.consumers == 0 => break,
+                    Some(depth) if depth.consumers == 0 => {
+                        let subscribed = tokio::time::timeout(SUBSCRIBE, Self::alone(link, &queue, prefetch));
+                        let late = |_| Err(StoreError::unavailable(STORE, "consume", "no answer in time"));
+                        if let Some(mut subscription) = subscribed.await.unwrap_or_else(late)? {
+                            subscription.met_some |= depth.ready > 0;
+                            return Ok(Opened::Subscribed(subscription));
+                        }
+                    }
                     _ => {}
                 },
                 Some(_) => {}
@@ -188,14 +197,22 @@ impl Subscription {
             }
             pause = (pause * 2).min(Duration::from_millis(250));
         }
-        let subscribed = tokio::time::timeout(SUBSCRIBE, async {
-            let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;
-            let consumer = channel.consume(&queue, BasicConsumeOptions::default(), "consume").await?;
-            Ok(Opened::Subscribed(Self { channel, consumer }))
-        });
-        subscribed
-            .await
-            .unwrap_or_else(|_| Err(StoreError::unavailable(STORE, "consume", "no answer in time")))
+    }
+
+    /// Subscribes; `None` if somebody else is there in spite of all that the broker has said before. Only the leader enters
+    /// a consumer, so with ours in it the answer is its own.
+    async fn alone(link: &Link, queue: &str, prefetch: u16) -> Result<Option<Self>, StoreError> {
+        let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;
+        let consumer = channel.consume(queue, BasicConsumeOptions::default(), "consume").await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let looked = channel.queue_declare(queue.into(), options, FieldTable::default());
+        let looked = looked.await.map_err(failed("consume"))?;
+        let subscription = Self { channel, consumer, met_some: looked.message_count() > 0 };
+        if looked.consumer_count() > 1 {
+            subscription.release().await;
+            return Ok(None);
+        }
+        Ok(Some(subscription))
     }
 
     /// The next message.
@@ -207,15 +224,31 @@ impl Subscription {
             // A consumer that was made while its connection broke may never be told (seen in the soak).
             match tokio::time::timeout(LOOK_EVERY, self.consumer.next()).await {
                 Ok(next) => return read(next),
-                Err(_) if self.channel.is_open() => {}
-                Err(_) => return Err(StoreError::unavailable(STORE, "consume", "the channel is gone")),
+                Err(_) => self.must_be_open()?,
             }
         }
+    }
+
+    /// To ask where nothing comes: nobody may have said that nothing will.
+    ///
+    /// # Errors
+    /// The channel is gone.
+    pub fn must_be_open(&self) -> Result<(), StoreError> {
+        if self.channel.is_open() {
+            return Ok(());
+        }
+        Err(StoreError::unavailable(STORE, "consume", "the channel is gone"))
     }
 
     /// A message that is there already.
     pub fn try_next(&mut self) -> Result<Option<Delivery>, StoreError> {
         self.consumer.next().now_or_never().map(read).transpose()
+    }
+
+    /// Whether the broker sends it something that nobody has looked at yet, or did when it began: the broker counts that as
+    /// given back when it ends.
+    pub fn is_sent_something(&mut self) -> bool {
+        self.met_some || matches!(self.try_next(), Ok(Some(_)))
     }
 
     /// Leaves: what is held goes back to the head of the queue, in order. The broker may need a few milliseconds more

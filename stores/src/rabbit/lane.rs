@@ -22,7 +22,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::task::AtomicWaker;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -182,6 +182,7 @@ impl Lane {
                 Ok(Confirmation::Ack(_)) => Ok(()),
                 Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
                 Ok(Confirmation::NotRequested) => Err(unknown("the channel gives no confirms")),
+                Err(error) if no_exchange(&error) => Err(PublishError::NoExchange),
                 Err(error) => Err(failed("publish")(error).into()),
             };
             let _ = ticket.answer.send(answer);
@@ -206,6 +207,10 @@ impl Lane {
             }
         }
     }
+}
+
+fn no_exchange(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == 404)
 }
 
 fn unknown(why: &str) -> PublishError {

@@ -112,6 +112,10 @@ pub enum PublishError {
     Unroutable,
     #[error("rabbitmq: the queue is full or refused the message")]
     Refused,
+    /// Somebody has deleted it; others on the same channel are told so with it. Whether the broker has the message is not
+    /// known.
+    #[error("rabbitmq: the exchange of a message is gone")]
+    NoExchange,
     /// Whether the broker has the message is not known: publish it again under the same id.
     #[error(transparent)]
     Unavailable(#[from] StoreError),

@@ -190,7 +190,8 @@ pub async fn is_empty(link: &Link, partition: Partition, prefetch: u16) -> Resul
     if depth.consumers == 0 {
         return Err(leaderless());
     }
-    Ok(depth.ready == 0 && !given)
+    // Ours waits while somebody else is there, and what that one holds is neither ready nor given to us.
+    Ok(depth.consumers == 1 && depth.ready == 0 && !given)
 }
 
 /// Deletes the queue of a partition that is left: unbound, empty, and without a consumer. What is in it in spite of

@@ -214,7 +214,9 @@ fn alerts() -> Result {
         let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part));
         metric::ALL.iter().any(|metric| metric.name == word || Some(metric.name) == of_histogram)
     };
-    let named = rules.lines().flat_map(|line| line.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_')));
+    let named = rules
+        .lines()
+        .flat_map(|line| line.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_')));
     let unknown: Vec<String> =
         named.filter(|word| word.starts_with("taskflow_") && !is_known(word)).map(str::to_owned).collect();
     must_be_empty("ops/prometheus/alerts.yml names only metrics that there are", &unknown)

@@ -1,17 +1,18 @@
 //! Publishers and subscribers over AMQP: the same service without HTTP.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use lapin::BasicProperties;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicConsumeOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::slot;
 use taskflow_stores::rabbit::publish::Message;
-use taskflow_stores::rabbit::topology::{COMMANDS, COMMANDS_LOW, EVENTS};
+use taskflow_stores::rabbit::topology::{COMMANDS, COMMANDS_LOW, EVENTS, SLOTS};
 use taskflow_tests::commands::{command, id, subject_in_slot};
 use taskflow_tests::{Result, Site, wait};
 use uuid::Uuid;
@@ -24,6 +25,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("what is no command goes to the dead letters, untouched", dead_letters),
         with_site("a poisonous row is isolated, its neighbours apply", poisonous_row),
         with_site("events reach whoever has bound a queue", events),
+        with_site("a queue that refuses events keeps nobody else from hearing them", refused_event),
+        with_site("exchanges that somebody has deleted are declared again", exchanges_deleted),
     ]
 }
 
@@ -123,6 +126,84 @@ async fn poisonous_row(site: Arc<Site>) -> Result {
     ensure!(code == "failing" && detail.contains("no_poison"), "{code}: {detail}");
     let letters = "SELECT count(*) FROM dead_letters WHERE reason = 'failing'";
     wait::until("it is in the dead letters", async || Ok(site.count(letters).await? == 1)).await?;
+    worker.stop().await
+}
+
+/// A queue that somebody has bound is full and refuses: nobody else hears less for it, and nothing stands still.
+async fn refused_event(site: Arc<Site>) -> Result {
+    let channel = site.link.channel().await?;
+    let bind = async |full: bool| -> Result<lapin::Queue> {
+        let mut arguments = FieldTable::default();
+        if full {
+            arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        }
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare("".into(), options, arguments).await?;
+        let (name, key) = (queue.name().clone(), "task.*".into());
+        let options = QueueBindOptions::default();
+        channel.queue_bind(name, EVENTS.into(), key, options, FieldTable::default()).await?;
+        Ok(queue)
+    };
+    bind(true).await?;
+    let other = bind(false).await?;
+    let cluster = cluster(&site)?;
+    let listen = taskflow_tests::free_address()?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", &listen)])?;
+    let commands: Vec<Value> =
+        (0..30).map(|_| command("task.create", id(), json!({ "title": "to be told" }))).collect();
+    for command in &commands {
+        let subject = command["subject"].as_str().unwrap_or_default().parse()?;
+        publish(&site, COMMANDS, key(subject), command.to_string().into_bytes()).await?;
+    }
+    site.until_told(&commands).await?;
+    let stamped = "SELECT count(*) FROM batches WHERE published_at IS NOT NULL";
+    wait::until("the batches are told and tidied", async || {
+        Ok(site.count("SELECT count(*) FROM outbox").await? == 0 && site.count(stamped).await? > 0)
+    })
+    .await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut heard = HashSet::new();
+    let mut consumer =
+        channel.basic_consume(other.name().clone(), "".into(), options, FieldTable::default()).await?;
+    while heard.len() < commands.len() {
+        let delivery = tokio::time::timeout(std::time::Duration::from_secs(60), consumer.next());
+        let event: Value = serde_json::from_slice(&delivery.await?.context("an event")??.data)?;
+        heard.insert(event["subject"].to_string());
+    }
+    let metrics = reqwest::get(format!("http://{listen}/metrics")).await?.text().await?;
+    let refused = metrics.lines().find_map(|line| line.strip_prefix("taskflow_events_refused_total "));
+    ensure!(
+        refused.and_then(|count| count.parse::<f64>().ok()) > Some(0.0),
+        "{refused:?} are counted as refused"
+    );
+    ensure!(worker.log().contains("refuses events"), "nobody is told");
+    worker.stop().await
+}
+
+/// Somebody has deleted the exchanges: intake and events find them again.
+async fn exchanges_deleted(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let create = command("task.create", id(), json!({ "title": "before" }));
+    admin.apply(&create).await?;
+    site.until_told(&[create]).await?;
+    let channel = site.link.channel().await?;
+    for exchange in [EVENTS, COMMANDS, SLOTS] {
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
+    }
+    let create = command("task.create", id(), json!({ "title": "after" }));
+    wait::until("commands are accepted again", async || {
+        let (status, answer) = admin.send("application/json", create.to_string()).await?;
+        ensure!([202, 503].contains(&status), "{status} {answer}");
+        Ok(status == 202)
+    })
+    .await?;
+    site.until_told(&[create]).await?;
+    wait::until("its event is told", async || Ok(site.count("SELECT count(*) FROM outbox").await? == 0))
+        .await?;
     worker.stop().await
 }
 

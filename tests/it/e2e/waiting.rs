@@ -8,9 +8,10 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use taskflow_core::{envelope, slot};
 use taskflow_stores::clock;
+use taskflow_stores::postgres::waiting;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::COMMANDS;
-use taskflow_tests::commands::{HASH, command, command_of, id, ndjson};
+use taskflow_tests::commands::{HASH, command, command_of, id, ndjson, subject_in_slot};
 use taskflow_tests::{Client, Result, Site, wait};
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             "a command that is cancelled while it is tried leaves no line behind it",
             cancelled_meanwhile,
         ),
+        with_site("a scheduled command that is sent again when it is due holds nobody up", sent_again),
+        with_site("of what is due only so many bytes are taken at once", heavy),
         with_site("many scheduled commands cost those that are due nothing", cheap),
     ]
 }
@@ -235,6 +238,80 @@ async fn cancelled_meanwhile(site: Arc<Site>) -> Result {
     ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 0, "somebody waits");
     until_status(&admin, &create["id"], "cancelled").await?;
     worker.stop().await
+}
+
+/// It names a user who is not there, and its copy is read after its time has come and before it is itself: the copy is to
+/// be parked, and what stands in the room is scheduled.
+async fn sent_again(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let publish = async |value: &Value| -> Result {
+        let command = envelope::read(value.clone())?;
+        Ok(site.publisher.publish(Message::command(&command, clock::now(), None)).await?)
+    };
+    let (task, due) = (id(), clock::now() + TimeDelta::seconds(3));
+    let mut twice = command("task.create", task, json!({ "title": "never", "assigneeid": id() }));
+    twice["notbefore"] = json!(due.to_rfc3339_opts(SecondsFormat::Millis, true));
+    // As many that are due before it as are taken at once.
+    let slot = slot::of(task);
+    let mut first = command("task.create", subject_in_slot(slot), json!({ "title": "before it" }));
+    first["notbefore"] = json!((due - TimeDelta::seconds(1)).to_rfc3339_opts(SecondsFormat::Millis, true));
+    publish(&first).await?;
+    publish(&twice).await?;
+    let one_by_one = ("TASKFLOW_WORKER__MAX_BATCH", "1");
+    let worker = cluster.spawn("worker", &[one_by_one])?;
+    let scheduled = "SELECT count(*) FROM waiting_commands WHERE state = 'scheduled'";
+    wait::until("both wait for their time", async || Ok(site.count(scheduled).await? == 2)).await?;
+    worker.kill().await?;
+    publish(&twice).await?;
+    let next = command("task.create", task, json!({ "title": "not held up" }));
+    publish(&next).await?;
+    wait::until("they are due", async || Ok(clock::now() > due)).await?;
+    let worker = cluster.spawn("worker", &[one_by_one])?;
+    site.until_told(&[first, twice.clone(), next]).await?;
+    ensure!(site.count("SELECT count(*) FROM waiting_commands").await? == 0, "somebody waits");
+    let titles = "SELECT count(*) FROM tasks WHERE title IN ('before it', 'not held up')";
+    ensure!(site.count(titles).await? == 2, "not all are applied");
+    let given_up: (String, Option<String>) =
+        sqlx::query_as("SELECT outcome::text, code FROM receipts WHERE id = $1")
+            .bind(twice["id"].as_str().unwrap_or_default().parse::<Uuid>()?)
+            .fetch_one(&site.postgres)
+            .await?;
+    ensure!(given_up == ("rejected".to_owned(), Some("unknown_user".to_owned())), "{given_up:?}");
+    worker.stop().await
+}
+
+async fn heavy(site: Arc<Site>) -> Result {
+    let put = async |count: i32, bytes: i32| {
+        site.sql(&format!(
+            "INSERT INTO waiting_commands (id, partition, subject, state, attempts, since, due_at, accepted_at, fingerprint, body)
+             SELECT gen_random_uuid(), '00', gen_random_uuid(), 'scheduled', 0, now(), now() - interval '1 hour' + n * interval '1 s',
+                    now(), decode(md5(n::text), 'hex'), convert_to(repeat('x', {bytes}), 'UTF8')
+             FROM generate_series(1, {count}) n"
+        ))
+        .await
+    };
+    let due = async || waiting::due(&site.postgres, "00", clock::now(), 400).await;
+    put(20, 1024 * 1024).await?;
+    let some = due().await?;
+    ensure!(some.len() == 8, "{} of 1 MiB are taken at once", some.len());
+    site.sql("DELETE FROM waiting_commands").await?;
+    put(3, 9 * 1024 * 1024).await?;
+    ensure!(due().await?.len() == 1, "one that is larger than all may be is taken alone");
+    site.sql("DELETE FROM waiting_commands").await?;
+    put(500, 1000).await?;
+    let many = due().await?;
+    ensure!(many.len() == 400, "{} small ones are taken at once", many.len());
+    let accepted: Vec<_> = many.iter().map(|row| row.fingerprint).collect();
+    let in_order: Vec<[u8; 16]> = sqlx::query_scalar::<_, Vec<u8>>(
+        "SELECT fingerprint FROM waiting_commands ORDER BY due_at LIMIT 400",
+    )
+    .fetch_all(&site.postgres)
+    .await?
+    .into_iter()
+    .filter_map(|fingerprint| fingerprint.try_into().ok())
+    .collect();
+    ensure!(accepted == in_order, "they are not in the order in which they are due");
+    Ok(())
 }
 
 async fn survives(site: Arc<Site>) -> Result {

@@ -327,7 +327,9 @@ async fn looked_into(site: Arc<Site>) -> Result {
         holder.release().await;
         ensure!(!is_empty().await?, "the queue is said to be empty");
     }
+    // One that somebody holds to its last message has nothing ready, and is not empty.
     let mut last = open().await?;
+    ensure!(!is_empty().await?, "the queue is said to be empty while somebody holds what is in it");
     for (place, id) in sent.iter().enumerate() {
         let delivery = last.next().await?;
         let body: Value = serde_json::from_slice(delivery.body())?;

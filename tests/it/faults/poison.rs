@@ -31,6 +31,12 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("a message that kills its readers is found, its neighbours apply", async |site| {
             poison(site, "the pill", Signal::SIGABRT).await
         }),
+        with_site("a message that kills is found while some type is paused, too", async |site| {
+            let pause = ["pause", "--type", "user.record_logout", "--reason", "a test"];
+            let paused = cluster(&site)?.run(&pause, &[]).await?;
+            ensure!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));
+            poison(site, "the pill", Signal::SIGABRT).await
+        }),
         with_site(
             "a message that exhausts its readers' memory is found, its neighbours apply",
             async |site| poison(site, "kill:the pill", Signal::SIGKILL).await,

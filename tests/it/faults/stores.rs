@@ -46,6 +46,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             left_at_the_end,
         ),
         with_site("what can't be written is not given back to the broker again and again", not_written),
+        with_site(
+            "what was sent to a worker that can't look at it is not given back again and again",
+            unread,
+        ),
         with_site("a row that another session holds is named, and who stands before it is applied", held_row),
     ]
 }
@@ -268,6 +272,27 @@ async fn applied(site: &Site, count: i64) -> Result {
         Ok(site.count("SELECT count(*) FROM receipts").await? >= count)
     })
     .await
+}
+
+/// Batches can be written, and what waits can't be read: a worker is sent messages that it never looks at, and the broker
+/// counts them as given back all the same.
+async fn unread(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let subject = id();
+    site.sql("ALTER TABLE waiting_commands RENAME COLUMN due_at TO due").await?;
+    letters::publish(&site, &command("task.create", subject, json!({ "title": "kept" }))).await?;
+    let listen = taskflow_tests::free_address()?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_METRICS__LISTEN", &listen)])?;
+    wait::until("the worker rests between its tries", async || {
+        let ready = reqwest::get(format!("http://{listen}/readyz")).await?.text().await?;
+        Ok(ready.contains("fails again and again"))
+    })
+    .await?;
+    worker.stop().await?;
+    site.sql("ALTER TABLE waiting_commands RENAME COLUMN due TO due_at").await?;
+    let worker = cluster.worker()?;
+    wait::until("it is applied", async || Ok(site.count("SELECT count(*) FROM tasks").await? == 1)).await?;
+    worker.stop().await
 }
 
 /// Reading works, writing does not: the broker would dead-letter a message that it has got back a thousand times.

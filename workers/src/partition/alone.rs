@@ -42,7 +42,7 @@ impl Pipeline<'_> {
                 [one] if is_alone(one) => self.alone(one, &known, stop).await?,
                 together => self.batch(together, stop).await?,
             };
-            if left.is_some() {
+            if left.is_some() || self.held_by.is_some() {
                 break;
             }
         }
@@ -93,14 +93,21 @@ impl Pipeline<'_> {
         let solitude = context.solitude.enter(tries).await;
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match self.answers.wait("note a try", trial).await? {
-            Trial::Condemned(_) => Some(self.condemn(delivery, stop).await),
+            Trial::Condemned(_) => {
+                let left = self.condemn(delivery, stop).await;
+                self.through += usize::from(matches!(left, Ok(None)));
+                Some(left)
+            }
             Trial::None | Trial::Alone(_) => {
                 let trial = Box::pin(self.batch(std::slice::from_ref(delivery), stop));
                 solitude.run(partition, trial).await
             }
         };
-        let Some(left) = self.tried(left, solitude).await else { return Ok(Some(Left::Stopped)) };
-        if left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
+        let Some(left) = self.tried(left, solitude).await else { return Ok(Some(Left::BrokenOff)) };
+        if self.held_by.is_some() {
+            // It was read and lives, but is of a type that is paused.
+            self.acquit().await;
+        } else if left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
             self.settled.push(digest(delivery.body()));
         }
         left

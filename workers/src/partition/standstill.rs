@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::rabbit::topology::Partition;
@@ -42,6 +42,13 @@ impl Fails {
 }
 
 impl Pipeline<'_> {
+    /// Notes that messages may have been given back unfinished; whether some were finished since `started`.
+    pub(super) fn note_fail(&mut self, started: Instant) -> bool {
+        let finished = self.pulse.state().finished.is_some_and(|finished| finished > started);
+        self.context.fails.note(self.partition, std::mem::take(&mut self.took), finished);
+        finished
+    }
+
     /// Waits while an operator wants it to, and tidies meanwhile; `false` if it is time to stop.
     pub(super) async fn while_paused(&mut self, stop: &CancellationToken) -> bool {
         let context = self.context;
@@ -140,7 +147,7 @@ mod tests {
         }
         // As long as the broker goes on giving it back.
         assert!(rested > Duration::from_secs(15 * 3_600), "{rested:?}");
-        // Without a message in hand nothing is given back.
+        // Without a message nothing is given back.
         let before = fails.rest(partition);
         fails.note(partition, false, false);
         assert_eq!(fails.rest(partition), before);

@@ -42,7 +42,7 @@ impl Pipeline<'_> {
         }
         let solitude = self.context.solitude.enter_alone().await;
         let left = solitude.run(self.partition, Box::pin(self.take_due(stop))).await;
-        self.tried(left, solitude).await.unwrap_or(Ok(Some(Left::Stopped)))
+        self.tried(left, solitude).await.unwrap_or(Ok(Some(Left::BrokenOff)))
     }
 
     /// A batch like any other, but nothing to acknowledge.
@@ -52,10 +52,21 @@ impl Pipeline<'_> {
         let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
         let due = waiting::due(postgres, &self.name, clock::now(), most);
         let mut rows = self.answers.wait("read what is due", due).await?;
-        self.held_by = pause::cut(&mut rows, &context.pauses.borrow());
         self.pulse.is_at(Doing::Applying);
+        let trial = self.try_alone(&rows).await?;
+        self.held_by = None;
+        if !matches!(trial, Trial::Condemned(_))
+            && let Some((place, scope)) = pause::first_held(&rows, &context.pauses.borrow())
+        {
+            rows.truncate(place);
+            self.held_by = Some(scope);
+        }
+        if rows.is_empty() && self.held_by.is_some() {
+            // It was read and lives, but has not come to its end.
+            self.acquit().await;
+            return Ok(Some(Left::Stopped));
+        }
         let due = Due { context, partition: self.partition, rows };
-        let trial = self.try_alone(&due.rows).await?;
         let mut items = match trial {
             Trial::Condemned(_) => due.remains(),
             Trial::None | Trial::Alone(_) => due.items(),
