@@ -44,8 +44,6 @@ const OPEN_ROOM: usize = 2 * 1024 * 1024;
 const OPEN_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a body may take to arrive; one that comes slowly keeps its room from others.
-const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
 /// How long the rest of a refused body is taken and dropped: a caller that is still sending would not see the answer.
 const DISCARD: Duration = Duration::from_secs(2);
 /// Requests whose body is dropped so; the connections of others end without.
@@ -241,11 +239,13 @@ where
         }
     };
     let refused = Arc::new(OnceLock::new());
+    let whole = Duration::from_millis(app.settings.limits.body_timeout_ms);
+    let arrives_within = if open { OPEN_ARRIVES_WITHIN.min(whole) } else { whole };
     let arriving = Arriving {
         app: Arc::clone(app),
         chunks: body.into_data_stream().boxed(),
         read: 0,
-        deadline: Instant::now() + if open { OPEN_ARRIVES_WITHIN } else { ARRIVES_WITHIN },
+        deadline: Instant::now() + arrives_within,
         most_open: open.then_some(most),
         room: Arc::clone(&room),
         refused: Arc::clone(&refused),

@@ -61,7 +61,8 @@ pub struct Limits {
     pub idle_timeout_ms: u64,
     /// Time between two parts of a body, in milliseconds.
     pub body_pause_ms: u64,
-    /// Time for a whole body, in milliseconds; a stream of ndjson may take as long as it likes.
+    /// Time for a whole body, in milliseconds: one that comes slowly keeps its room from others. A stream of ndjson may
+    /// take as long as it likes.
     pub body_timeout_ms: u64,
     /// Time in which a client must take a part of its answer, in milliseconds.
     pub write_timeout_ms: u64,
@@ -87,7 +88,7 @@ impl Default for Limits {
             head_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
             body_pause_ms: 30_000,
-            body_timeout_ms: 120_000,
+            body_timeout_ms: 60_000,
             write_timeout_ms: 30_000,
             request_timeout_ms: 120_000,
         }

@@ -19,8 +19,8 @@ use crate::exit::Exit;
 const PREFIX: &str = "TASKFLOW_";
 /// The file that is read if it is there.
 const FILE: &str = "taskflow.toml";
-/// Variables under our prefix that are no settings: a test's switches.
-const NOT_SETTINGS: [&str; 4] = ["crash_at", "crash_on", "deaf_at", "panic_at"];
+/// Variables under our prefix that are no settings: a test's switches, and what the examples of `docs/clients` take.
+const NOT_SETTINGS: [&str; 7] = ["crash_at", "crash_on", "deaf_at", "panic_at", "api", "email", "password"];
 
 /// Everything that can be set. Each part belongs to the crate that it is for.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -40,10 +40,10 @@ pub(crate) struct Settings {
     pub retention: Retention,
     pub verify: crate::verify::Settings,
     pub environment: Environment,
-    /// Threads that the process's tasks share. 0: half of the cores, at least one; an API's all of them, where a
-    /// scheduler is in it at least two. Each hand-over between threads costs a lone command a wake-up, and a worker's part of a command is
-    /// small: one thread does more than Postgres can. An API's part of a request is the largest. A scheduler must renew
-    /// its lead whatever its jobs do.
+    /// Threads that the process's tasks share. 0: half of the cores, at least one; all of them for an API, whose part of a
+    /// request is the largest; at least two where a scheduler is in it, which must renew its lead whatever its jobs do. A
+    /// worker's part of a command is small: one thread does more than Postgres can, and each hand-over between threads
+    /// costs a lone command a wake-up.
     pub threads: usize,
     /// Which log lines are shown, such as `info` or `taskflow_workers=debug,info`.
     pub log: LogFilter,

@@ -97,7 +97,12 @@ pub(crate) fn start_metrics() -> Result<Metrics, Exit> {
 fn describe() {
     for metric in metric::ALL {
         match metric.kind {
-            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Counter => {
+                metrics::describe_counter!(metric.name, metric.help);
+                if metric.labels.is_empty() {
+                    observe::counter(metric, &[]).absolute(0);
+                }
+            }
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
         }
@@ -110,7 +115,14 @@ fn describe() {
             observe::counter(&metric::COMMANDS_FINISHED, &labels).absolute(0);
         }
     }
-    for (_, operation) in system_event::SENSITIVE {
+    for result in ["same", "mismatch"] {
+        observe::counter(&metric::COMMAND_DUPLICATES, &[("result", result)]).absolute(0);
+    }
+    for reason in ["invalid", "forbidden", "mismatch", "unavailable", "backlog"] {
+        observe::counter(&metric::COMMANDS_REFUSED, &[("reason", reason)]).absolute(0);
+    }
+    let sensitive = system_event::SENSITIVE.map(|(_, operation)| operation);
+    for operation in sensitive.into_iter().chain([system_event::ADMIN_REGISTRATION]) {
         observe::counter(&metric::SENSITIVE_OPERATIONS, &[("operation", operation)]).absolute(0);
     }
     let commit = option_env!("TASKFLOW_COMMIT").unwrap_or("unknown");

@@ -104,6 +104,9 @@ pub struct Change<'c> {
     pub at: DateTime<Utc>,
 }
 
+/// What a new admin is counted as. Its event is that of any registration.
+pub const ADMIN_REGISTRATION: &str = "admin_registration";
+
 /// Operations that somebody should look at: a series of `taskflow_sensitive_operations_total` each, and the alerts
 /// that stand on it. Those that are about who may do what come first, [`ABOUT_ACCESS`] of them.
 pub const SENSITIVE: [(&str, &str); 9] = [

@@ -26,9 +26,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
+use taskflow_core::job::State;
+use taskflow_core::metric;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::{clock, mongo};
+use taskflow_stores::{clock, mongo, observe};
 use tokio_util::sync::CancellationToken;
 
 pub use jobs::{Job, all as all_jobs};
@@ -109,6 +111,9 @@ impl Backups {
     }
 }
 
+/// How a run ends that somebody must look at.
+const FAILED: [State; 2] = [State::Failed, State::TimedOut];
+
 /// Works until `stop`: then tells its jobs to stop, writes down how far they have got, and gives the lead back.
 ///
 /// # Errors
@@ -126,6 +131,10 @@ pub async fn run(
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
     let receiving = log_of_writes::run(stores.backups.clone(), stores.postgres.clone(), stop.clone());
+    // There from the start: an alert is about the first of them.
+    for (job, outcome) in jobs::all().flat_map(|job| FAILED.map(|outcome| (job.name, outcome.as_str()))) {
+        observe::counter(&metric::JOB_RUNS, &[("job", job), ("outcome", outcome)]).absolute(0);
+    }
     let engine = engine::Engine::new(settings, audit, retention, stores, schedules, holder, host);
     tokio::join!(leader::run(&engine, &stop), receiving);
     tracing::info!(%holder, "The scheduler has left.");

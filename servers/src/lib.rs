@@ -229,7 +229,7 @@ fn lock(kind: Kind, options: &Options) -> Result<File> {
 }
 
 /// What a folder of servers holds.
-const CONTENTS: [&str; 7] = ["postgres", "rabbitmq", "mongodb", "redis", "log", "run", "secret"];
+const CONTENTS: [&str; 8] = ["postgres", "rabbitmq", "mongodb", "redis", "log", "run", "secret", "bin"];
 /// What the servers' processes call themselves.
 const NAMES: [&str; 8] = [
     "postgres",

@@ -39,6 +39,8 @@ async fn run<F: Future<Output = ()>>(
     may_end: impl Fn() -> bool,
 ) {
     let mut rest = REST;
+    // There from the start: an alert is about the first of them.
+    observe::counter(&metric::TASK_RESTARTS, &[("task", task)]).increment(0);
     loop {
         let started = Instant::now();
         // What a panic leaves behind is thrown away: each start makes its own state.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use taskflow_core::batch::Content;
 use taskflow_core::state::{Role, User};
 use taskflow_core::wait::Held;
-use taskflow_core::{Item, Receipt, envelope, metric};
+use taskflow_core::{Item, Receipt, envelope, metric, system_event};
 use taskflow_stores::observe;
 
 /// One line a command, with what ties it to the lines of the intake and of upstream.
@@ -45,7 +45,7 @@ pub(crate) fn held(partition: &str, item: &Item, held: &Held) {
 pub(crate) fn new_users(users: &[User]) {
     let admins = users.iter().filter(|user| user.role == Role::Admin).count();
     if admins > 0 {
-        let labels = [("operation", "admin_registration")];
+        let labels = [("operation", system_event::ADMIN_REGISTRATION)];
         observe::counter(&metric::SENSITIVE_OPERATIONS, &labels).increment(admins as u64);
         tracing::info!(admins, "Users were registered as admins.");
     }

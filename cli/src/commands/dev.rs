@@ -127,7 +127,8 @@ fn write_env(file: &Path, settings: &Settings) -> anyhow::Result<()> {
         ("AUDIT__SEALS_FOLDER", &path(&settings.audit.seals_folder)),
         ("ENVIRONMENT", "development"),
     ] {
-        let _ = writeln!(text, "TASKFLOW_{name}={value}");
+        // As a shell reads it: a path may hold anything.
+        let _ = writeln!(text, "TASKFLOW_{name}='{}'", value.replace('\'', "'\\''"));
     }
     let mut open = std::fs::OpenOptions::new();
     open.write(true).create(true).truncate(true).mode(0o600);

@@ -193,7 +193,10 @@ async fn look_at_postgres(stores: &connect::Stores, findings: &mut Findings<'_>)
         Ok(missing) => findings.add(
             STORE,
             Level::Error,
-            format!("this role lacks privileges on: {}", missing.join(", ")),
+            format!(
+                "this role lacks privileges on: {}; run ops/roles/postgres.sql after each migration, and give the login one of its roles",
+                missing.join(", ")
+            ),
         ),
         Err(error) => findings.broken(STORE, &error),
     }

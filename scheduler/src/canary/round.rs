@@ -42,6 +42,16 @@ pub(super) struct Round {
     pub(super) stop: CancellationToken,
 }
 
+/// What came of a turn.
+enum Turn {
+    /// A pair went all the way as it should.
+    Succeeded,
+    /// Nobody is to send anything here.
+    Paused,
+    /// It was not our turn, or something is wrong, which is told.
+    Other,
+}
+
 /// What became of a pair.
 enum End {
     Judged(Verdict),
@@ -65,9 +75,22 @@ impl Round {
         let every = Duration::from_millis(self.settings.every_ms);
         // Partitions take their turns, not all at once.
         let mut pause = every.mul_f64(rand::random_range(0.0..=1.0));
+        // One is due from now on: a partition through which none ever gets must not be silent.
+        let mut succeeded = now_s();
+        self.show(succeeded);
         while rest(&self.stop, pause).await {
             pause = match self.turn(every).await {
-                Ok(()) => every.mul_f64(rand::random_range(0.9..=1.1)),
+                Ok(turn) => {
+                    match turn {
+                        Turn::Succeeded => succeeded = now_s(),
+                        // Nothing is due meanwhile.
+                        Turn::Paused => succeeded = f64::NAN,
+                        Turn::Other if succeeded.is_nan() => succeeded = now_s(),
+                        Turn::Other => {}
+                    }
+                    self.show(succeeded);
+                    every.mul_f64(rand::random_range(0.9..=1.1))
+                }
                 Err(error) => {
                     if let Some(held_back) = COMPLAINTS.due() {
                         tracing::warn!(%error, held_back, "A canary can't be sent or seen.");
@@ -76,32 +99,44 @@ impl Round {
                 }
             };
         }
+        // The partition may be no more.
+        self.show(f64::NAN);
     }
 
-    async fn turn(&self, every: Duration) -> Result<(), StoreError> {
-        let Some(held) = self.hold().await? else { return Ok(()) };
+    fn show(&self, succeeded: f64) {
+        observe::gauge(&metric::CANARY_LAST_SUCCESS, &[("partition", &self.name)]).set(succeeded);
+    }
+
+    async fn turn(&self, every: Duration) -> Result<Turn, StoreError> {
+        let Some(held) = self.hold().await? else { return Ok(Turn::Other) };
         let (pair, is_new) = match held.pair {
             // Somebody, perhaps we, began it and did not see its end.
             Some(pair) => (pair, false),
             None => {
                 let recent = clock::now() - every.mul_f64(0.8);
-                if held.sent_at.is_some_and(|at| at > recent) || self.is_paused().await? {
-                    return Ok(());
+                if self.is_paused().await? {
+                    return Ok(Turn::Paused);
                 }
-                let Some(pair) = self.next_pair().await? else { return Ok(()) };
+                if held.sent_at.is_some_and(|at| at > recent) {
+                    return Ok(Turn::Other);
+                }
+                let Some(pair) = self.next_pair().await? else { return Ok(Turn::Other) };
                 let noted =
                     canaries::note_sent(&self.stores.postgres, &self.name, self.holder, &pair, clock::now());
                 if !noted.await? {
-                    return Ok(());
+                    return Ok(Turn::Other);
                 }
                 (pair, true)
             }
         };
-        let Some(confirmed) = self.send(&pair, is_new).await else { return Ok(()) };
-        if let End::Judged(verdict) = self.follow(&pair, confirmed, held.stuck && !is_new).await {
-            self.tell(&pair, verdict);
+        let Some(confirmed) = self.send(&pair, is_new).await else { return Ok(Turn::Other) };
+        match self.follow(&pair, confirmed, held.stuck && !is_new).await {
+            End::Judged(verdict) => {
+                self.tell(&pair, verdict);
+                Ok(if verdict.is_clean() { Turn::Succeeded } else { Turn::Other })
+            }
+            End::Left => Ok(Turn::Other),
         }
-        Ok(())
     }
 
     async fn hold(&self) -> Result<Option<canaries::Held>, StoreError> {
@@ -279,10 +314,7 @@ impl Round {
         ] {
             count(&self.name, result, u64::from(more));
         }
-        if verdict.is_clean() {
-            let now = clock::now().timestamp_micros() as f64 / 1e6;
-            observe::gauge(&metric::CANARY_LAST_SUCCESS, &[("partition", &self.name)]).set(now);
-        } else {
+        if !verdict.is_clean() {
             tracing::error!(
                 partition = self.name,
                 subject = %pair.subject,
@@ -301,4 +333,8 @@ impl Round {
 /// Whether a command has ended and everybody knows: its receipt is there, and its events are in the audit trail.
 fn is_told(receipt: &View) -> bool {
     receipt.events.is_empty() || receipt.auditedat.is_some()
+}
+
+fn now_s() -> f64 {
+    clock::now().timestamp_micros() as f64 / 1e6
 }

@@ -290,7 +290,23 @@ async fn backups(site: Arc<Site>) -> Result {
     let options = site.postgres.connect_options();
     let name = options.get_database().context("no database")?;
     site.sql(&format!("CREATE ROLE {name}_upkeep LOGIN PASSWORD 'x' IN ROLE taskflow_scheduler")).await?;
-    let postgres = format!("postgres://{name}_upkeep:x@{}:{}/{name}", options.get_host(), options.get_port());
+    site.sql(&format!("CREATE ROLE {name}_api LOGIN PASSWORD 'x' IN ROLE taskflow_app")).await?;
+    let login = |user: &str| {
+        format!("postgres://{name}_{user}:x@{}:{}/{name}", options.get_host(), options.get_port())
+    };
+    let postgres = login("upkeep");
+    let doctor = async |postgres: &str| -> Result<String> {
+        let cluster = crate::cluster(&site)?;
+        Ok(text(&cluster.run(&["doctor"], &[("TASKFLOW_POSTGRES__URL", postgres)]).await?))
+    };
+    for login in [&postgres, &login("api")] {
+        let said = doctor(login).await?;
+        ensure!(said.contains("privileges on all tables"), "{login}: {said}");
+    }
+    site.sql("REVOKE INSERT ON audit_links FROM taskflow_app; REVOKE UPDATE ON tasks FROM taskflow_app")
+        .await?;
+    let said = doctor(&login("api")).await?;
+    ensure!(said.contains("lacks privileges on: audit_links, tasks;"), "{said}");
     let server = Server::new()?;
     let _running = with_roles(&server).await?;
     let application = server.as_(Some("taskflow_app")).await?;
