@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use taskflow_core::command::Fingerprint;
 use taskflow_stores::postgres::{PgPool, receipts};
-use taskflow_stores::{seldom, supervise};
+use taskflow_stores::{crash, seldom, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -60,7 +60,7 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
         // Requests in hand are answered before the server ends, and it holds the sender.
         () = stop.cancelled(), if receiver.is_closed() => None,
     } {
-        supervise::point("lookup");
+        crash::point("lookup");
         let mut ids = first.ids.clone();
         questions.push(first);
         while ids.len() < IDS_MAX {

@@ -15,7 +15,7 @@ use taskflow_stores::declare::Mender;
 use taskflow_stores::postgres::{PgPool, layout, leases};
 use taskflow_stores::rabbit::Settings;
 use taskflow_stores::rabbit::link::Link;
-use taskflow_stores::{StoreError, observe, supervise};
+use taskflow_stores::{StoreError, crash, observe, supervise};
 use tokio_util::sync::CancellationToken;
 
 use crate::Stores;
@@ -189,7 +189,7 @@ pub(crate) fn start(stores: &Stores, mender: Mender, stop: CancellationToken) ->
 async fn watch(pressure: &Pressure, looker: &Looker, stop: &CancellationToken) {
     let broker = &looker.broker;
     loop {
-        supervise::point("pressure");
+        crash::point("pressure");
         // A blocked connection answers nothing until the alarm is over.
         if broker.is_up()
             && !broker.is_blocked()

@@ -11,7 +11,7 @@ use taskflow_stores::{Kind, StoreError, seldom};
 /// Seconds after which a caller may try again when a store is away.
 const RETRY_AFTER_S: u64 = 2;
 
-/// Every request fails while a store is away; one line a second is enough.
+/// Every request fails while a store is away; a line now and then is enough.
 static COMPLAINTS: Seldom = Seldom::new();
 
 /// A problem document.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use taskflow_stores::postgres::receipts::{self, View};
-use taskflow_stores::supervise;
+use taskflow_stores::{crash, supervise};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -79,7 +79,7 @@ async fn listen(stores: &Stores, waiters: &Waiters, intake: Uuid, stop: &Cancell
                     message = announcements.next() => message,
                     () = stop.cancelled() => None,
                 } {
-                    supervise::point("listen");
+                    crash::point("listen");
                     let views: Vec<View> = serde_json::from_slice(&message).unwrap_or_default();
                     for view in &views {
                         waiters.tell(view);
@@ -97,7 +97,7 @@ async fn listen(stores: &Stores, waiters: &Waiters, intake: Uuid, stop: &Cancell
 
 async fn ask(stores: &Stores, waiters: &Waiters, stop: &CancellationToken) {
     loop {
-        supervise::point("ask");
+        crash::point("ask");
         tokio::select! {
             () = tokio::time::sleep(ASK_EVERY) => {}
             () = stop.cancelled() => return,

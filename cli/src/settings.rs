@@ -20,7 +20,7 @@ const PREFIX: &str = "TASKFLOW_";
 /// The file that is read if it is there.
 const FILE: &str = "taskflow.toml";
 /// Variables under our prefix that are no settings: a test's switches, and what the examples of `docs/clients` take.
-const NOT_SETTINGS: [&str; 7] = ["crash_at", "crash_on", "deaf_at", "panic_at", "api", "email", "password"];
+const NOT_SETTINGS: [&str; 6] = ["crash_at", "crash_on", "deaf_at", "api", "email", "password"];
 
 /// Everything that can be set. Each part belongs to the crate that it is for.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -62,15 +62,8 @@ impl Serialize for EventId {
 impl<'de> Deserialize<'de> for EventId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let mut id = [0; 12];
-        let digits = text.as_bytes();
-        if digits.len() != 24 || !text.is_ascii() {
-            return Err(serde::de::Error::custom("an event id has 24 hexadecimal digits"));
-        }
-        for (byte, index) in id.iter_mut().zip((0..24).step_by(2)) {
-            *byte = u8::from_str_radix(&text[index..index + 2], 16).map_err(serde::de::Error::custom)?;
-        }
-        Ok(Self(id))
+        let id = crate::hex::read(&text).and_then(|bytes| bytes.try_into().ok());
+        id.map(Self).ok_or_else(|| serde::de::Error::custom("an event id has 24 hexadecimal digits"))
     }
 }
 

@@ -57,7 +57,7 @@ words!(Role, 2, "user" => User, "admin" => Admin);
 words!(TaskStatus, 4, "todo" => Todo, "in_progress" => InProgress, "review" => Review, "done" => Done);
 words!(TaskPriority, 4, "low" => Low, "medium" => Medium, "high" => High, "urgent" => Urgent);
 
-/// A user. `version` comes first in JSON: the caches' fence reads it there.
+/// A user. What others see of it is [`PublicUser`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct User {
     pub id: Uuid,

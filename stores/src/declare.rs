@@ -13,7 +13,7 @@ use crate::postgres::PgPool;
 use crate::postgres::{layout, silence};
 use crate::rabbit::link::Link;
 use crate::rabbit::{Settings, topology};
-use crate::{StoreError, observe, supervise};
+use crate::{StoreError, crash, observe};
 
 /// The longest that either store may take. While the broker is at it nobody takes a step of a change.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ impl Mender {
     pub async fn run(&self, postgres: &PgPool, link: &Link, settings: &Settings, stop: &CancellationToken) {
         observe::counter(&metric::DECLARED_AGAIN, &[]).absolute(0);
         loop {
-            supervise::point("mender");
+            crash::point("mender");
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.0.wanted.notified() => {}

@@ -1,5 +1,6 @@
 //! The four stores of TaskFlow, one folder each: connection, health, and the statements, each a function that says
-//! in the domain's words what it does.
+//! in the domain's words what it does. Beside them, what every role needs to live with stores that fail: back-off, tasks
+//! that are started again, log lines that are not repeated, metrics, the clock.
 //!
 //! Stores do not know each other: joining two of them is a role's business, but for [`declare`], which all roles need.
 //! What an error means for whoever called is decided in one place, [`error`].

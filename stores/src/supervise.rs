@@ -77,33 +77,6 @@ pub fn words(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".to_owned())
 }
 
-/// A place where a test can make a task panic: `TASKFLOW_PANIC_AT=name:n` is the n-th time there. Only builds with the
-/// feature `crash-points` have it.
-#[cfg(feature = "crash-points")]
-pub fn point(name: &str) {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    static PLAN: OnceLock<Option<(String, u32)>> = OnceLock::new();
-    static PASSES: AtomicU32 = AtomicU32::new(0);
-    let plan = PLAN.get_or_init(|| {
-        #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
-        let plan = std::env::var("TASKFLOW_PANIC_AT").ok()?;
-        let (name, pass) = plan.split_once(':')?;
-        Some((name.to_owned(), pass.parse().ok()?))
-    });
-    if let Some((at, pass)) = plan
-        && at == name
-    {
-        let passed = PASSES.fetch_add(1, Ordering::SeqCst) + 1;
-        assert!(passed != *pass, "a test wants {name} to panic");
-    }
-}
-
-#[cfg(not(feature = "crash-points"))]
-#[inline]
-pub fn point(_name: &str) {}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};

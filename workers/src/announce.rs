@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::redis::Redis;
-use taskflow_stores::supervise;
+use taskflow_stores::{crash, supervise};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -49,7 +49,7 @@ async fn work(redis: &Redis, receiver: &mut mpsc::Receiver<Vec<Announcement>>, s
         announcements = receiver.recv() => announcements,
         () = stop.cancelled() => receiver.try_recv().ok(),
     } {
-        supervise::point("announcer");
+        crash::point("announcer");
         let mut by_intake: HashMap<Uuid, Vec<View>> = HashMap::new();
         for announcement in announcements {
             by_intake.entry(announcement.intake).or_default().push(announcement.receipt);

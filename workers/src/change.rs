@@ -15,7 +15,7 @@ use taskflow_stores::postgres::layout::{self, Turn};
 use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::{Settings, consume, topology};
-use taskflow_stores::{StoreError, observe, supervise};
+use taskflow_stores::{StoreError, observe};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Context, crash};
@@ -207,7 +207,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let stores = &context.stores;
     let prefetch = consume::prefetch(context.settings.max_batch);
     loop {
-        supervise::point("change");
+        crash::point("change");
         tokio::select! {
             () = stop.cancelled() => return,
             changing = known.wait_for(|course| !course.is_settled()) => if changing.is_err() { return },

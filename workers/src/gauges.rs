@@ -6,7 +6,7 @@ use std::time::Duration;
 use taskflow_core::metric;
 use taskflow_stores::postgres::{self, dead_letters, outbox, system_events, waiting};
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
-use taskflow_stores::{StoreError, mongo, observe, supervise};
+use taskflow_stores::{StoreError, crash, mongo, observe};
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
@@ -19,7 +19,7 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
     let mut seen = BTreeSet::new();
     let answers = Answers::default();
     loop {
-        supervise::point("gauges");
+        crash::point("gauges");
         let probed = answers.wait("probe", postgres::probe(&stores.postgres)).await;
         observe::store_up("postgres", probed.is_ok());
         observe::store_up("mongodb", mongo::probe(&stores.mongo).await.is_ok());

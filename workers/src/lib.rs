@@ -129,7 +129,7 @@ pub(crate) struct Context {
     /// Which partitions there are, as of the last heartbeat.
     pub course: watch::Sender<Course>,
     pub mender: Mender,
-    /// What no partition complains of is logged once a second.
+    /// What no partition complains of is logged now and then.
     pub complaints: Seldom,
     pub watched: watchdog::Watched,
     /// What fails again and again.

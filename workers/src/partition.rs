@@ -20,7 +20,7 @@ use taskflow_stores::postgres::silence;
 use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
-use taskflow_stores::{StoreError, clock, observe, supervise};
+use taskflow_stores::{StoreError, clock, observe};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -285,7 +285,6 @@ impl Pipeline<'_> {
             patience = QUIET;
             self.took = true;
             crash::point("collected");
-            supervise::point("partition");
             self.pulse.is_at(Doing::Applying);
             let turn = give_way.begin(self.partition.low).await;
             (self.held_by, self.through) = (None, 0);
@@ -405,7 +404,7 @@ impl Pipeline<'_> {
         source: &impl Source,
     ) -> Result<(), StoreError> {
         let Applied { number, folded, payload, refresh, settled } = applied;
-        let (mut announcements, mut foreigners) = (Vec::new(), Vec::new());
+        let (mut announcements, mut foreigners, mut duplicates) = (Vec::new(), Vec::new(), 0);
         for (index, verdict) in folded.verdicts.iter().enumerate() {
             let index = first + index;
             match verdict {
@@ -416,15 +415,15 @@ impl Pipeline<'_> {
                         announcements.push(Announcement { intake, receipt });
                     }
                 }
-                Verdict::Duplicate => {
-                    observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "same")]).increment(1);
-                }
-                Verdict::Mismatch => {
-                    observe::counter(&metric::COMMAND_DUPLICATES, &[("result", "mismatch")]).increment(1);
-                    foreigners.push(index);
-                }
+                Verdict::Duplicate => duplicates += 1,
+                Verdict::Mismatch => foreigners.push(index),
                 Verdict::Held(held) => report::held(&self.name, &items[index], &folded.held[*held]),
                 Verdict::Stays => {}
+            }
+        }
+        for (result, count) in [("same", duplicates), ("mismatch", foreigners.len() as u64)] {
+            if count > 0 {
+                observe::counter(&metric::COMMAND_DUPLICATES, &[("result", result)]).increment(count);
             }
         }
         let somebody_waits = !announcements.is_empty();

@@ -27,7 +27,7 @@ pub(crate) enum Doing {
 /// The state of one pipeline.
 pub(crate) struct Pulse {
     state: Mutex<State>,
-    /// What the partition complains of is logged once a second, whoever of its tasks complains.
+    /// What the partition complains of is logged now and then, whoever of its tasks complains.
     pub complaints: Seldom,
 }
 

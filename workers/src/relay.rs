@@ -305,7 +305,7 @@ impl Follower {
     }
 
     async fn take(&self, batch: &Batch) {
-        supervise::point("sink");
+        crash::point("sink");
         if !batch.payload.is_empty() {
             let start = std::time::Instant::now();
             let give = || deliver(&self.context, &self.partition, self.sink, batch, &self.calls);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use taskflow_core::metric;
 use taskflow_stores::rabbit::link::Depth;
 use taskflow_stores::rabbit::topology::Partition;
-use taskflow_stores::{observe, supervise};
+use taskflow_stores::{crash, observe};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +73,7 @@ async fn watch(context: &Context, stop: &CancellationToken) -> bool {
             () = stop.cancelled() => return false,
             () = tokio::time::sleep(pause) => {}
         }
-        supervise::point("watchdog");
+        crash::point("watchdog");
         let watched = context.watched.all();
         // A partition that is being started again keeps its memory: its next holder is this worker.
         memories.retain(|partition, memory| {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use taskflow_stores::postgres::silence;
-use taskflow_stores::{StoreError, supervise};
+use taskflow_stores::{StoreError, crash, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +62,7 @@ async fn work<A: Asker>(asker: &mut A, receiver: &mut mpsc::Receiver<Asked<A>>, 
         // Requests in hand are answered before the server ends, and it holds the sender.
         () = stop.cancelled(), if receiver.is_closed() => None,
     } {
-        supervise::point(A::NAME);
+        crash::point(A::NAME);
         let (mut questions, mut tells) = (vec![first], vec![tell]);
         while questions.len() < TOGETHER_MAX
             && let Ok((question, tell)) = receiver.try_recv()

@@ -86,7 +86,7 @@ async fn look(app: &App) -> Looked {
     }
     let stores = &app.stores;
     let (rabbitmq, redis, postgres, mongodb, paused) = tokio::join!(
-        stores.publisher.probe(),
+        std::future::ready(stores.publisher.probe()),
         stores.redis.probe(),
         postgres::probe(&stores.postgres),
         mongo::probe(&stores.mongo),

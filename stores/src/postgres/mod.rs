@@ -1,4 +1,4 @@
-//! Postgres: users, tasks, receipts, the outbox and the leases. One file a table.
+//! Postgres: one file a table, or a thing that is done with several; how it is connected to, waited for and migrated.
 //!
 //! SQL is written for batches: each statement takes arrays, so that its number does not grow with the batch.
 

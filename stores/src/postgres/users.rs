@@ -31,7 +31,7 @@ pub async fn load_for_update(connection: &mut PgConnection, ids: &[Uuid]) -> Res
     .map_err(failed("load users"))
 }
 
-/// The roles of users. Who is missing does not exist. A batch learns them with its claim ([`super::batch::begin`]).
+/// The roles of users. Who is missing does not exist. A batch learns them with its claim ([`super::batch::claim`]).
 pub(super) async fn roles(
     connection: &mut PgConnection,
     ids: &[Uuid],

@@ -5,7 +5,7 @@
 //!
 //! The client library reports a message that came back with whichever confirm it settles next, not with its own: when
 //! the broker confirms several at once, a message that no queue took may look well and its neighbour lost (seen in
-//! `tests/rabbit_faults.rs`). It always settles the neighbour first, though. So confirms are taken here all that are
+//! `tests/it/faults/broker/connection.rs`). It always settles the neighbour first, though. So confirms are taken here all that are
 //! there at a time, and what came back is matched by what it is before anybody is answered.
 
 use std::collections::hash_map::DefaultHasher;
@@ -29,7 +29,7 @@ use tokio::time::MissedTickBehavior;
 use super::link::Link;
 use super::publish::{Message, Place, PublishError};
 use super::{STORE, failed};
-use crate::{StoreError, supervise};
+use crate::{StoreError, crash, supervise};
 
 /// Messages that are written before the confirms are looked at again.
 const RUN: usize = 64;
@@ -98,7 +98,7 @@ impl Lane {
                 count = inbox.recv_many(&mut parcels, RUN), if open => {
                     open = count > 0;
                     for parcel in parcels.drain(..) {
-                        supervise::point("lane");
+                        crash::point("lane");
                         self.dispatch(parcel).await;
                     }
                 }

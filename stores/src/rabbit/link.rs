@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{STORE, Settings, failed};
-use crate::{Kind, StoreError, seldom, supervise};
+use crate::{Kind, StoreError, crash, seldom, supervise};
 
 /// Longest pause between two tries to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
@@ -306,7 +306,7 @@ impl Supervisor {
         let live = Arc::new(Live { connection });
         self.state.send_replace(State { live: Some(Arc::clone(&live)), failure: None });
         while live.is_up() {
-            supervise::point("link");
+            crash::point("link");
             // The events tell of what happens; the look from time to time finds what no event told.
             let event = tokio::select! {
                 () = self.stop.cancelled() => break,

@@ -183,7 +183,7 @@ impl Publisher {
 
     /// The same for one of many sources, which share the places on the way ([`crate::share`]).
     pub async fn send_of(&self, source: u64, message: Message) -> Result<Pending, PublishError> {
-        self.probe().await?;
+        self.probe()?;
         // The share comes first: who has to wait for it holds no place meanwhile.
         match tokio::time::timeout(self.0.timeout, self.0.shares.take(source, 1, 0)).await {
             Ok(share) => self.send_within(Some(share), message).await,
@@ -197,7 +197,7 @@ impl Publisher {
     async fn send_within(&self, share: Option<Share>, message: Message) -> Result<Pending, PublishError> {
         let inner = &*self.0;
         let unavailable = |why| PublishError::from(StoreError::unavailable(STORE, "publish", why));
-        self.probe().await?;
+        self.probe()?;
         let places = Arc::clone(&inner.in_flight);
         let count = message.body.len().div_ceil(IN_FLIGHT_BYTES).clamp(1, IN_FLIGHT_MAX) as u32;
         let permit = match Arc::clone(&places).try_acquire_many_owned(count) {
@@ -228,8 +228,7 @@ impl Publisher {
     }
 
     /// Whether messages can be published now.
-    #[expect(clippy::unused_async, reason = "every store is probed alike")]
-    pub async fn probe(&self) -> Result<(), StoreError> {
+    pub fn probe(&self) -> Result<(), StoreError> {
         if self.0.link.is_blocked() {
             return Err(StoreError::unavailable(
                 STORE,

@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         with_site("a consumer that hears nothing is made anew", deaf),
         with_site("a worker that stays deaf is red, tries everything, and ends", hopeless),
-        with_site("a pipeline that panics begins again", async |site| panics(site, "partition:3").await),
+        with_site("a pipeline that panics begins again", async |site| panics(site, "collected:3").await),
         with_site("a sink that panics begins again", async |site| panics(site, "sink:3").await),
         with_site("what operators pause stands still, also for new workers, until they resume it", pauses),
     ]
@@ -88,7 +88,8 @@ async fn hopeless(site: Arc<Site>) -> Result {
 
 async fn panics(site: Arc<Site>, at: &'static str) -> Result {
     let cluster = cluster(&site)?;
-    let worker = cluster.spawn("worker", &[("TASKFLOW_PANIC_AT", at), ("TASKFLOW_LOG_FORMAT", "json")])?;
+    let worker = cluster
+        .spawn("worker", &[("TASKFLOW_CRASH_AT", &format!("panic:{at}")), ("TASKFLOW_LOG_FORMAT", "json")])?;
     let stream = Stream::start(&site, 12, 20);
     wait::until("it has panicked", async || Ok(worker.log().contains("a test wants"))).await?;
     // Who collects the log reads an event a line, also then.

@@ -59,7 +59,7 @@ impl Client {
     /// Fills the first partition with messages that bear these numbers.
     pub(super) async fn fill(&self, numbers: std::ops::RangeInclusive<u32>) -> Outcome {
         // The publisher's own connection may still be on its way.
-        until(Duration::from_secs(5), async || self.publisher.probe().await.is_ok()).await?;
+        until(Duration::from_secs(5), async || self.publisher.probe().is_ok()).await?;
         let mut pending = Vec::new();
         for number in numbers {
             pending.push(self.publisher.send(numbered(number)).await?);
