@@ -10,18 +10,18 @@
 //! * `basic.cancel` makes the broker send back at once what was on its way to the consumer, before what the consumer
 //!   holds. So a consumer is never cancelled: its channel is closed, also where it is merely dropped.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::{FutureExt, StreamExt};
 use lapin::Consumer;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::AMQPValue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::consumer_channel::ConsumerChannel;
-use super::link::Link;
+use super::link::{Depth, Link};
 use super::publish::{ACCEPTED, APPLIED};
 use super::topology::Partition;
 use super::{STORE, failed};
@@ -47,6 +47,28 @@ pub fn prefetch(max_batch: usize) -> u16 {
         return PREFETCH;
     }
     u16::try_from(max_batch.saturating_mul(2)).unwrap_or(u16::MAX)
+}
+
+/// The broker asks a queue's leader for a quarter of a second; after that, and where there is none, it says "no messages, no
+/// consumers" by itself. An answer that came sooner than this was not waited for in vain.
+const PROMPT: Duration = Duration::from_millis(200);
+/// A queue is free when "no consumers" was said so often in a row: by prompt answers, of which each counts for three …
+const FREE: u32 = 6;
+/// … twice, since the queue may have had no leader; where the broker is far away, oftener.
+const CERTAIN: u32 = 3;
+
+/// Looks at a queue, more than once where nobody seems to be there; `None` if there is none.
+pub(super) async fn look(link: &Link, queue: &str) -> Result<Option<Depth>, StoreError> {
+    let (mut said, mut ready) = (0, 0);
+    loop {
+        let asked = Instant::now();
+        let Some(depth) = link.find(queue).await? else { return Ok(None) };
+        ready = depth.ready.max(ready);
+        said += if asked.elapsed() < PROMPT { CERTAIN } else { 1 };
+        if depth.consumers > 0 || said >= FREE {
+            return Ok(Some(Depth { ready, ..depth }));
+        }
+    }
 }
 
 static SOMEBODY_ELSE: Seldom = Seldom::new();
@@ -171,20 +193,18 @@ impl Subscription {
         let mut pause = Duration::from_millis(10);
         let mut told = false;
         loop {
-            match link.find(&queue).await? {
+            match look(link, &queue).await? {
                 None => return Ok(Opened::Missing),
-                // Twice: "nobody" is also what the broker says when the queue's leader was late with its answer.
-                Some(depth) if depth.consumers == 0 => match link.find(&queue).await? {
-                    Some(depth) if depth.consumers == 0 => {
-                        let subscribed = tokio::time::timeout(SUBSCRIBE, Self::alone(link, &queue, prefetch));
-                        let late = |_| Err(StoreError::unavailable(STORE, "consume", "no answer in time"));
-                        if let Some(mut subscription) = subscribed.await.unwrap_or_else(late)? {
-                            subscription.met_some |= depth.ready > 0;
-                            return Ok(Opened::Subscribed(subscription));
-                        }
-                    }
-                    _ => {}
-                },
+                Some(Depth { consumers: 0, ready }) => {
+                    let subscribed = tokio::time::timeout(SUBSCRIBE, async {
+                        let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;
+                        let consumer =
+                            channel.consume(&queue, BasicConsumeOptions::default(), "consume").await?;
+                        Ok(Opened::Subscribed(Self { channel, consumer, met_some: ready > 0 }))
+                    });
+                    let late = |_| Err(StoreError::unavailable(STORE, "consume", "no answer in time"));
+                    return subscribed.await.unwrap_or_else(late);
+                }
                 Some(_) => {}
             }
             if pause > Duration::from_millis(200) && !told && SOMEBODY_ELSE.due().is_some() {
@@ -197,22 +217,6 @@ impl Subscription {
             }
             pause = (pause * 2).min(Duration::from_millis(250));
         }
-    }
-
-    /// Subscribes; `None` if somebody else is there in spite of all that the broker has said before. Only the leader enters
-    /// a consumer, so with ours in it the answer is its own.
-    async fn alone(link: &Link, queue: &str, prefetch: u16) -> Result<Option<Self>, StoreError> {
-        let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;
-        let consumer = channel.consume(queue, BasicConsumeOptions::default(), "consume").await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let looked = channel.queue_declare(queue.into(), options, FieldTable::default());
-        let looked = looked.await.map_err(failed("consume"))?;
-        let subscription = Self { channel, consumer, met_some: looked.message_count() > 0 };
-        if looked.consumer_count() > 1 {
-            subscription.release().await;
-            return Ok(None);
-        }
-        Ok(Some(subscription))
     }
 
     /// The next message.

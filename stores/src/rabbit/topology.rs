@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::consumer_channel::ConsumerChannel;
 use super::link::{Depth, Link};
-use super::{STORE, Settings, dead_letters, failed};
+use super::{STORE, Settings, consume, dead_letters, failed};
 use crate::StoreError;
 
 /// Where other systems publish commands.
@@ -156,12 +156,14 @@ async fn there(link: &Link, partitions: &[Partition]) -> Result<Vec<Partition>, 
     Ok(there)
 }
 
-/// Whether a queue that nobody is to consume is empty, by the word of its leader.
+/// Whether a queue that nobody is to consume is empty, by the word of its leader, and nobody holds what was in it.
 ///
 /// A look is not enough: of a quorum queue whose leader does not answer, with the majority of its members away or after a
 /// quarter of a second, the broker says that there are no messages and no consumers. A consumer is entered by the leader
-/// alone, and with one there an answer of "no consumers" is known to be none. `prefetch` is that of the partition's
-/// consumers ([`super::consume::prefetch`]): what is given back stays in its order.
+/// alone, and with one there an answer of "no consumers" is known to be none. What somebody else holds shows in none of
+/// that: of several consumers the broker counts the active one. So it must be found without any before ours comes, and
+/// after it has gone. `prefetch` is that of the partition's consumers ([`super::consume::prefetch`]): what is given back
+/// stays in its order.
 ///
 /// # Errors
 /// The leader does not answer.
@@ -169,8 +171,10 @@ pub async fn is_empty(link: &Link, partition: Partition, prefetch: u16) -> Resul
     const CALL: &str = "look into a queue";
     let leaderless = || StoreError::unavailable(STORE, CALL, "its leader does not answer");
     let queue = partition.queue();
-    if link.find(&queue).await?.is_none() {
-        return Ok(true);
+    match consume::look(link, &queue).await? {
+        None => return Ok(true),
+        Some(Depth { ready: 0, consumers: 0 }) => {}
+        Some(_) => return Ok(false),
     }
     let channel = ConsumerChannel::open(link, prefetch).await?;
     let consumer = channel.consume(&queue, BasicConsumeOptions::default(), CALL);
@@ -190,8 +194,18 @@ pub async fn is_empty(link: &Link, partition: Partition, prefetch: u16) -> Resul
     if depth.consumers == 0 {
         return Err(leaderless());
     }
-    // Ours waits while somebody else is there, and what that one holds is neither ready nor given to us.
-    Ok(depth.consumers == 1 && depth.ready == 0 && !given)
+    if depth.ready > 0 || given {
+        return Ok(false);
+    }
+    // Ours is gone within some milliseconds; whoever stays is somebody else.
+    for _ in 0..LOOKS {
+        match consume::look(link, &queue).await? {
+            None | Some(Depth { ready: 0, consumers: 0 }) => return Ok(true),
+            Some(Depth { ready: 0, .. }) => tokio::time::sleep(LOOK_EVERY).await,
+            Some(_) => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// Deletes the queue of a partition that is left: unbound, empty, and without a consumer. What is in it in spite of

@@ -87,6 +87,17 @@ async fn everywhere(site: Arc<Site>) -> Result {
     for result in ["lost", "doubled", "reordered"] {
         ensure!(commands_of_all(&others, result).await? == 0.0, "{result} is not 0");
     }
+    // Nothing is due where an operator has paused the partition, and an alert about its age is silent.
+    let last = "taskflow_canary_last_success_timestamp_seconds{partition=\"02\"}";
+    let operate = async |args: &[&str]| -> Result {
+        let done = cluster.run(args, &[]).await?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
+    };
+    operate(&["pause", "--partition", "02", "--reason", "a test"]).await?;
+    wait::until("none is due", async || Ok(metric(&others, last).await?.is_some_and(f64::is_nan))).await?;
+    operate(&["resume", "--partition", "02"]).await?;
+    wait::until("one is due again", async || Ok(metric(&others, last).await? > Some(1e9))).await?;
     second.stop().await?;
     worker.stop().await
 }
