@@ -17,7 +17,7 @@ use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Process, Result, Site, World, logs, wait};
 
 /// Tests at a time: they wait more than they work.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 3;
 /// Marks tests that wait for each other: only so many at a time may break servers.
 const TAKES_TURNS: &str = "servers";
 /// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.

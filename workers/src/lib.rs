@@ -150,6 +150,9 @@ pub async fn run(
     vitals: Vitals,
     stop: CancellationToken,
 ) {
+    // There from the start: an alert is about the first of them.
+    taskflow_stores::observe::counter(&taskflow_core::metric::TASK_RESTARTS, &[("task", "partition")])
+        .increment(0);
     let context = Arc::new(Context {
         event_writer: mongo::event_writer::EventWriter::start(mongo::events::collection(&stores.mongo)),
         announcer: announce::start(stores.redis.clone(), stop.clone()),

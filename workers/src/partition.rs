@@ -134,7 +134,8 @@ pub(crate) async fn run(
     };
     let fresh = || Backoff::new(Duration::from_millis(100), WAIT_MAX);
     let mut backoff = fresh();
-    loop {
+    let mut goes_on = pipeline.rest(&stop).await;
+    while goes_on {
         let parting = pipeline.pulse.arm(&stop);
         if !pipeline.while_paused(&stop).await {
             break;
@@ -154,6 +155,8 @@ pub(crate) async fn run(
             // An operator paused it, or the watchdog lets an idle one subscribe anew.
             Ok(Left::Stopped) => continue,
             Ok(Left::Fenced) => {
+                // What it was sent goes back, wherever it was broken off.
+                pipeline.took = true;
                 pipeline.note_fail(started);
                 observe::counter(&metric::FENCED, &[]).increment(1);
                 if let Some(held_back) = LEASES_GONE.due() {
@@ -177,9 +180,7 @@ pub(crate) async fn run(
                 pipeline.complain(&error);
             }
         }
-        if !pipeline.wait_for_stores(&mut backoff, &stop).await {
-            break;
-        }
+        goes_on = pipeline.rest(&stop).await && pipeline.wait_for_stores(&mut backoff, &stop).await;
     }
     pipeline.acquit().await;
     let Pipeline { relay, name, newest, .. } = pipeline;
@@ -293,7 +294,10 @@ impl Pipeline<'_> {
             }
             // What is behind a command of a paused type goes back when the channel is closed.
             let deliveries = &deliveries[..self.through];
-            let Some(last) = deliveries.last() else { return Ok(Left::Stopped) };
+            let Some(last) = deliveries.last() else {
+                self.acquit().await;
+                return Ok(Left::Stopped);
+            };
             if let Some(journal) = &self.context.stores.journal {
                 journal.keep(self.partition.low, deliveries).await;
             }

@@ -305,6 +305,10 @@ impl Follower {
     }
 
     async fn take(&self, batch: &Batch) {
+        // What was given up before is not taken: a sink has all before the newest that it has.
+        if self.abandon.is_cancelled() {
+            return;
+        }
         crash::point("sink");
         if !batch.payload.is_empty() {
             let start = std::time::Instant::now();

@@ -129,7 +129,9 @@ async fn confirm(
                 sent.ids.push(id);
                 bar.inc(1);
             }
-            Err(PublishError::Unavailable(error)) => return Err(error.into()),
+            Err(error @ (PublishError::Unavailable(_) | PublishError::NoExchange)) => {
+                return Err(StoreError::from(error).into());
+            }
             Err(error) => sent.refused.push((line, error.to_string())),
         }
     }

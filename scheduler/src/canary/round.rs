@@ -1,5 +1,6 @@
 //! One partition's canary: a pair of commands, what becomes of it, and the next pair.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use taskflow_core::canary::{self, Fate, GENERATIONS, Pair, Verdict};
@@ -39,17 +40,9 @@ pub(super) struct Round {
     partition: Partition,
     name: String,
     holder: Uuid,
+    /// When a pair last went all the way, or since when one is due; nothing where none is.
+    due_since: Mutex<Option<f64>>,
     pub(super) stop: CancellationToken,
-}
-
-/// What came of a turn.
-enum Turn {
-    /// A pair went all the way as it should.
-    Succeeded,
-    /// Nobody is to send anything here.
-    Paused,
-    /// It was not our turn, or something is wrong, which is told.
-    Other,
 }
 
 /// What became of a pair.
@@ -67,7 +60,15 @@ impl Round {
         holder: Uuid,
         stop: CancellationToken,
     ) -> Self {
-        Self { settings, stores, partition, name: partition.to_string(), holder, stop }
+        Self {
+            settings,
+            stores,
+            partition,
+            name: partition.to_string(),
+            holder,
+            due_since: Mutex::new(None),
+            stop,
+        }
     }
 
     /// Pair after pair, until `stop`.
@@ -75,22 +76,9 @@ impl Round {
         let every = Duration::from_millis(self.settings.every_ms);
         // Partitions take their turns, not all at once.
         let mut pause = every.mul_f64(rand::random_range(0.0..=1.0));
-        // One is due from now on: a partition through which none ever gets must not be silent.
-        let mut succeeded = now_s();
-        self.show(succeeded);
         while rest(&self.stop, pause).await {
             pause = match self.turn(every).await {
-                Ok(turn) => {
-                    match turn {
-                        Turn::Succeeded => succeeded = now_s(),
-                        // Nothing is due meanwhile.
-                        Turn::Paused => succeeded = f64::NAN,
-                        Turn::Other if succeeded.is_nan() => succeeded = now_s(),
-                        Turn::Other => {}
-                    }
-                    self.show(succeeded);
-                    every.mul_f64(rand::random_range(0.9..=1.1))
-                }
+                Ok(()) => every.mul_f64(rand::random_range(0.9..=1.1)),
                 Err(error) => {
                     if let Some(held_back) = COMPLAINTS.due() {
                         tracing::warn!(%error, held_back, "A canary can't be sent or seen.");
@@ -100,43 +88,53 @@ impl Round {
             };
         }
         // The partition may be no more.
-        self.show(f64::NAN);
+        self.show(|_| None);
     }
 
-    fn show(&self, succeeded: f64) {
-        observe::gauge(&metric::CANARY_LAST_SUCCESS, &[("partition", &self.name)]).set(succeeded);
+    /// Shows since when a pair is due: a partition through which none ever gets must not be silent, one that is paused or
+    /// is watched by another scheduler must be.
+    fn show(&self, due_since: impl FnOnce(Option<f64>) -> Option<f64>) {
+        let mut since = self.due_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = due_since(*since);
+        let shown = since.unwrap_or(f64::NAN);
+        observe::gauge(&metric::CANARY_LAST_SUCCESS, &[("partition", &self.name)]).set(shown);
     }
 
-    async fn turn(&self, every: Duration) -> Result<Turn, StoreError> {
-        let Some(held) = self.hold().await? else { return Ok(Turn::Other) };
+    /// Shows whether anything is due; `true` if an operator has paused the partition.
+    async fn look_for_pause(&self) -> Result<bool, StoreError> {
+        let paused = self.is_paused().await?;
+        self.show(|since| if paused { None } else { since.or_else(|| Some(now_s())) });
+        Ok(paused)
+    }
+
+    async fn turn(&self, every: Duration) -> Result<(), StoreError> {
+        let Some(held) = self.hold().await? else {
+            self.show(|_| None);
+            return Ok(());
+        };
+        let paused = self.look_for_pause().await?;
         let (pair, is_new) = match held.pair {
             // Somebody, perhaps we, began it and did not see its end.
             Some(pair) => (pair, false),
             None => {
                 let recent = clock::now() - every.mul_f64(0.8);
-                if self.is_paused().await? {
-                    return Ok(Turn::Paused);
+                if paused || held.sent_at.is_some_and(|at| at > recent) {
+                    return Ok(());
                 }
-                if held.sent_at.is_some_and(|at| at > recent) {
-                    return Ok(Turn::Other);
-                }
-                let Some(pair) = self.next_pair().await? else { return Ok(Turn::Other) };
+                let Some(pair) = self.next_pair().await? else { return Ok(()) };
                 let noted =
                     canaries::note_sent(&self.stores.postgres, &self.name, self.holder, &pair, clock::now());
                 if !noted.await? {
-                    return Ok(Turn::Other);
+                    return Ok(());
                 }
                 (pair, true)
             }
         };
-        let Some(confirmed) = self.send(&pair, is_new).await else { return Ok(Turn::Other) };
-        match self.follow(&pair, confirmed, held.stuck && !is_new).await {
-            End::Judged(verdict) => {
-                self.tell(&pair, verdict);
-                Ok(if verdict.is_clean() { Turn::Succeeded } else { Turn::Other })
-            }
-            End::Left => Ok(Turn::Other),
+        let Some(confirmed) = self.send(&pair, is_new).await else { return Ok(()) };
+        if let End::Judged(verdict) = self.follow(&pair, confirmed, held.stuck && !is_new).await {
+            self.tell(&pair, verdict);
         }
+        Ok(())
     }
 
     async fn hold(&self) -> Result<Option<canaries::Held>, StoreError> {
@@ -220,7 +218,11 @@ impl Round {
             return true;
         }
         *renewed = Instant::now();
-        !matches!(self.hold().await, Ok(None))
+        let held = !matches!(self.hold().await, Ok(None));
+        if held && let Err(error) = self.look_for_pause().await {
+            tracing::debug!(%error, "Whether the partition is paused is not known.");
+        }
+        held
     }
 
     /// Looks until the pair has come to its end.
@@ -314,7 +316,9 @@ impl Round {
         ] {
             count(&self.name, result, u64::from(more));
         }
-        if !verdict.is_clean() {
+        if verdict.is_clean() {
+            self.show(|_| Some(now_s()));
+        } else {
             tracing::error!(
                 partition = self.name,
                 subject = %pair.subject,

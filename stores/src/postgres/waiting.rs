@@ -125,8 +125,11 @@ fn read(row: PgRow) -> Result<Waiting, sqlx::Error> {
     })
 }
 
-/// Writes commands that begin to wait, in order. Returns the fingerprints of those that wait already: the same command
-/// sent again, or another one under its id.
+/// Writes commands that begin to wait, in order. Returns the fingerprints of all, if some of them wait already: the same
+/// command sent again, or another one under its id.
+///
+/// # Errors
+/// [`crate::Kind::Conflict`] when one of them waited already and does so no more: somebody has cancelled it meanwhile.
 pub async fn hold(
     connection: &mut PgConnection,
     partition: &str,
@@ -172,18 +175,28 @@ pub async fn hold(
         return Ok(Vec::new());
     }
     // Rare: one of them waits already. What was written just now has the fingerprint that was given.
-    sqlx::query_as("/* held_before */ SELECT id, fingerprint FROM waiting_commands WHERE id = ANY($1)")
-        .bind(&ids)
-        .fetch_all(connection)
-        .await
-        .map_err(failed("look up who waits"))
+    let there: Vec<(Uuid, Fingerprint)> =
+        sqlx::query_as("/* held_before */ SELECT id, fingerprint FROM waiting_commands WHERE id = ANY($1)")
+            .bind(&ids)
+            .fetch_all(connection)
+            .await
+            .map_err(failed("look up who waits"))?;
+    if there.len() < holds.len() {
+        return Err(cancelled("let commands wait"));
+    }
+    Ok(there)
+}
+
+/// A line would stay behind it that nobody calls: the batch is done anew.
+fn cancelled(call: &'static str) -> StoreError {
+    let detail = "a command that waited does so no more: it was cancelled meanwhile";
+    StoreError::new(super::STORE, call, Kind::Conflict, detail)
 }
 
 /// Writes the new state of commands that have waited and wait on. Who joins a line goes to its end.
 ///
 /// # Errors
-/// [`crate::Kind::Conflict`] when one of them does not wait any more: somebody has cancelled it meanwhile. A line would
-/// stay behind it that nobody calls.
+/// [`crate::Kind::Conflict`] when one of them does not wait any more: somebody has cancelled it meanwhile.
 pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> Result<(), StoreError> {
     if holds.is_empty() {
         return Ok(());
@@ -214,8 +227,7 @@ pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> 
     if held.rows_affected() == holds.len() as u64 {
         return Ok(());
     }
-    let detail = "a command that waited does so no more: it was cancelled meanwhile";
-    Err(StoreError::new(super::STORE, "let commands wait on", Kind::Conflict, detail))
+    Err(cancelled("let commands wait on"))
 }
 
 /// Takes commands out that have ended, and makes whoever is first in a line now due at once. Returns those of the

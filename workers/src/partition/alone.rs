@@ -104,10 +104,7 @@ impl Pipeline<'_> {
             }
         };
         let Some(left) = self.tried(left, solitude).await else { return Ok(Some(Left::BrokenOff)) };
-        if self.held_by.is_some() {
-            // It was read and lives, but is of a type that is paused.
-            self.acquit().await;
-        } else if left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
+        if self.held_by.is_none() && left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
             self.settled.push(digest(delivery.body()));
         }
         left
@@ -120,7 +117,8 @@ impl Pipeline<'_> {
         left: Option<Result<Option<Left>, StoreError>>,
         solitude: Entered<'_>,
     ) -> Option<Result<Option<Left>, StoreError>> {
-        if !matches!(left, Some(Ok(None | Some(Left::Stopped)))) {
+        // One of a paused type was read, and lives.
+        if self.held_by.is_some() || !matches!(left, Some(Ok(None | Some(Left::Stopped)))) {
             self.acquit().await;
         }
         if left.is_none() {

@@ -85,23 +85,26 @@ impl Pipeline<'_> {
         }
     }
 
+    /// Rests where messages were given back again and again, whichever pipeline did so; `false` if it is time to stop.
+    pub(super) async fn rest(&self, stop: &CancellationToken) -> bool {
+        let rest = self.context.fails.rest(self.partition);
+        if rest.is_zero() {
+            return !stop.is_cancelled();
+        }
+        let fault =
+            format!("what it takes fails again and again; it is tried once more within {} s", rest.as_secs());
+        self.pulse.is_at(Doing::Broken(fault));
+        // Never in step with other partitions.
+        let rest = rest.mul_f64(rand::random_range(0.5..=1.0));
+        tokio::select! {
+            () = stop.cancelled() => false,
+            () = tokio::time::sleep(rest) => true,
+        }
+    }
+
     /// Waits until batches can be written; `false` if it is time to stop. A store that only reads, or lacks something, is
     /// found here, where no message is in hand that the broker would count as given back.
     pub(super) async fn wait_for_stores(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> bool {
-        let rest = self.context.fails.rest(self.partition);
-        if !rest.is_zero() {
-            let fault = format!(
-                "what it takes fails again and again; it is tried once more within {} s",
-                rest.as_secs()
-            );
-            self.pulse.is_at(Doing::Broken(fault));
-            // Never in step with other partitions.
-            let rest = rest.mul_f64(rand::random_range(0.5..=1.0));
-            tokio::select! {
-                () = stop.cancelled() => return false,
-                () = tokio::time::sleep(rest) => {}
-            }
-        }
         loop {
             if !backoff.wait(stop).await {
                 return false;

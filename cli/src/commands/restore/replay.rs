@@ -87,7 +87,9 @@ pub(super) async fn run(
 async fn confirm(pending: Pending, sent: &mut Sent) -> Result<(), Exit> {
     match pending.confirmed().await {
         Ok(()) => sent.published += 1,
-        Err(PublishError::Unavailable(error)) => return Err(error.into()),
+        Err(error @ (PublishError::Unavailable(_) | PublishError::NoExchange)) => {
+            return Err(StoreError::from(error).into());
+        }
         Err(error) => {
             tracing::warn!(%error, "A command of the journal was refused.");
             sent.refused += 1;
