@@ -13,8 +13,8 @@ use crate::{PROGRAM, TAKES_TURNS, shared_world, trial_after};
 
 /// Sets of servers that tests may break, while nobody has them.
 static IDLE: Mutex<Vec<Worlds>> = Mutex::new(Vec::new());
-/// Such tests wait for servers to stop and start more than they work: one at a time leaves the machine idle.
-static TURNS: Semaphore = Semaphore::const_new(2);
+/// One at a time: two are not faster on two cores, and a broker then needs half a minute to start again.
+static TURNS: Semaphore = Semaphore::const_new(1);
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut faults: Vec<&Fault> = faults::all().filter(|fault| !fault.soak_only && possible(fault)).collect();
