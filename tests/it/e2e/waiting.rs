@@ -214,6 +214,9 @@ async fn cancelled_meanwhile(site: Arc<Site>) -> Result {
     let worker = cluster.worker()?;
     let (_api, client) = cluster.api().await?;
     let admin = client.admin().await?;
+    // Whoever still wants a lease would wait for the lock below, and its holder with it.
+    let held = "SELECT count(*) FROM partition_leases WHERE expires_at > now()";
+    wait::until("all partitions are held", async || Ok(site.count(held).await? == 5)).await?;
     let task = id();
     let mut create = command("task.create", task, json!({ "title": "never", "assigneeid": id() }));
     create["notbefore"] = json!(in_ms(3_000));
