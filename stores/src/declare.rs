@@ -64,7 +64,6 @@ impl Mender {
 
     /// Declares when it is wanted, until `stop`.
     pub async fn run(&self, postgres: &PgPool, link: &Link, settings: &Settings, stop: &CancellationToken) {
-        observe::counter(&metric::DECLARED_AGAIN, &[]).absolute(0);
         loop {
             crash::point("mender");
             tokio::select! {

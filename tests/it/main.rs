@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
+use taskflow_tests::trial::Worlds;
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Cluster, Process, Result, Site, World, logs, wait};
 
 /// Tests at a time: they wait more than they work.
 const AT_ONCE: usize = 3;
-/// Marks tests that wait for each other: only so many at a time may break servers.
+/// Marks tests that wait for each other: one at a time may break servers.
 const TAKES_TURNS: &str = "servers";
 /// Tests of which it is told at the end how long they took, with the time of all: what waits needlessly is found there.
 const SLOWEST: usize = 15;
@@ -66,9 +67,9 @@ fn with_vhost(name: &str, test: impl AsyncFnOnce(String) -> Result + Send + 'sta
 fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'static) -> Trial {
     let trial = trial_after(
         name,
-        async || faults::breakable(false).await,
-        async move |mut turn| {
-            let worlds = turn.worlds();
+        async || Ok(faults::breakable().await),
+        async move |mut worlds| {
+            let worlds = worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped));
             let result = test(worlds.any().await?).await;
             if result.is_err() {
                 // Nobody knows what it has left.
@@ -80,9 +81,9 @@ fn with_world(name: &str, test: impl AsyncFnOnce(&World) -> Result + Send + 'sta
     trial.with_kind(TAKES_TURNS)
 }
 
-/// A test that starts servers of its own: it counts as one that breaks some, which is enough for the machine.
+/// A test that starts servers of its own: one such set beside the shared one is enough for the machine.
 fn with_own_servers(name: &str, test: impl AsyncFnOnce() -> Result + Send + 'static) -> Trial {
-    trial_after(name, async || faults::breakable(false).await, async move |_turn| test().await)
+    trial_after(name, async || Ok(faults::breakable().await), async move |_turn| test().await)
         .with_kind(TAKES_TURNS)
 }
 

@@ -299,10 +299,6 @@ impl Worlds {
         Self { world: None, used: 0, small: false, sync }
     }
 
-    pub fn have_small_disks(&self) -> bool {
-        self.small
-    }
-
     /// A set of servers for a trial of this fault, the last one's if it has a corner left.
     pub async fn get(&mut self, fault: &Fault) -> Result<&World> {
         let small = !fault.small_disks.is_empty();

@@ -9,16 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use taskflow_core::metric;
+use taskflow_stores::backoff::Backoff;
 use taskflow_stores::rabbit::publish::{Message, PublishError};
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, observe};
+use tokio_util::sync::CancellationToken;
 
 use crate::Context;
 
 /// How often an event is offered more that was refused: a queue whose process has died is there again within a second.
 const TRIES: u32 = 4;
-/// Before it is offered for the second time; twice as long before each other time.
-const REST: Duration = Duration::from_millis(100);
+/// Before it is offered for the second time, at most; up to twice as long before each other time …
+const REST: Duration = Duration::from_millis(200);
+/// … and never longer than this.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// After an event was refused to the end none is offered again for so long: what is full stays so, and each batch would
 /// wait for it.
@@ -36,18 +40,20 @@ static REFUSED: Seldom = Seldom::new();
 pub(crate) async fn tell(
     context: &Context,
     count: usize,
-    message: impl Fn(usize) -> Message,
+    mut message: impl FnMut(usize) -> Message,
 ) -> Result<(), StoreError> {
     let mut left: Vec<usize> = (0..count).collect();
-    for tried in 0..=TRIES {
-        left = offer(context, left, &message).await?;
+    // Whoever gives up drops all of this.
+    let (mut backoff, never) = (Backoff::new(REST, REST_MAX), CancellationToken::new());
+    loop {
+        left = offer(context, left, &mut message).await?;
         if left.is_empty() {
             return Ok(());
         }
-        if tried == TRIES || gave_up().is_some_and(|at| at.elapsed() < NO_MORE) {
+        if backoff.tries() == TRIES || gave_up().is_some_and(|at| at.elapsed() < NO_MORE) {
             break;
         }
-        tokio::time::sleep(REST * 2_u32.pow(tried)).await;
+        backoff.wait(&never).await;
     }
     gave_up().take_if(|at| at.elapsed() >= NO_MORE);
     gave_up().get_or_insert_with(Instant::now);
@@ -70,7 +76,7 @@ fn gave_up() -> MutexGuard<'static, Option<Instant>> {
 async fn offer(
     context: &Context,
     events: Vec<usize>,
-    message: &impl Fn(usize) -> Message,
+    message: &mut impl FnMut(usize) -> Message,
 ) -> Result<Vec<usize>, StoreError> {
     let mut pending = Vec::with_capacity(events.len());
     for event in events {

@@ -37,6 +37,7 @@ use std::sync::Arc;
 pub use journal::Journal;
 use serde::{Deserialize, Serialize};
 use taskflow_core::event::Retention;
+use taskflow_core::metric;
 use taskflow_core::partition::Course;
 use taskflow_core::pause::Pauses;
 use taskflow_core::wait::Patience;
@@ -48,7 +49,7 @@ use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::vitals::Vitals;
-use taskflow_stores::{mongo, rabbit, supervise};
+use taskflow_stores::{mongo, observe, rabbit, supervise};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -151,8 +152,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     // There from the start: an alert is about the first of them.
-    taskflow_stores::observe::counter(&taskflow_core::metric::TASK_RESTARTS, &[("task", "partition")])
-        .increment(0);
+    observe::counter(&metric::TASK_RESTARTS, &[("task", "partition")]).increment(0);
     let context = Arc::new(Context {
         event_writer: mongo::event_writer::EventWriter::start(mongo::events::collection(&stores.mongo)),
         announcer: announce::start(stores.redis.clone(), stop.clone()),

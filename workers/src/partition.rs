@@ -150,14 +150,15 @@ pub(crate) async fn run(
             // queue. What is dropped here ends its transaction and its channel.
             () = ended(until, lease_time) => Ok(Left::Fenced),
         };
+        // What broke again and again, and worked in between, is no longer outage.
+        if pipeline.note_end(started, !matches!(left, Ok(Left::Stopped))) {
+            backoff = fresh();
+        }
         match left {
             Ok(Left::Stopped) if stop.is_cancelled() => break,
             // An operator paused it, or the watchdog lets an idle one subscribe anew.
             Ok(Left::Stopped) => continue,
             Ok(Left::Fenced) => {
-                // What it was sent goes back, wherever it was broken off.
-                pipeline.took = true;
-                pipeline.note_fail(started);
                 observe::counter(&metric::FENCED, &[]).increment(1);
                 if let Some(held_back) = LEASES_GONE.due() {
                     tracing::warn!(
@@ -168,15 +169,9 @@ pub(crate) async fn run(
                 }
                 break;
             }
-            Ok(Left::BrokenOff) => {
-                pipeline.note_fail(started);
-            }
+            Ok(Left::BrokenOff) => {}
             Err(error) => {
                 observe::store_up(error.store, false);
-                // What broke again and again, and worked in between, is no longer outage.
-                if pipeline.note_fail(started) {
-                    backoff = fresh();
-                }
                 pipeline.complain(&error);
             }
         }
@@ -241,9 +236,10 @@ impl Pipeline<'_> {
         };
         observe::store_up("rabbitmq", true);
         self.pulse.is_at(Doing::Listening);
+        // The broker counts for all that it sends that they were given back, looked at or not.
+        self.took |= subscription.met_some();
         let left = self.pipeline(&mut subscription, leave, stop).await;
-        // The broker counts for all that it has sent that they were given back, looked at or not.
-        self.took |= subscription.is_sent_something();
+        self.took |= matches!(subscription.try_next(), Ok(Some(_)));
         match &left {
             Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
                 subscription.release().await;

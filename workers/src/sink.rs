@@ -115,11 +115,11 @@ async fn reread(context: &Context, payload: &Payload) -> Result<Refresh, StoreEr
 
 async fn publish(context: &Context, partition: &str, batch: &Batch) -> Result<(), StoreError> {
     let events = &batch.payload.events;
-    let count = events.len();
+    let mut place =
+        Place { partition: partition.to_owned(), number: batch.number, index: 0, count: events.len() as u32 };
     let message = |index| {
-        let (partition, number) = (partition.to_owned(), batch.number);
-        let place = Place { partition, number, index: index as u32, count: count as u32 };
+        place.index = index as u32;
         Message::event(&events[index], Some(&place))
     };
-    exchange::tell(context, count, message).await
+    exchange::tell(context, events.len(), message).await
 }

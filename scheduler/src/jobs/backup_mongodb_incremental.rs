@@ -1,5 +1,5 @@
-//! What has come into the audit trail since the last backup, twice an hour: of the trail at most an hour is to be lost, also when
-//! one of them takes its time or fails.
+//! What has come into the audit trail since the last backup, twice an hour: of the trail at most an hour is to be lost,
+//! also when one of them takes its time or fails.
 
 use std::sync::Arc;
 

@@ -249,10 +249,9 @@ impl Subscription {
         self.consumer.next().now_or_never().map(read).transpose()
     }
 
-    /// Whether the broker sends it something that nobody has looked at yet, or did when it began: the broker counts that as
-    /// given back when it ends.
-    pub fn is_sent_something(&mut self) -> bool {
-        self.met_some || matches!(self.try_next(), Ok(Some(_)))
+    /// Whether messages were there when it began: they are sent at once, looked at or not.
+    pub fn met_some(&self) -> bool {
+        self.met_some
     }
 
     /// Leaves: what is held goes back to the head of the queue, in order. The broker may need a few milliseconds more

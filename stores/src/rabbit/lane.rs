@@ -5,8 +5,8 @@
 //!
 //! The client library reports a message that came back with whichever confirm it settles next, not with its own: when
 //! the broker confirms several at once, a message that no queue took may look well and its neighbour lost (seen in
-//! `tests/it/faults/broker/connection.rs`). It always settles the neighbour first, though. So confirms are taken here all that are
-//! there at a time, and what came back is matched by what it is before anybody is answered.
+//! `tests/it/faults/broker/connection.rs`). It always settles the neighbour first, though. So confirms are taken here all
+//! that are there at a time, and what came back is matched by what it is before anybody is answered.
 
 use std::collections::hash_map::DefaultHasher;
 use std::future::poll_fn;
@@ -22,11 +22,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::task::AtomicWaker;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::link::Link;
+use super::link::{Link, is_missing};
 use super::publish::{Message, Place, PublishError};
 use super::{STORE, failed};
 use crate::{StoreError, crash, supervise};
@@ -182,7 +182,7 @@ impl Lane {
                 Ok(Confirmation::Ack(_)) => Ok(()),
                 Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
                 Ok(Confirmation::NotRequested) => Err(unknown("the channel gives no confirms")),
-                Err(error) if no_exchange(&error) => Err(PublishError::NoExchange),
+                Err(error) if is_missing(&error) => Err(PublishError::NoExchange),
                 Err(error) => Err(failed("publish")(error).into()),
             };
             let _ = ticket.answer.send(answer);
@@ -207,10 +207,6 @@ impl Lane {
             }
         }
     }
-}
-
-fn no_exchange(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == 404)
 }
 
 fn unknown(why: &str) -> PublishError {

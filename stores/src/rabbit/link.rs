@@ -206,7 +206,7 @@ impl Link {
 }
 
 /// Whether the broker says that there is no such thing.
-fn is_missing(error: &lapin::Error) -> bool {
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }
 

@@ -1,20 +1,16 @@
 //! The short form of every fault of the catalogue: one seed, a moderate load, a few seconds each.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use libtest_mimic::Trial;
 use taskflow_tests::faults::{self, Fault, Scope, process};
 use taskflow_tests::trial::{self, Row, Size, Stuck, Worlds};
 use taskflow_tests::world::Sync;
 use taskflow_tests::{Result, World, disk};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{PROGRAM, TAKES_TURNS, shared_world, trial_after};
 
-/// Sets of servers that tests may break, while nobody has them.
-static IDLE: Mutex<Vec<Worlds>> = Mutex::new(Vec::new());
-/// One at a time: two are not faster on two cores, and a broker then needs half a minute to start again.
-static TURNS: Semaphore = Semaphore::const_new(1);
+/// Servers that tests may break, one after the other.
+static WORLDS: Mutex<Option<Worlds>> = Mutex::const_new(None);
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut faults: Vec<&Fault> = faults::all().filter(|fault| !fault.soak_only && possible(fault)).collect();
@@ -23,36 +19,9 @@ pub(crate) fn tests() -> Vec<Trial> {
     faults.into_iter().map(test).collect()
 }
 
-/// The turn to break servers that nobody else has meanwhile.
-pub(crate) struct Turn {
-    worlds: Option<Worlds>,
-    _turn: SemaphorePermit<'static>,
-}
-
-impl Turn {
-    pub(crate) fn worlds(&mut self) -> &mut Worlds {
-        self.worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped))
-    }
-}
-
-impl Drop for Turn {
-    /// Before the next one has its turn, which finds them then.
-    fn drop(&mut self) {
-        idle().extend(self.worlds.take());
-    }
-}
-
-fn idle() -> MutexGuard<'static, Vec<Worlds>> {
-    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits for a turn; if there is a choice, with servers whose disks are as small as wanted.
-pub(crate) async fn breakable(small_disks: bool) -> Result<Turn> {
-    let turn = TURNS.acquire().await?;
-    let mut idle = idle();
-    let chosen = idle.iter().position(|worlds| worlds.have_small_disks() == small_disks);
-    let worlds = chosen.map(|chosen| idle.swap_remove(chosen)).or_else(|| idle.pop());
-    Ok(Turn { worlds, _turn: turn })
+/// The turn to break servers.
+pub(crate) async fn breakable() -> MutexGuard<'static, Option<Worlds>> {
+    WORLDS.lock().await
 }
 
 /// Some take root or a package; the soak says so, here they are left out.
@@ -78,9 +47,9 @@ fn test(fault: &'static Fault) -> Trial {
         ),
         Scope::Servers => trial_after(
             &name,
-            async || breakable(!fault.small_disks.is_empty()).await,
-            async move |mut turn| {
-                let worlds = turn.worlds();
+            async || Ok(breakable().await),
+            async move |mut worlds| {
+                let worlds = worlds.get_or_insert_with(|| Worlds::new(Sync::Skipped));
                 let mut row = run(worlds.get(fault).await?, fault).await;
                 if let Err(error) = row {
                     worlds.stop().await;
@@ -114,8 +83,7 @@ async fn again<T>(error: anyhow::Error, trial: impl Future<Output = Result<T>>) 
 
 /// Stops the servers.
 pub(crate) async fn stop() {
-    let all = std::mem::take(&mut *idle());
-    for mut worlds in all {
+    if let Some(worlds) = WORLDS.lock().await.as_mut() {
         worlds.stop().await;
     }
 }

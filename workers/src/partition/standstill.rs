@@ -42,10 +42,12 @@ impl Fails {
 }
 
 impl Pipeline<'_> {
-    /// Notes that messages may have been given back unfinished; whether some were finished since `started`.
-    pub(super) fn note_fail(&mut self, started: Instant) -> bool {
+    /// Notes how it went since `started`: whether it `failed`, so that what was taken was given back unfinished. Returns
+    /// whether something was finished.
+    pub(super) fn note_end(&mut self, started: Instant, failed: bool) -> bool {
         let finished = self.pulse.state().finished.is_some_and(|finished| finished > started);
-        self.context.fails.note(self.partition, std::mem::take(&mut self.took), finished);
+        let given_back = std::mem::take(&mut self.took) && failed;
+        self.context.fails.note(self.partition, given_back, finished);
         finished
     }
 
