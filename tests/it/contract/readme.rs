@@ -30,7 +30,8 @@ fn blocks() -> Result<Vec<String>> {
 async fn readme() -> Result {
     let blocks = blocks()?;
     ensure!(blocks.len() >= 3, "only {} blocks of the README are tested", blocks.len());
-    let folder = tempfile::Builder::new().prefix("taskflow-readme-").tempdir_in("/tmp")?;
+    // With a space, as people's folders have them.
+    let folder = tempfile::Builder::new().prefix("taskflow readme ").tempdir_in("/tmp")?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let address = taskflow_tests::free_address()?;
     let first_port = Ports::free()?.postgres;
