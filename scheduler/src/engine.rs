@@ -56,6 +56,24 @@ struct AtWork {
 /// Runs at work, by their numbers.
 type Runs = HashMap<i64, AtWork>;
 
+/// How far the table of schedules is in line with the settings, and with what others left.
+enum Settled {
+    /// It is to be brought in line.
+    Not,
+    /// Some due times are still to be looked at.
+    Except(arm::Rest),
+    Wholly,
+}
+
+impl Settled {
+    /// It is to be brought in line again, unless all is well.
+    fn only_if(&mut self, well: bool) {
+        if !well {
+            *self = Self::Not;
+        }
+    }
+}
+
 /// A run that is at work no more.
 struct Over {
     run: i64,
@@ -115,7 +133,7 @@ impl Engine {
         tasks: &mut JoinSet<Over>,
     ) -> Stopped {
         let complaints = Seldom::new();
-        let (mut settled, mut newest) = (false, chrono::DateTime::<chrono::Utc>::MIN_UTC);
+        let (mut settled, mut newest) = (Settled::Not, chrono::DateTime::<chrono::Utc>::MIN_UTC);
         loop {
             let asked = Instant::now();
             let looked = tokio::time::timeout(
@@ -131,7 +149,7 @@ impl Engine {
                 Ok(Ok(None)) => return Stopped::Out,
                 Ok(Ok(Some(look))) => {
                     until = asked + self.lease();
-                    settled &= look.now + JUMP >= newest;
+                    settled.only_if(look.now + JUMP >= newest);
                     newest = look.now;
                     let followed = self.follow(fence, &look, &mut settled, runs, tasks);
                     match silence::within(self.lease(), "do what is due", followed).await {
@@ -140,7 +158,7 @@ impl Engine {
                         Err(Fenced::Out) => return Stopped::Out,
                         Err(Fenced::Store(error)) => {
                             // A commit that seemed to fail may have lasted: a run may have begun that nobody works on.
-                            settled = false;
+                            settled = Settled::Not;
                             if complaints.due().is_some() {
                                 tracing::warn!(%error, "The scheduler could not do what is due; it tries again.");
                             }
@@ -149,7 +167,7 @@ impl Engine {
                     }
                 }
                 Ok(Err(error)) => {
-                    settled = false;
+                    settled = Settled::Not;
                     if complaints.due().is_some() {
                         tracing::warn!(%error, "The scheduler can't look what is due.");
                     }
@@ -166,7 +184,7 @@ impl Engine {
                 Some(ended) = tasks.join_next() => {
                     if let Ok(over) = ended {
                         runs.remove(&over.run);
-                        settled &= over.is_written;
+                        settled.only_if(over.is_written);
                     }
                 }
             }
@@ -178,17 +196,27 @@ impl Engine {
         &self,
         fence: &Fence,
         look: &Look,
-        settled: &mut bool,
+        settled: &mut Settled,
         runs: &mut Runs,
         tasks: &mut JoinSet<Over>,
     ) -> Result<bool, Fenced> {
         let clock = ServerClock::new(look.now);
-        if !*settled {
-            self.take_over(fence, runs).await?;
-            arm::settle(&self.schedules, fence).await?;
-            self.show_earlier().await?;
-            *settled = true;
-            return Ok(true);
+        match settled {
+            Settled::Not => {
+                self.take_over(fence, runs).await?;
+                *settled = Settled::Except(arm::settle(&self.schedules, fence).await?);
+                return Ok(false);
+            }
+            // A part at each look: the lead is renewed in between, however many they are.
+            Settled::Except(rest) if !rest.is_empty() => {
+                arm::look_over(&self.schedules, fence, rest, look.now).await?;
+                return Ok(false);
+            }
+            Settled::Except(_) => {
+                self.show_earlier().await?;
+                *settled = Settled::Wholly;
+            }
+            Settled::Wholly => {}
         }
         if !look.unarmed.is_empty() {
             arm::repair(&self.schedules, fence, &look.unarmed, look.now).await?;
