@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use taskflow_core::api_key::{self, ApiKey};
 use taskflow_core::command::Metadata;
@@ -29,6 +30,8 @@ pub(crate) struct Caller {
     pub role: Role,
     /// The digest of the token, as the session is stored; for an API key `api-key:` and its id.
     pub session: String,
+    /// When the session ends by itself.
+    pub until: Option<DateTime<Utc>>,
     pub ip: Option<IpAddr>,
     pub user_agent: Option<String>,
     /// What the API key may do, if it is one.

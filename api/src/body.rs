@@ -1,4 +1,4 @@
-//! A body that must come in time: who sends it drop by drop holds nothing for long.
+//! What a request's body is, and that it comes in time: who sends it drop by drop holds nothing for long.
 
 use std::error::Error;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -77,4 +78,10 @@ impl HttpBody for Paced {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The media type of a body, in small letters (RFC 9110, 8.3.1).
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }

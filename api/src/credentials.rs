@@ -88,6 +88,8 @@ pub(crate) struct Identity {
     pub user: Uuid,
     pub role: Role,
     pub session: String,
+    /// When the session ends by itself; none for an API key, which knows it itself.
+    pub until: Option<DateTime<Utc>>,
     pub key: Option<Arc<api_key::ApiKey>>,
 }
 
@@ -232,6 +234,7 @@ impl Credentials {
             user: key.id,
             role: if key.has(Scope::Admin) { Role::Admin } else { Role::User },
             session: format!("api-key:{}", key.id),
+            until: None,
             key: Some(Arc::new(key.clone())),
         })
     }
@@ -281,13 +284,19 @@ fn open_session(digest: &str, session: Option<Session>) -> Result<Identity, Prob
             "this token is not (or no longer) valid; log in with POST /v1/sessions",
         ));
     };
-    Ok(Identity { user: session.user_id, role: session.role, session: digest.to_owned(), key: None })
+    Ok(Identity {
+        user: session.user_id,
+        role: session.role,
+        session: digest.to_owned(),
+        until: Some(session.expires_at),
+        key: None,
+    })
 }
 
 impl Identity {
     pub(crate) fn into_caller(self, ip: Option<std::net::IpAddr>, user_agent: Option<String>) -> Caller {
-        let Self { user, role, session, key } = self;
-        Caller { user, role, session, ip, user_agent, key }
+        let Self { user, role, session, until, key } = self;
+        Caller { user, role, session, until, ip, user_agent, key }
     }
 }
 

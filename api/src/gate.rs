@@ -18,7 +18,7 @@ use crate::address::{self, ClientAddress};
 use crate::auth::{Caller, Credential, user_agent};
 use crate::authority::{self, Need};
 use crate::bodies;
-use crate::body::Paced;
+use crate::body::{Paced, media_type};
 use crate::problem::Problem;
 use crate::rate_limit::{self, Standing, Whose};
 use crate::{App, Shared};
@@ -136,14 +136,16 @@ fn paced(app: &App, request: Request) -> Request {
 /// Whether it may take as long as it likes: commands one a line. Another call that says it is so is none.
 pub(crate) fn is_stream(request: &Request) -> bool {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    route == "/v1/commands" && matches!(kind, "application/x-ndjson" | "application/ndjson")
+    route == "/v1/commands"
+        && matches!(media_type(request.headers()).as_str(), "application/x-ndjson" | "application/ndjson")
 }
 
 /// What is no request for us, whoever sends it.
 fn check_form(request: &Request, answers_json: bool) -> Result<(), Problem> {
-    // Postgres has no text that holds it. (A path with it leads nowhere.)
+    // Postgres has no text that holds it.
+    if request.uri().path().contains("%00") {
+        return Err(Problem::not_found("nothing has a path with the NUL character (%00)"));
+    }
     if request.uri().query().is_some_and(|query| query.contains("%00")) {
         return Err(Problem::bad_request("bad_query", "a query must not hold the NUL character (%00)"));
     }

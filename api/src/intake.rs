@@ -38,6 +38,10 @@ pub(crate) struct Incoming<'b> {
     pub text: &'b [u8],
 }
 
+/// Subjects of which a request's earlier command was not taken, with the reason. Its later ones are not taken either: they
+/// would be applied without the earlier one, and sent again with it they would have their receipts.
+pub(crate) type Left = HashMap<Uuid, Problem>;
+
 /// A group that is on its way to the broker.
 pub(crate) struct Sent {
     pub refused: Vec<Refused>,
@@ -63,6 +67,7 @@ impl App {
         headers: &HeaderMap,
         incoming: &[Incoming<'_>],
         wants_receipt: bool,
+        left: &mut Left,
     ) -> Sent {
         let at = clock::now();
         let mut refused = Vec::new();
@@ -85,18 +90,25 @@ impl App {
                 Err((id, reason, problem)) => refuse(one.index, id, reason, problem),
             }
         }
-        let earlier = self.lookup.find(here.into_keys().collect()).await;
+        let earlier = self.lookup.find(here.into_keys().collect()).await.unwrap_or_default();
         let mut sent =
             Sent { refused: Vec::new(), known: Vec::new(), pending: Vec::with_capacity(good.len()), at };
         for (index, mut command, fingerprint) in good {
             match earlier.get(&command.id) {
-                Some(first) if *first != fingerprint => {
+                Some(first) if first.fingerprint != fingerprint => {
                     refuse(index, Some(command.id), "mismatch", Problem::mismatch(command.id));
                 }
-                Some(_) => sent.known.push(command),
-                None => {
+                Some(first) if !first.waits => sent.known.push(command),
+                // Who waits has no receipt to be shown: sent once more, it waits as it does.
+                _ => {
+                    if let Some(problem) = left.get(&command.subject) {
+                        let reason = if problem.is_backlog() { "backlog" } else { "unavailable" };
+                        refuse(index, Some(command.id), reason, problem.clone());
+                        continue;
+                    }
                     let partition = self.partition(&command);
                     if let Some(problem) = self.too_far_behind(partition) {
+                        left.insert(command.subject, problem.clone());
                         refuse(index, Some(command.id), "backlog", problem);
                         continue;
                     }
@@ -104,6 +116,9 @@ impl App {
                     let intake = wants_receipt.then_some(self.intake);
                     let message = Message::command(&command, at, intake);
                     let pending = self.stores.publisher.send_of(flow(caller, &command), message).await;
+                    if let Err(error) = &pending {
+                        left.insert(command.subject, self.not_taken(&command, error.clone()));
+                    }
                     sent.pending.push((index, command, pending));
                 }
             }
@@ -115,6 +130,11 @@ impl App {
     /// The partition that a command goes to.
     fn partition(&self, command: &Command) -> Partition {
         self.pressure.partition(command)
+    }
+
+    /// What is answered when the broker has not taken a command.
+    fn not_taken(&self, command: &Command, error: PublishError) -> Problem {
+        Problem::from(error).retry_after(self.pressure.retry_after_s(self.partition(command)))
     }
 
     /// Why no more is taken for a partition, if operators have set a bound.
@@ -162,7 +182,7 @@ impl Sent {
     }
 
     /// Waits until the broker has confirmed each command, or has not.
-    pub(crate) async fn confirmed(self, app: &App) -> Outcome {
+    pub(crate) async fn confirmed(self, app: &App, left: &mut Left) -> Outcome {
         let mut outcome = Outcome { accepted: self.known.len() as u64, refused: self.refused };
         let mut accepted: HashMap<&'static str, u64> = HashMap::new();
         for (index, command, pending) in self.pending {
@@ -186,8 +206,8 @@ impl Sent {
                         app.mender.missing("an exchange, a queue or its bindings");
                     }
                     observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
-                    let retry_after_s = app.pressure.retry_after_s(app.partition(&command));
-                    let problem = Problem::from(error).retry_after(retry_after_s);
+                    let problem = app.not_taken(&command, error);
+                    left.entry(command.subject).or_insert_with(|| problem.clone());
                     outcome.refused.push(Refused { index, id: Some(command.id), problem });
                 }
             }

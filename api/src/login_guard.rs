@@ -99,7 +99,9 @@ impl App {
             let counts = failures > 0 || *counter != of_address;
             counts && failures + at_once(counter) >= guard.rule.failures
         };
-        if !wait.is_zero() || of_both_kinds.into_iter().any(too_many) {
+        // However well they go: what one address tries at once must leave places for others.
+        let has_its_share = at_once(&of_address) >= self.passwords.share();
+        if !wait.is_zero() || has_its_share || of_both_kinds.into_iter().any(too_many) {
             observe::counter(&metric::LOGINS, &[("result", "limited")]).increment(1);
             return Err(Problem::too_many_logins(wait.as_millis().div_ceil(1000).max(1) as u64));
         }

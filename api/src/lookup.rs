@@ -1,4 +1,4 @@
-//! Looks for earlier receipts of ids, many requests in one statement.
+//! Looks for earlier commands under the same ids, many requests in one statement.
 //!
 //! This is a courtesy that tells a caller early of an id used twice; that a command takes effect once is the workers'
 //! doing. So it never stands in the way: while Postgres is away, nothing is found.
@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use taskflow_core::command::Fingerprint;
-use taskflow_stores::postgres::{PgPool, receipts};
+use taskflow_stores::postgres::PgPool;
+use taskflow_stores::postgres::waiting::{self, Earlier};
 use taskflow_stores::{crash, seldom, supervise};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -23,20 +23,18 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 struct Question {
     ids: Vec<Uuid>,
-    answer: oneshot::Sender<HashMap<Uuid, Fingerprint>>,
+    answer: oneshot::Sender<Option<HashMap<Uuid, Earlier>>>,
 }
 
 #[derive(Clone)]
 pub(crate) struct Lookup(mpsc::Sender<Question>);
 
 impl Lookup {
-    /// The fingerprints of those of the ids that have a receipt.
-    pub(crate) async fn find(&self, ids: Vec<Uuid>) -> HashMap<Uuid, Fingerprint> {
+    /// What is there under these ids; `None` if that is not known now.
+    pub(crate) async fn find(&self, ids: Vec<Uuid>) -> Option<HashMap<Uuid, Earlier>> {
         let (answer, answered) = oneshot::channel();
-        if self.0.try_send(Question { ids, answer }).is_err() {
-            return HashMap::new();
-        }
-        answered.await.unwrap_or_default()
+        self.0.try_send(Question { ids, answer }).ok()?;
+        answered.await.ok()?
     }
 }
 
@@ -69,31 +67,33 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
             questions.push(question);
         }
         let found = if Instant::now() < silent_until {
-            HashMap::new()
+            None
         } else {
-            ask(postgres, &ids).await.unwrap_or_else(|reason| {
+            ask(postgres, &ids).await.map(Some).unwrap_or_else(|reason| {
                 if let Some(held_back) = seldom::about("postgres") {
                     tracing::warn!(
                         reason,
                         held_back,
-                        "Earlier receipts can't be looked up; commands are taken all the same."
+                        "Earlier commands can't be looked up; commands are taken all the same."
                     );
                 }
                 silent_until = Instant::now() + PAUSE;
-                HashMap::new()
+                None
             })
         };
         for question in questions.drain(..) {
-            let own = question.ids.iter().filter_map(|id| Some((*id, *found.get(id)?)));
-            let _ = question.answer.send(own.collect());
+            let own = found
+                .as_ref()
+                .map(|found| question.ids.iter().filter_map(|id| Some((*id, *found.get(id)?))).collect());
+            let _ = question.answer.send(own);
         }
     }
 }
 
-async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Fingerprint>, String> {
+async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Earlier>, String> {
     let asked = async {
         let mut connection = postgres.acquire().await.map_err(|error| error.to_string())?;
-        receipts::claimed(&mut connection, ids).await.map_err(|error| error.to_string())
+        waiting::earlier(&mut connection, ids).await.map_err(|error| error.to_string())
     };
     tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer in time".to_owned())?
 }

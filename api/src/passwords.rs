@@ -20,6 +20,7 @@ pub(crate) struct Passwords {
     running: Arc<Semaphore>,
     waiting: Semaphore,
     hashes_waiting: Semaphore,
+    places: usize,
 }
 
 /// Too many passwords are looked at at once.
@@ -28,11 +29,18 @@ pub(crate) struct Busy;
 impl Passwords {
     pub(crate) fn new(checks: usize) -> Self {
         let checks = checks.max(1);
+        let places = checks * (1 + WAITING_PER_RUNNING);
         Self {
+            places,
             running: Arc::new(Semaphore::new(checks)),
-            waiting: Semaphore::new(checks * (1 + WAITING_PER_RUNNING)),
+            waiting: Semaphore::new(places),
             hashes_waiting: Semaphore::new(checks * (1 + HASHES_PER_RUNNING)),
         }
+    }
+
+    /// Checks that one address may have in hand: others must find a place.
+    pub(crate) fn share(&self) -> u32 {
+        (self.places / 2).max(1) as u32
     }
 
     /// Hashes a new password, in the form that users are stored with.
@@ -57,9 +65,20 @@ impl Passwords {
             let hash = hash.unwrap_or_else(nobody);
             // A hash that can't be read belongs to no password.
             let fits = bcrypt::verify(password, &hash).unwrap_or(false);
+            level(&hash);
             fits && known
         });
         Ok(checked.await.unwrap_or(false))
+    }
+}
+
+/// Spends what a check against a cheaper hash was less than the one against nobody's: the time must not tell who is there.
+/// A dearer hash takes longer, and its owner is told of by that.
+fn level(hash: &str) {
+    let cost = hash.split('$').nth(2).and_then(|cost| cost.parse::<u32>().ok());
+    // Each costs as much as all before it, and one more.
+    for missing in cost.into_iter().flat_map(|cost| cost..COST) {
+        std::hint::black_box(bcrypt::bcrypt(missing, [0; 16], b"nobody's password\0"));
     }
 }
 

@@ -3,7 +3,7 @@
 //! One task a process listens to the event exchange, while anybody is connected ([`feed`]): it hears within milliseconds
 //! of the commit, and asks no store. It hands each event to the seats that it concerns ([`hub`]). A seat's own task
 //! writes to its socket ([`reader`]); who comes back with a cursor first gets what it missed, from the outbox and the
-//! audit trail ([`gap`]). Redis knows the open sockets of all processes ([`register`]);
+//! audit trail ([`gap`]), the system's events since a time at which all had been told ([`told`]). Redis knows the open sockets of all processes ([`register`]);
 //! a stream ends with its session, or with its API key ([`keys`]).
 
 pub(crate) mod credential;
@@ -13,6 +13,7 @@ pub(crate) mod hub;
 pub(crate) mod keys;
 pub(crate) mod reader;
 mod register;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +96,10 @@ pub(crate) fn start(
     let (kept, redis, keeping) = (Arc::clone(&hub), stores.redis.clone(), stop.clone());
     tokio::spawn(async move {
         supervise::forever("sockets", &keeping, || register::keep(&redis, &kept, &keeping)).await;
+    });
+    let (told, postgres, looking) = (Arc::clone(&hub), stores.postgres.clone(), stop.clone());
+    tokio::spawn(async move {
+        supervise::forever("told", &looking, || told::keep(&postgres, &told, &looking)).await;
     });
     Ok(Streams { hub, settings, stop: stop.clone() })
 }

@@ -94,11 +94,13 @@ async fn work(
 ) -> Result<Option<Applied>, StoreError> {
     let items = range.items;
     let ids: Vec<Uuid> = items.iter().map(|item| item.id).collect();
+    let come: Vec<Uuid> = items.iter().filter(|item| item.waited.is_none()).map(|item| item.id).collect();
     let needs = batch::needs(items);
-    let claim = timed("claim", transaction::claim(&context.stores.postgres, &ids, &needs)).await?;
+    let claim = timed("claim", transaction::claim(&context.stores.postgres, &ids, &come, &needs)).await?;
     crash::point("claimed");
-    let Claim { mut known, roles, existing } = claim;
+    let Claim { mut known, waiting, roles, existing } = claim;
     read_at_last(&mut known, range, source);
+    keep_places(&mut known, &waiting, items);
     let state = timed("load", transaction::load(transaction, &needs, roles, &existing)).await?;
     crash::point("loaded");
 
@@ -175,6 +177,16 @@ fn read_at_last(known: &mut HashMap<Uuid, Fingerprint>, range: Range<'_>, source
             && *first == digest(source.body(range.first + index))
         {
             *first = item.fingerprint;
+        }
+    }
+}
+
+/// Whoever waits was accepted first: another command under its id does not come before it by having no time to wait for. The
+/// same command, sent again, waits as it does.
+fn keep_places(known: &mut HashMap<Uuid, Fingerprint>, waiting: &HashMap<Uuid, Fingerprint>, items: &[Item]) {
+    for item in items.iter().filter(|item| item.waited.is_none()) {
+        if let Some(first) = waiting.get(&item.id).filter(|first| **first != item.fingerprint) {
+            known.entry(item.id).or_insert(*first);
         }
     }
 }

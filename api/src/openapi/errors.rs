@@ -21,6 +21,7 @@ pub(super) const CODES: &[&str] = &[
     "bad_page",
     "bad_query",
     "busy",
+    "changed_meanwhile",
     "empty",
     "forbidden",
     "id_taken",

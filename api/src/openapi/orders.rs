@@ -5,7 +5,7 @@ use taskflow_core::api_key::{NAME_MAX, SOURCE_PREFIX_MAX, Scope};
 use taskflow_core::command::{EMAIL_MAX, TYPES};
 use taskflow_core::state::Role;
 use taskflow_core::{dead_letter, schema};
-use taskflow_stores::postgres::dead_letter_replays::RATE_MAX;
+use taskflow_stores::postgres::dead_letter_replays::{RATE_MAX, RATE_MIN};
 use taskflow_stores::postgres::{job_schedules, legal_holds, pauses};
 
 use super::shapes::{ID, NO_NUL, reference, simple, words};
@@ -158,7 +158,7 @@ fn letters(put: &mut impl FnMut(&str, Value)) {
             &["filter"],
             json!({
                 "filter": filter, "why": or_null(&why),
-                "rate": { "type": "number", "minimum": 0.001, "maximum": RATE_MAX },
+                "rate": { "type": "number", "minimum": RATE_MIN, "maximum": RATE_MAX },
             }),
             json!({ "filter": { "state": dead_letter::State::Kept.as_str() }, "rate": 10 }),
         ),

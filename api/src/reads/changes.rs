@@ -67,7 +67,16 @@ fn body(changes: &[String]) -> Vec<u8> {
     serde_json::to_vec(&Shown { items }).unwrap_or_default()
 }
 
-/// What the audit trail has; if the newest is missing there, what waits for it too.
+/// Whether changes go from a version down without a gap. A task's commands may go through two partitions, each with a way of
+/// its own to the trail: a newer one may be there before an older one.
+fn is_whole(changes: &[Change], version: i32) -> bool {
+    let mut versions: Vec<i32> = changes.iter().map(|change| change.version).collect();
+    versions.sort_unstable_by(|a, b| b.cmp(a));
+    versions.first().is_some_and(|newest| *newest >= version)
+        && versions.windows(2).all(|pair| pair[0] - pair[1] <= 1)
+}
+
+/// What the audit trail has; if some may be missing there, what waits for it too.
 async fn gather(
     mongo: &mongo::Database,
     postgres: &PgPool,
@@ -75,7 +84,7 @@ async fn gather(
     version: i32,
 ) -> Result<Vec<Change>, Problem> {
     let audited = event_query::changes(mongo, id).await?;
-    if audited.iter().any(|change| change.version >= version) {
+    if is_whole(&audited, version) {
         return Ok(change::newest(audited));
     }
     let Some(waiting) = outbox::events_of(postgres, id).await? else {

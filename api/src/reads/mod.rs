@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use taskflow_core::window::Position;
 use taskflow_core::{cache_key, early, permission};
 use taskflow_stores::postgres::PgPool;
+use taskflow_stores::postgres::moment::UserState;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::{self, Entry};
 use taskflow_stores::redis::document::{Document, Life};
@@ -33,6 +34,8 @@ use shelf::{Held, Shelf, count};
 const MAKERS: usize = 4;
 /// The same of searches, which may take seconds: they must not keep others from their lists.
 const SEARCHERS: usize = 2;
+/// The same of pages of the audit trail: a MongoDB that is slow must not either.
+const PAGERS: usize = 4;
 /// How long a reader waits for its turn to make one.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,7 @@ pub(crate) struct Reads {
     flights: Flights,
     makers: Arc<Semaphore>,
     searchers: Arc<Semaphore>,
+    pagers: Arc<Semaphore>,
     pub postgres: PgPool,
 }
 
@@ -57,6 +61,8 @@ pub(crate) struct Answer {
 
 /// The cache of searches, as the metric calls it.
 pub(crate) const SEARCH: &str = "search";
+/// The cache of pages of the audit trail.
+pub(crate) const PAGES: &str = "response";
 
 /// An answer that is made of many rows.
 pub(crate) struct Wanted {
@@ -88,6 +94,7 @@ impl Reads {
             flights: Flights::default(),
             makers: Arc::new(Semaphore::new(MAKERS)),
             searchers: Arc::new(Semaphore::new(SEARCHERS)),
+            pagers: Arc::new(Semaphore::new(PAGERS)),
             postgres: postgres.clone(),
         }
     }
@@ -116,9 +123,9 @@ impl Reads {
     /// A user, without what is secret.
     pub(crate) async fn user(&self, id: Uuid) -> Result<Option<Answer>, StoreError> {
         let key = cache_key::profile(id);
-        let (version, held) = tokio::join!(self.moment.user(id), self.shelf.look(&key));
-        let Some(version) = version? else { return Ok(None) };
-        if let Some(answer) = entity("profile", version, held) {
+        let (state, held) = tokio::join!(self.moment.user(id), self.shelf.look(&key));
+        let Some(state) = state? else { return Ok(None) };
+        if let Some(answer) = entity("profile", state.version, held) {
             return Ok(Some(answer));
         }
         let Some(user) = self.moment.user_row(id).await? else { return Ok(None) };
@@ -127,19 +134,21 @@ impl Reads {
 
     /// What a user may do, as JSON, and whether that came from the cache; `None` if there is no such user.
     pub(crate) async fn permissions(&self, id: Uuid) -> Result<Option<(String, bool)>, StoreError> {
-        let result = match self.shelf.permissions(id).await {
-            Some(Some(cached)) => {
-                count("permissions", "hit");
-                return Ok(Some((cached, true)));
-            }
-            Some(None) => "miss",
-            None => "away",
+        let (state, held) = tokio::join!(self.moment.user(id), self.shelf.permissions(id));
+        let Some(UserState { version, role }) = state? else { return Ok(None) };
+        let text = serde_json::to_string(permission::of(role)).unwrap_or_default();
+        // Whatever a Redis holds that was read-only, flushed or set back meanwhile: it counts if it is true.
+        let (result, hit) = match held {
+            Some(Some(cached)) if cached == text => ("hit", true),
+            Some(Some(_)) => ("stale", false),
+            Some(None) => ("miss", false),
+            None => ("away", false),
         };
         count("permissions", result);
-        let Some(user) = self.moment.user_row(id).await? else { return Ok(None) };
-        let text = serde_json::to_string(permission::of(user.role)).unwrap_or_default();
-        self.shelf.put_permissions(id, user.version, text.clone()).await;
-        Ok(Some((text, false)))
+        if !hit {
+            self.shelf.put_permissions(id, version, text.clone()).await;
+        }
+        Ok(Some((text, hit)))
     }
 
     async fn put(&self, version: i32, entry: Entry) -> Answer {
@@ -192,12 +201,16 @@ impl Reads {
     where
         F: Future<Output = Result<Made, Problem>> + Send + 'static,
     {
-        let makers = if wanted.cache == SEARCH { &self.searchers } else { &self.makers };
+        let makers = match wanted.cache {
+            SEARCH => &self.searchers,
+            PAGES => &self.pagers,
+            _ => &self.makers,
+        };
         let (makers, shelf) = (Arc::clone(makers), Arc::clone(&self.shelf));
         async move {
             let turn = tokio::time::timeout(TURN, makers.acquire_owned()).await;
             let Ok(Ok(turn)) = turn else {
-                return Err(Problem::unavailable("too many lists and searches are being made"));
+                return Err(Problem::unavailable("too many lists, searches and pages are being made"));
             };
             let start = Instant::now();
             let Made { position, body, holds_until } = make().await?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use taskflow_core::cache_tag::Tag;
 use taskflow_core::window::{Position, Window};
 use taskflow_core::{Task, User};
-use taskflow_stores::postgres::moment::{self, Snapshot, TaskState};
+use taskflow_stores::postgres::moment::{self, Snapshot, TaskState, UserState};
 use taskflow_stores::postgres::{PgPool, tasks, users};
 use taskflow_stores::{Kind, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,7 @@ pub(crate) enum Question {
 
 pub(crate) enum Answer {
     Task(Option<TaskState>),
-    User(Option<i32>),
+    User(Option<UserState>),
     Since(Position),
 }
 
@@ -103,10 +103,10 @@ impl Moment {
         }
     }
 
-    /// A user's present version; `None` if there is no such user.
-    pub(crate) async fn user(&self, id: Uuid) -> Result<Option<i32>, StoreError> {
+    /// A user's present state; `None` if there is no such user.
+    pub(crate) async fn user(&self, id: Uuid) -> Result<Option<UserState>, StoreError> {
         match self.looks.find(Question::User(id)).await? {
-            Answer::User(version) => Ok(version),
+            Answer::User(state) => Ok(state),
             _ => Err(mixed_up()),
         }
     }

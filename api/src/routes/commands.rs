@@ -1,5 +1,6 @@
 //! Sending commands and reading their receipts.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use taskflow_core::{Command, command, envelope, metric};
 use taskflow_stores::postgres::receipts::View;
@@ -21,8 +23,8 @@ use uuid::Uuid;
 
 use super::ndjson;
 use crate::auth::Caller;
-use crate::body::is_too_slow;
-use crate::intake::{Incoming, Outcome, Refused};
+use crate::body::{is_too_slow, media_type};
+use crate::intake::{Incoming, Left, Outcome, Refused};
 use crate::problem::Problem;
 use crate::{App, Shared};
 
@@ -87,7 +89,7 @@ fn is_zero(count: &u64) -> bool {
 
 async fn send(State(app): Shared, caller: Caller, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    match media_type(&parts.headers) {
+    match media_type(&parts.headers).as_str() {
         "application/x-ndjson" | "application/ndjson" => {
             let batch = ndjson::stream(&app, &caller, &parts.headers, body).await?;
             answer_many(&app, batch)
@@ -144,10 +146,11 @@ pub(super) async fn take(
     let command = wait.and_then(|_| envelope::parse(body).ok());
     let told = command.as_ref().map(|command| app.waiters.register(command.id));
     let incoming = [Incoming { index: 0, text: body }];
-    let sent = app.send(caller, headers, &incoming, wait.is_some()).await;
+    let mut left = Left::new();
+    let sent = app.send(caller, headers, &incoming, wait.is_some(), &mut left).await;
     let id = sent.first_id();
     let (known, at) = (!sent.known.is_empty(), sent.at);
-    let mut outcome = sent.confirmed(app).await;
+    let mut outcome = sent.confirmed(app, &mut left).await;
     if let Some(Refused { problem, .. }) = outcome.refused.pop() {
         return Err(problem);
     }
@@ -159,34 +162,39 @@ pub(super) async fn take(
         if let Ok(Ok(receipt)) = tokio::time::timeout(Duration::from_secs(seconds), told).await {
             // Accepted at another time, it may be the receipt of another command that had the id before this one.
             let ours = receipt.acceptedat.map(|at| at.timestamp_micros()) == Some(at.timestamp_micros());
-            if !ours && is_anothers(app, command.as_ref()).await {
-                return Err(Problem::mismatch(id));
+            match command.as_ref() {
+                Some(command) if !ours => match is_anothers(app, command).await {
+                    Some(true) => return Err(Problem::mismatch(id)),
+                    Some(false) => return Ok(Taken::Ended(Box::new(receipt))),
+                    // Not known now: who asks for the receipt is told.
+                    None => {}
+                },
+                _ => return Ok(Taken::Ended(Box::new(receipt))),
             }
-            return Ok(Taken::Ended(Box::new(receipt)));
         }
     }
     Ok(Taken::Accepted(id))
 }
 
-/// Whether the receipt under a command's id is that of another command.
-async fn is_anothers(app: &App, command: Option<&Command>) -> bool {
-    let Some(command) = command else { return false };
-    let first = app.lookup.find(vec![command.id]).await;
-    first.get(&command.id).is_some_and(|first| *first != command.fingerprint())
+/// Whether the receipt under a command's id is that of another command; `None` if that can't be read now.
+async fn is_anothers(app: &App, command: &Command) -> Option<bool> {
+    let first = app.lookup.find(vec![command.id]).await?;
+    first.get(&command.id).map(|first| first.fingerprint != command.fingerprint())
 }
 
 async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> Result<Response, Problem> {
-    let texts: Vec<&RawValue> = serde_json::from_slice(body)
+    let most = app.settings.batch_max;
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let texts = AtMost(most).deserialize(&mut reader).and_then(|texts| reader.end().map(|()| texts));
+    let texts = texts
         .map_err(|error| Problem::bad_request("malformed", format!("not a valid JSON array: {error}")))?;
+    let Some(texts) = texts else {
+        return Err(Problem::too_large(format!(
+            "an array holds at most {most} commands; send application/x-ndjson for more"
+        )));
+    };
     if texts.is_empty() {
         return Err(Problem::bad_request("empty", "the array holds no command"));
-    }
-    if texts.len() > app.settings.batch_max {
-        return Err(Problem::too_large(format!(
-            "an array holds at most {} commands, not {}; send application/x-ndjson for more",
-            app.settings.batch_max,
-            texts.len()
-        )));
     }
     let incoming: Vec<Incoming<'_>> = texts
         .iter()
@@ -194,8 +202,42 @@ async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> 
         .map(|(index, text)| Incoming { index: index as u64, text: text.get().as_bytes() })
         .collect();
     let mut batch = Batch::default();
-    batch.add(app.send(caller, headers, &incoming, false).await.confirmed(app).await);
+    let mut left = Left::new();
+    let sent = app.send(caller, headers, &incoming, false, &mut left).await;
+    batch.add(sent.confirmed(app, &mut left).await);
     answer_many(app, batch)
+}
+
+/// Reads an array of so many elements; of a longer one nothing is kept, and it is `None`. The places of its elements alone
+/// would take many times the memory of its body.
+struct AtMost(usize);
+
+impl<'de> DeserializeSeed<'de> for AtMost {
+    type Value = Option<Vec<&'de RawValue>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AtMost {
+    type Value = Option<Vec<&'de RawValue>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = elements.next_element()? {
+            if texts.len() == self.0 {
+                while elements.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(None);
+            }
+            texts.push(text);
+        }
+        Ok(Some(texts))
+    }
 }
 
 /// 202 if all good commands were taken; 400 if there was no good one; 503 if the broker did not take some, 429 if the
@@ -258,6 +300,10 @@ async fn cancel(State(app): Shared, caller: Caller, Path(id): Path<String>) -> R
             tracing::info!(command = %id, "A scheduled command was cancelled.");
             Ok(Json(receipt))
         }
+        // Nobody was faster: Postgres did not let it happen this time.
+        Some(receipt) if receipt.status == "scheduled" => {
+            Err(Problem::unavailable("it could not be cancelled just now and still waits; try again"))
+        }
         // A worker was faster, or somebody else who cancelled it.
         other => {
             Err(Problem::not_scheduled(id, other.as_ref().map_or("unknown", |view| view.status.as_str())))
@@ -285,16 +331,12 @@ async fn whole(app: &App, body: Body) -> Result<Bytes, Problem> {
     }
 }
 
-fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim()
-}
-
-/// `Prefer: wait=N` (RFC 7240), in seconds.
+/// `Prefer: wait=N` (RFC 7240), in seconds; its name in whatever letters.
 fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
     let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     let wait = preferences
         .flat_map(|value| value.split([',', ';']))
-        .find_map(|preference| preference.trim().strip_prefix("wait="))?;
+        .filter_map(|preference| preference.split_once('='))
+        .find_map(|(name, wait)| name.trim().eq_ignore_ascii_case("wait").then_some(wait))?;
     wait.trim().trim_matches('"').parse::<u64>().ok().map(|seconds| seconds.min(WAIT_MAX_S))
 }

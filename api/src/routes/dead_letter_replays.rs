@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use taskflow_core::Fault;
 use taskflow_core::dead_letter;
 use taskflow_stores::clock;
-use taskflow_stores::postgres::dead_letter_replays::{self, Order, RATE_MAX, View};
+use taskflow_stores::postgres::dead_letter_replays::{self, Order, RATE_MAX, RATE_MIN, View};
 use taskflow_stores::postgres::dead_letters::Filter;
 use uuid::Uuid;
 
@@ -63,8 +63,8 @@ pub(super) async fn create(
     if texts.into_iter().flatten().any(|text| text.contains('\0')) {
         faults.push(Fault::new("/filter", "must not contain the NUL character (U+0000)"));
     }
-    if !(rate > 0.0 && rate <= RATE_MAX) {
-        faults.push(Fault::new("/rate", format!("is letters a second, above 0 and at most {RATE_MAX}")));
+    if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+        faults.push(Fault::new("/rate", format!("is letters a second, {RATE_MIN} to {RATE_MAX}")));
     }
     if !faults.is_empty() {
         return Err(Problem::invalid(faults));

@@ -1,6 +1,7 @@
 //! Reading the audit trail, for admins.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -18,11 +19,13 @@ use uuid::Uuid;
 
 use super::tasks::{Asked, Parameters};
 use crate::problem::Problem;
-use crate::reads::{Depends, Made, Wanted};
+use crate::reads::{Depends, Made, PAGES, Wanted};
 use crate::{App, Shared, answer};
 
 /// Clocks of workers differ by less; a batch commits, or does not, within less.
 const SETTLED: TimeDelta = TimeDelta::minutes(5);
+/// How long a page may take, whatever MongoDB does: twice what it may work at one, and some.
+const LONGEST: Duration = Duration::from_secs(12);
 /// Characters of an event's type.
 const TYPE_MAX: usize = 100;
 
@@ -63,7 +66,7 @@ async fn list(State(app): Shared, parameters: Parameters, headers: HeaderMap) ->
     };
     // What lies so far back changes no more, unless it still waits in the outbox.
     let wanted = Wanted {
-        cache: "response",
+        cache: PAGES,
         key: key(&query, size),
         ttl_s: cache_key::RESPONSE_TTL_S,
         depends: Depends::Nothing,
@@ -79,7 +82,11 @@ async fn list(State(app): Shared, parameters: Parameters, headers: HeaderMap) ->
 }
 
 async fn page(database: &mongo::Database, query: &Query, size: u32) -> Result<Vec<u8>, Problem> {
-    let (items, next) = event_query::page(database, query, size).await?;
+    let asked = tokio::time::timeout(LONGEST, event_query::page(database, query, size)).await;
+    let Ok(asked) = asked else {
+        return Err(Problem::unavailable("mongodb gives no answer; try again, or ask for a shorter time"));
+    };
+    let (items, next) = asked?;
     let page = Page { items, pagesize: size, next: next.map(|next| next.to_string()) };
     Ok(serde_json::to_vec(&page).unwrap_or_default())
 }

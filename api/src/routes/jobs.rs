@@ -118,6 +118,9 @@ async fn run(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     caller.must_be_admin()?;
     let Asked { dryrun, mut arguments } = read(&body)?;
+    if arguments.keys().any(|name| name.contains('\0')) {
+        return Err(Problem::invalid(vec![Fault::new("/arguments", "a name must not hold NUL (U+0000)")]));
+    }
     if let Some((name, _)) = arguments.iter().find(|(_, value)| !value.is_boolean()) {
         let pointer = format!("/arguments/{name}");
         return Err(Problem::invalid(vec![Fault::new(pointer, "is true or false")]));

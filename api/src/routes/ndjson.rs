@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::authority::Need;
 use crate::bodies::Room;
 use crate::body::is_too_slow;
-use crate::intake::{Incoming, Sent};
+use crate::intake::{Incoming, Left, Sent};
 use crate::problem::Problem;
 use crate::{App, gate};
 
@@ -24,6 +24,8 @@ pub(super) const GROUP: usize = 500;
 const GROUP_BYTES: usize = 1024 * 1024;
 /// How long what is known of the caller holds.
 const FRESH: Duration = Duration::from_secs(1);
+/// Subjects that are remembered because a command of theirs was not taken.
+const LEFT_MAX: usize = 10_000;
 /// Groups that wait for their confirms while the next is read.
 const GROUPS_UNCONFIRMED: usize = 4;
 
@@ -42,6 +44,7 @@ pub(super) async fn stream(
         lines: Lines::default(),
         room: Room::of_caller(caller),
         sent: VecDeque::new(),
+        left: Left::new(),
     };
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
@@ -72,7 +75,7 @@ pub(super) async fn stream(
         while intake.lines.ready() >= GROUP || intake.lines.ready() > 0 && intake.lines.bytes >= GROUP_BYTES {
             intake.ask_again().await?;
             intake.send().await;
-            if intake.batch.is_unavailable() {
+            if intake.batch.is_unavailable() || intake.left.len() > LEFT_MAX {
                 // The rest would fare no better; the caller sends it again.
                 intake.finish().await;
                 return Ok(intake.batch);
@@ -99,6 +102,7 @@ struct Stream<'a> {
     /// For what is in `lines`.
     room: Room,
     sent: VecDeque<(Sent, Room)>,
+    left: Left,
 }
 
 impl Stream<'_> {
@@ -144,7 +148,7 @@ impl Stream<'_> {
         let room = self.room.split(group.iter().map(|line| line.text.len()).sum());
         let incoming: Vec<Incoming<'_>> =
             group.iter().map(|line| Incoming { index: line.number, text: &line.text }).collect();
-        let sent = self.app.send(&self.caller, self.headers, &incoming, false).await;
+        let sent = self.app.send(&self.caller, self.headers, &incoming, false, &mut self.left).await;
         self.sent.push_back((sent, room));
         while self.sent.len() > GROUPS_UNCONFIRMED {
             self.confirm_one().await;
@@ -153,7 +157,7 @@ impl Stream<'_> {
 
     async fn confirm_one(&mut self) {
         let Some((sent, _room)) = self.sent.pop_front() else { return };
-        self.batch.add(sent.confirmed(self.app).await);
+        self.batch.add(sent.confirmed(self.app, &mut self.left).await);
     }
 
     async fn finish(&mut self) {

@@ -76,6 +76,7 @@ async fn stream(
         filter,
         // An API key ends in its own way.
         session: caller.key.is_none().then(|| caller.session.clone()),
+        until: caller.until,
         key: caller.key.clone(),
         buffer: streams.settings.buffer,
     };
@@ -114,7 +115,8 @@ async fn prepare(
     // Before: a caller that leaves meanwhile may have been entered.
     taken.entered = true;
     let (redis, seat) = (&app.stores.redis, &taken.seat);
-    let entered = redis.enter_socket(streams.hub.process, &seat.socket, seat.user).await;
+    let here = streams.hub.sockets_of(seat.user);
+    let entered = redis.enter_socket(streams.hub.process, &seat.socket, seat.user, &here).await;
     let prepared = async {
         let count = entered?;
         if count > streams.settings.user_sockets_max {
@@ -124,6 +126,7 @@ async fn prepare(
         if tokio::time::timeout(FEED, streams.hub.is_fed()).await.is_err() {
             return Err(Problem::unavailable("the stream has no feed at the moment; try again soon"));
         }
+        streams.hub.told.first_look(&app.stores.postgres).await?;
         Ok(gap::newest(&app.stores).await?)
     };
     match prepared.await {

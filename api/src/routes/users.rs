@@ -153,7 +153,7 @@ async fn change_password(
         return Err(Problem::conflict("own_password", own));
     }
     let (_, password) = read_passwords(&body, false)?;
-    put_password(&app, &caller, user, password).await
+    put_password(&app, &caller, user, password, None).await
 }
 
 /// `{current, password}`: the same for the caller itself, who shows that it knows the old one.
@@ -180,7 +180,7 @@ async fn change_own_password(
         return Err(Problem::invalid(vec![Fault::new("/current", "is not your password")]));
     }
     drop(attempt);
-    put_password(&app, &caller, user, password).await
+    put_password(&app, &caller, user, password, Some(&known.password_hash)).await
 }
 
 async fn put_password(
@@ -188,11 +188,12 @@ async fn put_password(
     caller: &Caller,
     user: Uuid,
     password: String,
+    checked: Option<&str>,
 ) -> Result<Json<Value>, Problem> {
     let hash = hash(app, password).await?;
     let origin = Origin::of(caller);
     let User { version, .. } =
-        user_deeds::change_password(&app.stores.postgres, user, &hash, &origin.change()).await?;
+        user_deeds::change_password(&app.stores.postgres, user, &hash, checked, &origin.change()).await?;
     tracing::warn!(%user, author = %caller.user, "A password was changed.");
     let sessions = end_sessions(app, user).await;
     Ok(Json(json!({ "id": user, "version": version, "sessions": sessions })))
@@ -279,6 +280,7 @@ impl From<Refused> for Problem {
         match refused {
             Refused::Unknown(_) => Self::not_found(detail),
             Refused::LastAdmin => Self::conflict("last_admin", detail),
+            Refused::ChangedMeanwhile => Self::conflict("changed_meanwhile", detail),
             Refused::Store(error) => error.into(),
         }
     }

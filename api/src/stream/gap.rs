@@ -27,6 +27,10 @@ const FIRST: usize = 2_000;
 /// What has no place in a partition is looked for from so long before the cursor was given: it may come a second time.
 const OVERLAP: TimeDelta = TimeDelta::seconds(30);
 
+/// Events bear the time of their batch by the clock of its worker: where a partition has changed hands, a later batch may
+/// bear an earlier time. By so much clocks may differ.
+const CLOCKS: TimeDelta = TimeDelta::seconds(5);
+
 /// An event that was missed.
 pub(crate) struct Missed {
     pub about: About,
@@ -108,8 +112,7 @@ pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) 
     let applied = leases::applied_after(&stores.postgres, &behind).await.map_err(away)?;
     let wanted = Wanted {
         batches: &behind,
-        // Events bear the time of their batch, to the millisecond.
-        applied_since: applied.map(|at| at - TimeDelta::milliseconds(1)),
+        applied_since: applied.map(|at| at - CLOCKS),
         system_since: cursor.at - OVERLAP,
         user: reader.user,
         // Of the first batch of each partition some may have been had.

@@ -1,15 +1,18 @@
 //! Who is connected, and which event goes to whom.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use chrono::{DateTime, Utc};
 use taskflow_core::api_key::ApiKey;
 use taskflow_core::metric;
 use taskflow_core::stream::{About, Filter, Place, Positions};
 use taskflow_stores::observe;
 use tokio::sync::{Notify, mpsc, watch};
 use uuid::Uuid;
+
+use super::told::Told;
 
 /// Why a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,8 @@ pub(crate) struct Seat {
     pub filter: Filter,
     /// The digest of its session, if it has one.
     pub session: Option<String>,
+    /// When its session ends by itself.
+    pub until: Option<DateTime<Utc>>,
     /// Its API key, if it has one.
     pub key: Option<Arc<ApiKey>>,
     sender: mpsc::Sender<Arc<Live>>,
@@ -122,6 +127,7 @@ pub(crate) struct Request {
     pub all: bool,
     pub filter: Filter,
     pub session: Option<String>,
+    pub until: Option<DateTime<Utc>>,
     pub key: Option<Arc<ApiKey>>,
     pub buffer: usize,
 }
@@ -131,6 +137,7 @@ pub(crate) struct Hub {
     pub process: Uuid,
     most: usize,
     next: AtomicU64,
+    pub told: Told,
     seats: Mutex<Seats>,
     count: watch::Sender<usize>,
     /// Whether events come in.
@@ -152,6 +159,7 @@ impl Hub {
             process,
             most,
             next: AtomicU64::new(0),
+            told: Told::default(),
             seats: Mutex::default(),
             count: watch::Sender::new(0),
             fed: watch::Sender::new(false),
@@ -162,13 +170,14 @@ impl Hub {
     pub(crate) fn take_seat(&self, request: Request) -> Option<(Arc<Seat>, mpsc::Receiver<Arc<Live>>)> {
         let (sender, receiver) = mpsc::channel(request.buffer.max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let Request { user, all, filter, session, key, .. } = request;
+        let Request { user, all, filter, session, until, key, .. } = request;
         let seat = Arc::new(Seat {
             socket: format!("{}:{number}", self.process),
             user,
             all,
             filter,
             session,
+            until,
             key,
             sender,
             end: OnceLock::new(),
@@ -222,7 +231,9 @@ impl Hub {
             }
             let owners = live.about.owners();
             let own = owners.iter().filter_map(|user| seats.by_user.get(user)).flatten();
-            for seat in own.chain(&seats.all).filter(|seat| seat.filter.takes(&live.about)) {
+            // After an event that had no place none may follow: its cursor would say that the reader had both.
+            let open = |seat: &&Arc<Seat>| seat.end.get().is_none() && seat.filter.takes(&live.about);
+            for seat in own.chain(&seats.all).filter(open) {
                 // Who has left has no use for it.
                 if let Err(mpsc::error::TrySendError::Full(_)) = seat.sender.try_send(Arc::clone(&live)) {
                     seat.end(End::Slow);
@@ -288,6 +299,13 @@ impl Hub {
     pub(super) fn all(&self) -> Vec<Arc<Seat>> {
         let seats = self.lock();
         seats.by_user.values().flatten().chain(&seats.all).map(Arc::clone).collect()
+    }
+
+    /// The sockets of a user.
+    pub(crate) fn sockets_of(&self, user: Uuid) -> HashSet<String> {
+        let seats = self.lock();
+        let own = seats.by_user.get(&user).into_iter().flatten();
+        own.chain(seats.all.iter().filter(|seat| seat.user == user)).map(|seat| seat.socket.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seats> {

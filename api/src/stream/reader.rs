@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::Bytes;
 use taskflow_core::stream::{Cursor, Positions};
-use taskflow_stores::clock;
 use tokio::sync::mpsc;
 
 use super::Settings;
@@ -35,8 +34,11 @@ pub(crate) async fn serve(
     cursor: Option<Cursor>,
 ) -> End {
     let seat = Arc::clone(&stream.seat);
-    let mut writer =
-        Writer { floor: stream.newest, timeout: Duration::from_millis(stream.settings.write_timeout_ms) };
+    let mut writer = Writer {
+        floor: stream.newest,
+        timeout: Duration::from_millis(stream.settings.write_timeout_ms),
+        hub: Arc::clone(&stream.hub),
+    };
     let mut events = stream.events;
     let end = {
         let read = async {
@@ -59,8 +61,10 @@ pub(crate) async fn serve(
             live(&mut socket, &mut writer, &mut events, &stream.settings, &stream.hub).await
         };
         tokio::select! {
-            end = read => end,
+            // First: after its end nothing more is told.
+            biased;
             end = seat.ended() => end,
+            end = read => end,
         }
     };
     if let Some((code, reason)) = end.frame() {
@@ -123,6 +127,7 @@ struct Writer {
     /// What was filled in or not wanted: it does not come again when it comes live.
     floor: Positions,
     timeout: Duration,
+    hub: Arc<Hub>,
 }
 
 impl Writer {
@@ -149,7 +154,7 @@ impl Writer {
             positions.advance(&place.partition, place.number, place.index);
         }
         positions.merge(&self.floor);
-        let cursor = Cursor { positions, at: clock::now() };
+        let cursor = Cursor { positions, at: self.hub.told.until() };
         self.write(socket, framed(&cursor, &live.json)).await
     }
 
@@ -161,7 +166,7 @@ impl Writer {
             // It has served its time.
             self.floor = Positions::default();
         }
-        let cursor = Cursor { positions, at: clock::now() };
+        let cursor = Cursor { positions, at: self.hub.told.until() };
         self.write(socket, Message::Text(format!("{{\"cursor\":\"{cursor}\"}}").into())).await
     }
 

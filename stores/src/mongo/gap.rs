@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::events::COLLECTION;
-use super::failed;
+use super::{failed, undone};
 use crate::{Kind, StoreError};
 
 /// Under which partition events stand that no command causes.
@@ -91,6 +91,8 @@ async fn look(
             { "payload.previous.assigneeId": &user },
         ] });
     }
+    // What was undone by a restore did not happen.
+    filter.push(doc! { undone::FIELD: { "$exists": false } });
     let most = wanted.most;
     let look = async {
         let events = database.collection::<Document>(COLLECTION);

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::outbox::{self, Payload};
 use super::transaction::begin_awake;
+use super::waiting::waiting_ids;
 use super::{PgPool, Transaction, failed, tasks, users};
 use crate::StoreError;
 
@@ -64,32 +65,39 @@ pub struct Relayed {
 pub struct Claim {
     /// The receipts that exist for the batch's ids, as fingerprints of what was asked for.
     pub known: HashMap<Uuid, Fingerprint>,
+    /// The same of those that were accepted before and wait: for their time, or for another command.
+    pub waiting: HashMap<Uuid, Fingerprint>,
     /// The roles of users that the batch names. Who is missing does not exist.
     pub roles: HashMap<Uuid, Role>,
     /// Tasks of [`Needs::created`] that exist.
     pub existing: Vec<Uuid>,
 }
 
-/// Looks up which of a batch's `ids` have receipts, the roles that it needs, and which of its new tasks exist already.
-/// Nothing is locked: the primary keys of receipts and tasks find the twins that come after it.
-pub async fn claim(pool: &PgPool, ids: &[Uuid], needs: &Needs) -> Result<Claim, StoreError> {
-    /// A receipt, a user and whether it is an admin, or a task.
+/// Looks up which of a batch's `ids` have receipts, which of the ids that `come` for the first time belong to somebody who
+/// waits, the roles that it needs, and which of its new tasks exist already. Nothing is locked: the primary keys of receipts
+/// and tasks find the twins that come after it.
+pub async fn claim(pool: &PgPool, ids: &[Uuid], come: &[Uuid], needs: &Needs) -> Result<Claim, StoreError> {
+    /// A receipt, or a command that waits; a user and whether it is an admin; or a task.
     type Found = (Uuid, Option<Fingerprint>, Option<bool>);
-    let found: Vec<Found> = sqlx::query_as(
+    let found: Vec<Found> = sqlx::query_as(concat!(
         "/* claim */ SELECT id, fingerprint, NULL::boolean FROM receipts WHERE id = ANY($1)
         UNION ALL SELECT id, NULL, role = 'admin' FROM users WHERE id = ANY($2)
-        UNION ALL SELECT id, NULL, NULL FROM tasks WHERE id = ANY($3)",
-    )
+        UNION ALL SELECT id, NULL, NULL FROM tasks WHERE id = ANY($3)
+        UNION ALL ",
+        waiting_ids!("$4")
+    ))
     .bind(ids)
     .bind(&needs.roles)
     .bind(&needs.created)
+    .bind(come)
     .fetch_all(pool)
     .await
     .map_err(failed("claim a batch"))?;
     let mut claim = Claim::default();
     for (id, fingerprint, admin) in found {
         match (fingerprint, admin) {
-            (Some(fingerprint), _) => drop(claim.known.insert(id, fingerprint)),
+            (Some(fingerprint), None) => drop(claim.known.insert(id, fingerprint)),
+            (Some(fingerprint), Some(_)) => drop(claim.waiting.insert(id, fingerprint)),
             (None, Some(true)) => drop(claim.roles.insert(id, Role::Admin)),
             (None, Some(false)) => drop(claim.roles.insert(id, Role::User)),
             (None, None) => claim.existing.push(id),

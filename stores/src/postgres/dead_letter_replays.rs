@@ -16,6 +16,8 @@ use crate::StoreError;
 
 /// Letters a second, at most.
 pub const RATE_MAX: f32 = 1_000.0;
+/// The least: one in about a quarter of an hour.
+pub const RATE_MIN: f32 = 0.001;
 /// Time between two steps of a replay, if its rate allows.
 const STEP: TimeDelta = TimeDelta::milliseconds(200);
 /// Time between two looks at letters whose fate is not known yet.
@@ -207,7 +209,9 @@ async fn proceed(
     let pause = if letters.is_empty() {
         LOOK
     } else {
-        TimeDelta::microseconds((letters.len() as f64 / f64::from(due.rate_per_s) * 1e6) as i64)
+        // An order may be from before there was a least rate.
+        let rate = f64::from(due.rate_per_s).max(f64::from(RATE_MIN));
+        TimeDelta::microseconds((letters.len() as f64 / rate * 1e6) as i64)
     };
     sqlx::query(
         "/* replay_goes_on */ UPDATE dead_letter_replays SET taken = taken + $2, next_at = $3 WHERE id = $1",

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use taskflow_core::state::Role;
 use taskflow_core::window::Seen;
 use uuid::Uuid;
 
@@ -21,14 +22,21 @@ pub struct TaskState {
     pub deleted: bool,
 }
 
+/// A user as far as it must be known before what is cached of it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserState {
+    pub version: i32,
+    pub role: Role,
+}
+
 /// What one statement has seen: a snapshot.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub seen: Seen,
     /// Who is missing does not exist.
     pub tasks: HashMap<Uuid, TaskState>,
-    /// Versions. Who is missing does not exist.
-    pub users: HashMap<Uuid, i32>,
+    /// Who is missing does not exist.
+    pub users: HashMap<Uuid, UserState>,
 }
 
 /// A row of the statement: of which kind (head, batch, task, user), and what it has of these.
@@ -68,7 +76,7 @@ pub async fn look(
         SELECT 2::smallint, NULL, version, NULL, id, creator_id, assignee_id, deleted_at IS NOT NULL
         FROM tasks WHERE id = ANY($4)
         UNION ALL
-        SELECT 3::smallint, NULL, version, NULL, id, NULL, NULL, NULL
+        SELECT 3::smallint, NULL, version, NULL, id, NULL, NULL, role = 'admin'
         FROM users WHERE id = ANY($5)",
     )
     .bind(partitions)
@@ -95,7 +103,10 @@ impl Snapshot {
                 let version = version as i32;
                 self.tasks.insert(id, TaskState { version, creator, assignee, deleted });
             }
-            (3, _, Some(version), _, Some(id), ..) => drop(self.users.insert(id, version as i32)),
+            (3, _, Some(version), _, Some(id), _, _, Some(admin)) => {
+                let role = if admin { Role::Admin } else { Role::User };
+                self.users.insert(id, UserState { version: version as i32, role });
+            }
             other => {
                 let detail = format!("a row that means nothing: {other:?}");
                 return Err(StoreError::new("postgres", "look what has changed", Kind::Bug, detail));

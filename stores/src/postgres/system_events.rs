@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use taskflow_core::audit::canonical::Salt;
 use taskflow_core::audit::link;
@@ -59,6 +60,15 @@ pub async fn with_event<T>(
     insert(&mut transaction, std::slice::from_ref(event)).await?;
     transaction.commit().await.map_err(failed("commit a change"))?;
     Ok(changed)
+}
+
+/// When the oldest of those happened that still wait to be delivered, by the clock of whoever noted it; `None` if none
+/// waits.
+pub async fn oldest(pool: &PgPool) -> Result<Option<DateTime<Utc>>, StoreError> {
+    sqlx::query_scalar("/* oldest_system_event */ SELECT min(created_at) FROM system_events")
+        .fetch_one(pool)
+        .await
+        .map_err(failed("look into system events"))
 }
 
 /// An event that waits to be delivered.

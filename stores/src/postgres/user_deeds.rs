@@ -23,6 +23,8 @@ pub enum Refused {
     Unknown(Uuid),
     #[error("this is the last admin; make another one first")]
     LastAdmin,
+    #[error("the password was changed meanwhile")]
+    ChangedMeanwhile,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -73,16 +75,21 @@ pub async fn change_role(
     Ok(after)
 }
 
-/// Gives a user another password, by its hash. Returns the user as it is then.
+/// Gives a user another password, by its hash. Returns the user as it is then. Who had to know the old one names its hash,
+/// `checked`: whoever has reset the password since is not overruled by it.
 pub async fn change_password(
     pool: &PgPool,
     user: Uuid,
     hash: &str,
+    checked: Option<&str>,
     change: &Change<'_>,
 ) -> Result<User, Refused> {
     let call = "change a password";
     let mut transaction = begin(pool).await.map_err(failed(call))?;
     let before = lock(&mut transaction, user).await?;
+    if checked.is_some_and(|checked| checked != before.password_hash) {
+        return Err(Refused::ChangedMeanwhile);
+    }
     let after =
         User { password_hash: hash.to_owned(), updated_at: change.at, version: before.version + 1, ..before };
     sqlx::query(

@@ -3,7 +3,7 @@
 //! Only the holder of a partition's lease adds to its rows and takes from them, in the transactions of its batches. A
 //! scheduled command may also be cancelled by an intake; the primary key of the receipts decides who was first.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
@@ -16,6 +16,57 @@ use super::receipts::{self, View};
 use super::tasks::unknown_word;
 use super::{PgPool, failed};
 use crate::{Kind, StoreError};
+
+/// Selects of the ids that a parameter names those of commands that wait, with what each asks for; the third column tells
+/// them from receipts. One that nobody could read yet is known by its bytes: nothing is said of it.
+macro_rules! waiting_ids {
+    ($ids:literal) => {
+        concat!(
+            "SELECT id, fingerprint, true FROM waiting_commands WHERE id = ANY(",
+            $ids,
+            ") AND fingerprint <> substring(sha256(body) FROM 1 FOR 16)"
+        )
+    };
+}
+pub(super) use waiting_ids;
+
+/// What is there under an id that a command brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Earlier {
+    /// Of what was asked for.
+    pub fingerprint: Fingerprint,
+    /// It has no receipt yet: it waits for its time, or for another command.
+    pub waits: bool,
+}
+
+/// What is there under these ids.
+pub async fn earlier(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Earlier>, StoreError> {
+    let rows: Vec<(Uuid, Fingerprint, bool)> = sqlx::query_as(concat!(
+        "/* earlier */ ",
+        waiting_ids!("$1"),
+        " UNION ALL SELECT id, fingerprint, false FROM receipts WHERE id = ANY($1)"
+    ))
+    .bind(ids)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("look up earlier commands"))?;
+    let mut earlier = HashMap::with_capacity(rows.len());
+    for (id, fingerprint, waits) in rows {
+        // A receipt counts, whoever else waits under its id.
+        earlier
+            .entry(id)
+            .and_modify(|known: &mut Earlier| {
+                if !waits {
+                    *known = Earlier { fingerprint, waits };
+                }
+            })
+            .or_insert(Earlier { fingerprint, waits });
+    }
+    Ok(earlier)
+}
 
 /// A command that has waited, as its message came.
 #[derive(Debug, Clone)]

@@ -78,8 +78,13 @@ pub struct ClusterState {
 /// Prepares a client.
 ///
 /// # Errors
-/// [`Kind::Bug`] when the URL can't be understood.
+/// [`Kind::Bug`] when the URL can't be understood, or the prefix has braces.
 pub fn connect(settings: &Settings) -> Result<Redis, StoreError> {
+    if settings.key_prefix.contains(['{', '}']) {
+        // In a cluster they would say which part of a key decides where it lies, and ours say that already.
+        let detail = format!("redis.key_prefix: {:?} must not have braces", settings.key_prefix);
+        return Err(StoreError::new("redis", "prepare a client", Kind::Bug, detail));
+    }
     Ok(Redis {
         keeper: Keeper::new(settings)?,
         prefix: settings.key_prefix.as_str().into(),

@@ -4,6 +4,8 @@
 //! A process that dies leaves its entries behind. They go by their time to live, and before that as soon as their owner
 //! comes again: a socket's id begins with its process, and a process says from time to time that it lives.
 
+use std::collections::HashSet;
+
 use taskflow_core::cache_key;
 use uuid::Uuid;
 
@@ -23,8 +25,16 @@ pub struct Open {
 const CHUNK: usize = 200;
 
 impl Redis {
-    /// Enters a socket. Returns how many its user has, this one included; those of dead processes are removed first.
-    pub async fn enter_socket(&self, process: Uuid, socket: &str, user: Uuid) -> Result<usize, StoreError> {
+    /// Enters a socket. Returns how many its user has, this one included; first those of dead processes are removed, and
+    /// those of this one that are not `here` any more: Redis may have been away when they closed.
+    pub async fn enter_socket(
+        &self,
+        process: Uuid,
+        socket: &str,
+        user: Uuid,
+        here: &HashSet<String>,
+    ) -> Result<usize, StoreError> {
+        let own = process.to_string();
         let mut connection = self.connection().await?;
         let set = self.key(&cache_key::sockets_of(user));
         let known: Vec<String> = redis::cmd("SMEMBERS")
@@ -44,7 +54,11 @@ impl Redis {
                 .query_async(&mut connection)
                 .await
                 .map_err(self.failed("look at a user's sockets"))?;
-            let gone = some.iter().zip(alive.chunks(2)).filter(|(_, alive)| alive.contains(&false));
+            let is_gone = |id: &str| {
+                !here.contains(id) && id.split_once(':').is_some_and(|(process, _)| process == own)
+            };
+            let gone = some.iter().zip(alive.chunks(2));
+            let gone = gone.filter(|(id, alive)| alive.contains(&false) || is_gone(id));
             dead.extend(gone.map(|(id, _)| id.clone()));
         }
         let mut pipeline = redis::pipe();
@@ -52,7 +66,7 @@ impl Redis {
             pipeline.cmd("SREM").arg(&set).arg(id).ignore();
             pipeline.cmd("UNLINK").arg(self.key(&cache_key::socket(id))).ignore();
         }
-        pipeline.cmd("SET").arg(self.key(&cache_key::socket_process(&process.to_string()))).arg(1);
+        pipeline.cmd("SET").arg(self.key(&cache_key::socket_process(&own))).arg(1);
         pipeline.arg("EX").arg(cache_key::SOCKET_PROCESS_TTL_S).ignore();
         pipeline.cmd("SET").arg(self.key(&cache_key::socket(socket))).arg(user.to_string());
         pipeline.arg("EX").arg(cache_key::SOCKET_TTL_S).ignore();

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::postgres::dead_letter_deeds as deeds;
-use taskflow_stores::postgres::dead_letter_replays::{self, Order, RATE_MAX, View};
+use taskflow_stores::postgres::dead_letter_replays::{self, Order, RATE_MAX, RATE_MIN, View};
 use taskflow_stores::postgres::dead_letters::Filter;
 use uuid::Uuid;
 
@@ -62,8 +62,8 @@ pub(super) async fn replay(pool: &PgPool, options: Options, json: bool) -> Resul
     if filter.state.is_some_and(|state| state != taskflow_core::dead_letter::State::Kept) {
         return Err(Exit::usage("--state: only letters that are kept can be replayed"));
     }
-    if !(rate > 0.0 && rate <= RATE_MAX) {
-        return Err(Exit::usage(format!("--rate is letters a second, above 0 and at most {RATE_MAX}")));
+    if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+        return Err(Exit::usage(format!("--rate is letters a second, {RATE_MIN} to {RATE_MAX}")));
     }
     let said = author.said();
     let order = Order { id: clock::new_id(), filter: &filter, rate, by: said.by() };
