@@ -66,10 +66,9 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
             ids.extend(&question.ids);
             questions.push(question);
         }
-        let found = if Instant::now() < silent_until {
-            None
-        } else {
-            ask(postgres, &ids).await.map(Some).unwrap_or_else(|reason| {
+        let found = match ask(postgres, &ids, silent_until).await {
+            Ok(found) => found,
+            Err(reason) => {
                 if let Some(held_back) = seldom::about("postgres") {
                     tracing::warn!(
                         reason,
@@ -79,7 +78,7 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
                 }
                 silent_until = Instant::now() + PAUSE;
                 None
-            })
+            }
         };
         for question in questions.drain(..) {
             let own = found
@@ -90,10 +89,18 @@ async fn work(postgres: &PgPool, receiver: &mut mpsc::Receiver<Question>, stop: 
     }
 }
 
-async fn ask(postgres: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, Earlier>, String> {
+/// What is there under these ids; `None` before Postgres is to be asked again.
+async fn ask(
+    postgres: &PgPool,
+    ids: &[Uuid],
+    silent_until: Instant,
+) -> Result<Option<HashMap<Uuid, Earlier>>, String> {
+    if Instant::now() < silent_until {
+        return Ok(None);
+    }
     let asked = async {
         let mut connection = postgres.acquire().await.map_err(|error| error.to_string())?;
         waiting::earlier(&mut connection, ids).await.map_err(|error| error.to_string())
     };
-    tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer in time".to_owned())?
+    tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer in time".to_owned())?.map(Some)
 }

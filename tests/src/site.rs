@@ -191,6 +191,14 @@ impl Site {
         Ok(Caches::Cluster { cluster, prefix })
     }
 
+    /// Sets a value of Redis, under this corner's prefix.
+    pub async fn set_cached(&self, key: &str, value: &str) -> Result<()> {
+        let client = ::redis::Client::open(self.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let key = format!("{}{key}", self.redis_prefix);
+        Ok(::redis::cmd("SET").arg(key).arg(value).query_async(&mut connection).await?)
+    }
+
     /// Sets a field of a hash of Redis, under this corner's prefix.
     pub async fn set_hash(&self, key: &str, field: &str, value: &str) -> Result<()> {
         let client = ::redis::Client::open(self.redis_url.as_str())?;

@@ -14,7 +14,7 @@ use taskflow_stores::postgres::{PgPool, outbox};
 use taskflow_stores::redis::document::Document;
 use uuid::Uuid;
 
-use super::{Answer, Reads, count, version_of};
+use super::{Answer, Reads, count, turn, version_of};
 use crate::problem::Problem;
 
 #[derive(Serialize)]
@@ -48,8 +48,10 @@ impl Reads {
             return Ok(Some(Answer { etag, body: body(&held.unwrap_or_default()).into(), hit: true }));
         }
         let (mongo, postgres, shelf) = (mongo.clone(), self.postgres.clone(), Arc::clone(&self.shelf));
+        let pagers = Arc::clone(&self.pagers);
         let list = key.clone();
         let make = async move {
+            let _turn = turn(pagers).await?;
             let changes = gather(&mongo, &postgres, id, state.version).await?;
             let texts: Vec<String> =
                 changes.iter().filter_map(|change| serde_json::to_string(change).ok()).collect();
@@ -95,4 +97,41 @@ async fn gather(
     let mut changes = event_query::changes(mongo, id).await?;
     changes.extend(waiting.iter().filter_map(Change::of));
     Ok(change::newest(changes))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+    use taskflow_core::event::EventId;
+
+    use super::*;
+
+    fn changes(versions: &[i32]) -> Vec<Change> {
+        let change = |version: &i32| Change {
+            version: *version,
+            id: EventId([0; 12]),
+            kind: "task.updated".to_owned(),
+            actorid: Uuid::nil(),
+            createdat: chrono::DateTime::UNIX_EPOCH,
+            data: RawValue::NULL.to_owned(),
+        };
+        versions.iter().map(change).collect()
+    }
+
+    #[test]
+    fn changes_are_whole_without_a_gap_down_from_the_present_version() {
+        for (versions, whole) in [
+            (&[3, 2, 1][..], true),
+            (&[1, 2, 3], true),
+            // Several of one version; older ones were removed in their time.
+            (&[7, 7, 6, 5], true),
+            // A newer one was read than the version is.
+            (&[4, 3, 2], true),
+            (&[2, 1], false),
+            (&[3, 1], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_whole(&changes(versions), 3), whole, "{versions:?}");
+        }
+    }
 }

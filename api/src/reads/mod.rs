@@ -20,7 +20,7 @@ use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::cache::{self, Entry};
 use taskflow_stores::redis::document::{Document, Life};
 use taskflow_stores::{StoreError, clock};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ use shelf::{Held, Shelf, count};
 const MAKERS: usize = 4;
 /// The same of searches, which may take seconds: they must not keep others from their lists.
 const SEARCHERS: usize = 2;
-/// The same of pages of the audit trail: a MongoDB that is slow must not either.
+/// The same of pages of the audit trail and of tasks' changes: a MongoDB that is slow must not either.
 const PAGERS: usize = 4;
 /// How long a reader waits for its turn to make one.
 const TURN: Duration = Duration::from_secs(5);
@@ -208,10 +208,7 @@ impl Reads {
         };
         let (makers, shelf) = (Arc::clone(makers), Arc::clone(&self.shelf));
         async move {
-            let turn = tokio::time::timeout(TURN, makers.acquire_owned()).await;
-            let Ok(Ok(turn)) = turn else {
-                return Err(Problem::unavailable("too many lists, searches and pages are being made"));
-            };
+            let turn = turn(makers).await?;
             let start = Instant::now();
             let Made { position, body, holds_until } = make().await?;
             drop(turn);
@@ -224,6 +221,13 @@ impl Reads {
             Ok(Arc::new(document))
         }
     }
+}
+
+/// Waits for a turn to make something.
+async fn turn(makers: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+    let turn = tokio::time::timeout(TURN, makers.acquire_owned()).await;
+    let busy = || Problem::unavailable("too many lists, searches and pages are being made");
+    turn.ok().and_then(Result::ok).ok_or_else(busy)
 }
 
 /// A cached entity, if it is the present one.

@@ -265,6 +265,7 @@ async fn refused(site: Arc<Site>) -> Result {
     let wrong = [
         json!({}),
         json!({ "filter": { "state": "kept" }, "rate": 0 }),
+        json!({ "filter": { "state": "kept" }, "rate": 1e-13 }),
         json!({ "filter": { "state": "replayed" } }),
     ];
     for order in wrong {

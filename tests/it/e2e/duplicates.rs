@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("one id in one body takes effect once", in_one_body),
         with_site("one id from many connections takes effect once", from_many_connections),
         with_site("an id with other content is refused, over AMQP as well", mismatch),
+        with_site("a command that waits keeps its id", waits_first),
         with_site("who waits for a receipt is not given that of another command", anothers),
         with_site("twins on different partitions take effect once", twins),
     ]
@@ -103,6 +104,45 @@ async fn mismatch(site: Arc<Site>) -> Result {
     let (status, answer) = admin.send("application/json", create.to_string()).await?;
     ensure!(status == 202 && answer["status"] == "accepted", "{status} {answer}");
     ensure!(admin.apply(&create).await?["version"] == 1, "another receipt");
+    worker.stop().await
+}
+
+/// A command that waits for its time has no receipt yet; its id is its own all the same.
+async fn waits_first(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.worker()?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let mut scheduled = command("task.create", id(), json!({ "title": "next year" }));
+    scheduled["notbefore"] = json!(clock::now() + chrono::TimeDelta::hours(1));
+    // The names of media types are read in whatever letters.
+    let (status, answer) = admin.send("Application/JSON; charset=utf-8", scheduled.to_string()).await?;
+    ensure!(status == 202, "{status} {answer}");
+    let waiting = "SELECT count(*) FROM waiting_commands";
+    wait::until("it waits", async || Ok(site.count(waiting).await? == 1)).await?;
+
+    let mut other = scheduled.clone();
+    other["data"]["title"] = json!("now");
+    if let Some(other) = other.as_object_mut() {
+        other.remove("notbefore");
+    }
+    let (status, answer) = admin.send("application/json", other.to_string()).await?;
+    ensure!(status == 409 && answer["code"] == "idempotency_mismatch", "{status} {answer}");
+    // An upstream system that asks nobody, with the same subject and with another one.
+    publish(&site, &envelope::read(other.clone())?).await?;
+    other["subject"] = json!(id());
+    publish(&site, &envelope::read(other)?).await?;
+    let letters = "SELECT count(*) FROM dead_letters WHERE reason = 'idempotency_mismatch'";
+    wait::until("both are in the dead letters", async || Ok(site.count(letters).await? == 2)).await?;
+    ensure!(site.count("SELECT count(*) FROM tasks").await? == 0, "another one came before it");
+    ensure!(site.count(waiting).await? == 1, "it does not wait any more");
+    // The same again is taken, and waits as it does.
+    let answer = admin.post("/v1/commands").header("prefer", "Wait=1").json(&scheduled).send().await?;
+    ensure!(answer.status() == 202, "{}", answer.status());
+    let path = format!("/v1/commands/{}", scheduled["id"].as_str().unwrap_or_default());
+    let shown: Value = admin.get(&path).await?.json().await?;
+    ensure!(shown["status"] == "scheduled", "{shown}");
+    ensure!(admin.delete(&path).await?.status() == 200, "it can't be cancelled");
     worker.stop().await
 }
 

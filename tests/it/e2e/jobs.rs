@@ -90,6 +90,13 @@ async fn by_hand(site: Arc<Site>) -> Result {
     );
     ensure!(admin.get("/v1/admin/jobs/nothing").await?.status() == 404, "a schedule that is not there");
 
+    let nul = admin.get("/v1/admin/jobs/a%00b").await?;
+    ensure!(nul.status() == 404, "{}", nul.status());
+    let nul =
+        admin.post("/v1/admin/jobs/retention.ledger/runs").json(&json!({ "arguments": { "a\0": true } }));
+    let nul = nul.send().await?;
+    ensure!(nul.status() == 400, "{}", nul.status());
+
     // The audit trail tells of it.
     let worker = cluster.worker()?;
     wait::until("the audit trail has the events", async || {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use taskflow_core::stream::Cursor;
 use taskflow_tests::commands::{ADMIN, USER, command, command_of, id};
 use taskflow_tests::promise::{self, Stream};
 use taskflow_tests::socket::{Next, Socket};
@@ -23,6 +24,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("stream: a reader that is too slow is dropped with a reason", slow),
         with_site("stream: bounds, silence and talk end it with a reason", bounds),
         with_site("stream: a session's end closes it, and the register forgets it", register),
+        with_site("stream: sockets that closed while Redis was away make room", ghosts),
+        with_site("stream: a cursor's time waits for what is not told yet", untold),
         with_site("stream: a killed API's sockets leave the register", killed),
         with_world("stream: a restart of the broker loses nothing", broker),
     ]
@@ -391,6 +394,64 @@ async fn register(site: Arc<Site>) -> Result {
     stopped?;
     ensure!(registered(&site, USER).await? == (0, 0), "a polite stop leaves something behind");
     Ok(())
+}
+
+/// Entries of this very process that it does not have.
+async fn ghosts(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (api, client) = cluster.api_with(&[("TASKFLOW_HTTP__STREAM__USER_SOCKETS_MAX", "2")]).await?;
+    let user = client.user().await?;
+    let stays = Socket::open(&user, "").await?;
+    let redis = redis::Client::open(site.redis_url.as_str())?;
+    let mut connection = redis.get_multiplexed_async_connection().await?;
+    let set = format!("{}ws:user:{USER}:connections", site.redis_prefix);
+    let members: Vec<String> = redis::cmd("SMEMBERS").arg(&set).query_async(&mut connection).await?;
+    let process = members.first().and_then(|id| id.split_once(':')).context("no socket")?.0;
+    for number in 900..920 {
+        let ghost = format!("{process}:{number}");
+        site.set_cached(&format!("ws:connection:{ghost}"), &USER.to_string()).await?;
+        redis::cmd("SADD").arg(&set).arg(&ghost).query_async::<()>(&mut connection).await?;
+    }
+    let second = Socket::open(&user, "").await?;
+    ensure!(registered(&site, USER).await? == (2, 2), "{:?}", registered(&site, USER).await?);
+    drop((stays, second));
+    api.stop().await
+}
+
+/// What no command causes has no place in a partition: who comes back is told of it by its time. So that time must not
+/// pass by what still waits for a store.
+async fn untold(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let (api, client) = cluster.api_with(&[("TASKFLOW_HTTP__STREAM__PING_MS", "200")]).await?;
+    let admin = client.admin().await?;
+    let mut socket = Socket::open(&admin, "").await?;
+    let at = |cursor: &str| Ok::<_, anyhow::Error>(cursor.parse::<Cursor>().map_err(anyhow::Error::msg)?.at);
+    let began = at(&socket.cursor)?;
+    // Nobody is there to deliver it.
+    let role = admin.request(reqwest::Method::PUT, &format!("/v1/admin/users/{USER}/role"));
+    ensure!(role.json(&json!({ "role": "admin" })).send().await?.status() == 200, "no other role");
+    let happened: chrono::DateTime<chrono::Utc> =
+        sqlx::query_scalar("SELECT min(created_at) FROM system_events").fetch_one(&site.postgres).await?;
+    // To the millisecond, as cursors have it.
+    let happened_ms = happened.timestamp_millis();
+    let mut marks = 0;
+    while at(&socket.cursor)?.timestamp_millis() != happened_ms {
+        ensure!(at(&socket.cursor)?.timestamp_millis() < happened_ms, "it has passed by what waits");
+        ensure!(matches!(socket.next().await?, Next::Mark), "an event that nobody delivers");
+        marks += 1;
+        ensure!(marks < 300, "it stands still without need: began {began}, happened {happened}");
+    }
+    let worker = cluster.worker()?;
+    // The login is told of too.
+    while socket.event().await?["type"] != "system.role_changed" {}
+    wait::until("it goes on", async || {
+        socket.next().await?;
+        Ok(at(&socket.cursor)?.timestamp_millis() > happened_ms)
+    })
+    .await?;
+    drop(socket);
+    worker.stop().await?;
+    api.stop().await
 }
 
 async fn killed(site: Arc<Site>) -> Result {

@@ -137,6 +137,10 @@ async fn roles(site: Arc<Site>) -> Result {
     ensure!(cache == "hit" && again == words, "{cache} {again}");
     let cached = site.cached(&format!("user:permissions:{USER}")).await?.context("not cached")?;
     ensure!(serde_json::from_str::<Value>(&cached)? == words, "{cached}");
+    // What a Redis holds that was set back is not shown.
+    site.set_cached(&format!("user:permissions:{USER}"), "[\"admin\"]").await?;
+    let (_, again, cache) = permissions(&user, USER).await?;
+    ensure!(cache == "miss" && again == words, "{cache} {again}");
     let path = format!("/v1/users/{USER}/permissions");
     let etag = user.get(&path).await?.headers().get("etag").cloned().context("no etag")?;
     let known = user.request(reqwest::Method::GET, &path).header("if-none-match", etag).send().await?;
@@ -214,6 +218,33 @@ async fn passwords(site: Arc<Site>) -> Result {
     let own = format!("/v1/admin/users/{ADMIN}/password");
     ensure!(put(&admin, &own, json!({ "password": next })).await?.0 == 409, "not asked for the old one");
     client.logged_in(ADMIN_EMAIL, ADMIN_PASSWORD).await?;
+    reset_meanwhile(&site, &client).await
+}
+
+/// Who knows the old password can't undo that an admin gives a new one, however close the two are.
+async fn reset_meanwhile(site: &Site, client: &Client) -> Result {
+    let user = client.logged_in(USER_EMAIL, "a third password").await?;
+    let mut reset = taskflow_stores::postgres::begin(&site.postgres).await?;
+    sqlx::query("SELECT FROM users WHERE id = $1 FOR UPDATE").bind(USER).execute(&mut *reset).await?;
+    let own = user.request(Method::PUT, &format!("/v1/users/{USER}/password"));
+    let own = own.json(&json!({ "current": "a third password", "password": "a third password" })).send();
+    let resets = async {
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                    AND wait_event_type = 'Lock' AND query LIKE '/* load_users */%'";
+        wait::until("the change waits", async || Ok(site.count(held).await? == 1)).await?;
+        sqlx::query("UPDATE users SET password_hash = $2, version = version + 1 WHERE id = $1")
+            .bind(USER)
+            .bind(HASH)
+            .execute(&mut *reset)
+            .await?;
+        Ok(reset.commit().await?)
+    };
+    let (own, reset): (_, Result) = tokio::join!(own, resets);
+    reset?;
+    let (status, answer) = told(own?).await?;
+    ensure!(status == 409 && answer["code"] == "changed_meanwhile", "{status} {answer}");
+    let kept = format!("SELECT count(*) FROM users WHERE id = '{USER}' AND password_hash = '{HASH}'");
+    ensure!(site.count(&kept).await? == 1, "the reset is undone");
     Ok(())
 }
 
