@@ -7,9 +7,10 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use taskflow_core::batch::{Content, Dead, UNKNOWN_TYPE, Verdict};
+use taskflow_core::command::Fingerprint;
 use taskflow_core::wait::{Patience, Waited};
 use taskflow_core::{Folded, Item, envelope, metric};
-use taskflow_stores::postgres::waiting::{self, Hold, Waiting};
+use taskflow_stores::postgres::waiting::{self, Before, Hold, Waiting};
 use taskflow_stores::postgres::{PgConnection, PgPool, receipts};
 use taskflow_stores::rabbit::dead_letters;
 use taskflow_stores::rabbit::topology::Partition;
@@ -84,7 +85,7 @@ pub(crate) async fn settle(
                 settled.due_at = [settled.due_at, held.due_at].into_iter().flatten().min();
                 settled.lines.extend(subject.filter(|_| held.why.blocks()));
                 match (waited, subject) {
-                    (Some(_), _) => on.push((item.id, held)),
+                    (Some(_), _) => on.push((item.id, item.fingerprint, held)),
                     (None, Some(subject)) => new.push(Hold {
                         id: item.id,
                         subject,
@@ -106,7 +107,9 @@ pub(crate) async fn settle(
         }
     }
     let before = waiting::hold(connection, partition, &new).await?;
-    let same = |hold: &&Hold<'_>| before.contains(&(hold.id, hold.fingerprint));
+    let same = |hold: &&Hold<'_>| {
+        before.iter().any(|before| before.id == hold.id && asks_for(before) == hold.fingerprint)
+    };
     let taken: HashSet<Uuid> =
         new.iter().filter(|hold| !before.is_empty() && !same(hold)).map(|h| h.id).collect();
     waiting::hold_on(connection, &on).await?;
@@ -125,6 +128,12 @@ pub(crate) async fn settle(
         }
     }
     Ok(settled)
+}
+
+/// What a command asks for that waits: one that an older version could not read may be read now.
+fn asks_for(before: &Before) -> Fingerprint {
+    let read = before.unread.as_deref().and_then(|body| envelope::parse(body).ok());
+    read.map_or(before.fingerprint, |command| command.fingerprint())
 }
 
 fn kind(item: &Item) -> Option<&str> {

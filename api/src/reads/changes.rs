@@ -52,11 +52,13 @@ impl Reads {
         let list = key.clone();
         let make = async move {
             let _turn = turn(pagers).await?;
-            let changes = gather(&mongo, &postgres, id, state.version).await?;
+            let Gathered { changes, whole } = gather(&mongo, &postgres, id, state.version).await?;
             let texts: Vec<String> =
                 changes.iter().filter_map(|change| serde_json::to_string(change).ok()).collect();
             let document = Document::new(i64::from(state.version), 0, 0.0, body(&texts));
-            shelf.put_recent(list, texts, cache_key::RECENT_TTL_S).await;
+            if whole {
+                shelf.put_recent(list, texts, cache_key::RECENT_TTL_S).await;
+            }
             Ok(Arc::new(document))
         };
         let made = self.flights.fly(&key, i64::from(state.version), make).await?;
@@ -78,25 +80,35 @@ fn is_whole(changes: &[Change], version: i32) -> bool {
         && versions.windows(2).all(|pair| pair[0] - pair[1] <= 1)
 }
 
+struct Gathered {
+    changes: Vec<Change>,
+    /// Nothing is missing that will come.
+    whole: bool,
+}
+
 /// What the audit trail has; if some may be missing there, what waits for it too.
 async fn gather(
     mongo: &mongo::Database,
     postgres: &PgPool,
     id: Uuid,
     version: i32,
-) -> Result<Vec<Change>, Problem> {
+) -> Result<Gathered, Problem> {
     let audited = event_query::changes(mongo, id).await?;
     if is_whole(&audited, version) {
-        return Ok(change::newest(audited));
+        return Ok(Gathered { changes: change::newest(audited), whole: true });
     }
     let Some(waiting) = outbox::events_of(postgres, id).await? else {
+        if audited.iter().any(|change| change.version >= version) {
+            // The newest is there. What lies between may have been removed in its time; if not, it comes.
+            return Ok(Gathered { changes: change::newest(audited), whole: false });
+        }
         return Err(Problem::unavailable("the audit trail is behind with this task's newest changes"));
     };
     // Read again: what left the outbox meanwhile is there now. A task without events was not made by a command, or they
     // have been removed in their time.
     let mut changes = event_query::changes(mongo, id).await?;
     changes.extend(waiting.iter().filter_map(Change::of));
-    Ok(change::newest(changes))
+    Ok(Gathered { changes: change::newest(changes), whole: true })
 }
 
 #[cfg(test)]

@@ -24,8 +24,6 @@ pub(super) const GROUP: usize = 500;
 const GROUP_BYTES: usize = 1024 * 1024;
 /// How long what is known of the caller holds.
 const FRESH: Duration = Duration::from_secs(1);
-/// Subjects that are remembered because a command of theirs was not taken.
-const LEFT_MAX: usize = 10_000;
 /// Groups that wait for their confirms while the next is read.
 const GROUPS_UNCONFIRMED: usize = 4;
 
@@ -75,7 +73,7 @@ pub(super) async fn stream(
         while intake.lines.ready() >= GROUP || intake.lines.ready() > 0 && intake.lines.bytes >= GROUP_BYTES {
             intake.ask_again().await?;
             intake.send().await;
-            if intake.batch.is_unavailable() || intake.left.len() > LEFT_MAX {
+            if intake.batch.is_unavailable() || !intake.left.is_empty() {
                 // The rest would fare no better; the caller sends it again.
                 intake.finish().await;
                 return Ok(intake.batch);

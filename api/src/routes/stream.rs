@@ -115,8 +115,8 @@ async fn prepare(
     // Before: a caller that leaves meanwhile may have been entered.
     taken.entered = true;
     let (redis, seat) = (&app.stores.redis, &taken.seat);
-    let here = streams.hub.sockets_of(seat.user);
-    let entered = redis.enter_socket(streams.hub.process, &seat.socket, seat.user, &here).await;
+    let here = || streams.hub.sockets_of(seat.user);
+    let entered = redis.enter_socket(streams.hub.process, &seat.socket, seat.user, here).await;
     let prepared = async {
         let count = entered?;
         if count > streams.settings.user_sockets_max {

@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use taskflow_core::stream::{About, Cursor, Filter, Positions};
 use taskflow_stores::mongo::gap::{Kept, SYSTEM, Wanted};
 use taskflow_stores::postgres::{leases, outbox};
-use taskflow_stores::{StoreError, clock, mongo};
+use taskflow_stores::{StoreError, mongo};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -58,6 +58,8 @@ pub(crate) struct Reader<'r> {
     pub filter: &'r Filter,
     /// Events that are filled in.
     pub most: usize,
+    /// The time of the cursors that are given now: while something waits to be told, it stands still, and so does their age.
+    pub told: DateTime<Utc>,
     /// How old the cursor may be: what is older may have left the trail, and its reader must not believe that there is no
     /// hole.
     pub oldest: Duration,
@@ -71,7 +73,7 @@ pub(crate) async fn newest(stores: &Stores) -> Result<Positions, StoreError> {
 /// Reads what was missed since a cursor. A few at a time: after a restart all readers come back together, and what each of
 /// them reads may be much.
 pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) -> Result<Gap, End> {
-    if (clock::now() - cursor.at).to_std().is_ok_and(|age| age > reader.oldest) {
+    if (reader.told - cursor.at).to_std().is_ok_and(|age| age > reader.oldest) {
         return Err(End::GapTooLarge);
     }
     let turn = tokio::time::timeout(TURN, READING.acquire()).await;

@@ -46,7 +46,8 @@ pub(crate) async fn serve(
                 let most = stream.settings.gap_max;
                 let oldest = Duration::from_secs(stream.settings.gap_age_max_s);
                 let user = (!seat.all).then_some(seat.user);
-                let reader = Reader { user, filter: &seat.filter, most, oldest };
+                let reader =
+                    Reader { user, filter: &seat.filter, most, told: stream.hub.told.until(), oldest };
                 // Boxed: what only the beginning needs is not kept for as long as the reader stays.
                 let gap = match Box::pin(gap::read(stores, &cursor, &reader)).await {
                     Ok(gap) => gap,

@@ -18,7 +18,7 @@ use super::batch::{BatchTransaction, NO_LEASE, Record};
 use super::dead_letter_deeds::forget_receipts;
 use super::dead_letters::Letter;
 use super::outbox::Payload;
-use super::{PgPool, failed, leases, receipts, tasks, users};
+use super::{PgPool, failed, leases, tasks, users, waiting};
 use crate::{Kind, StoreError, clock};
 
 /// The epoch of the partition that is made for a rehearsal, and goes with it.
@@ -116,7 +116,10 @@ async fn play(
     let connection = transaction.connection().await?;
     forget_receipts(connection, std::slice::from_ref(letter)).await?;
     let items = std::slice::from_ref(item);
-    let known = receipts::claimed(connection, &[item.id]).await?;
+    let mut known = waiting::earlier(connection, &[item.id]).await?;
+    // The same that waits is no twin: it goes where that is.
+    known.retain(|_, earlier| !earlier.waits || earlier.fingerprint != item.fingerprint);
+    let known = known.into_iter().map(|(id, earlier)| (id, earlier.fingerprint)).collect();
     let needs = batch::needs(items);
     let roles = users::roles(connection, &needs.roles).await?;
     let lines = line(connection, item).await?;

@@ -92,6 +92,15 @@ pub struct Hold<'b> {
     pub held: &'b Held,
 }
 
+/// Who waits under an id that was to begin to wait.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Before {
+    pub id: Uuid,
+    pub fingerprint: Fingerprint,
+    /// The message of one that nobody could read yet, and that is known by its bytes.
+    pub unread: Option<Vec<u8>>,
+}
+
 /// The subjects of a partition of which commands are parked.
 pub async fn lines(pool: &PgPool, partition: &str) -> Result<HashSet<Uuid>, StoreError> {
     let subjects: Vec<Uuid> = sqlx::query_scalar(
@@ -185,7 +194,7 @@ pub async fn hold(
     connection: &mut PgConnection,
     partition: &str,
     holds: &[Hold<'_>],
-) -> Result<Vec<(Uuid, Fingerprint)>, StoreError> {
+) -> Result<Vec<Before>, StoreError> {
     if holds.is_empty() {
         return Ok(Vec::new());
     }
@@ -226,12 +235,15 @@ pub async fn hold(
         return Ok(Vec::new());
     }
     // Rare: one of them waits already. What was written just now has the fingerprint that was given.
-    let there: Vec<(Uuid, Fingerprint)> =
-        sqlx::query_as("/* held_before */ SELECT id, fingerprint FROM waiting_commands WHERE id = ANY($1)")
-            .bind(&ids)
-            .fetch_all(connection)
-            .await
-            .map_err(failed("look up who waits"))?;
+    let there: Vec<Before> = sqlx::query_as(
+        "/* held_before */
+        SELECT id, fingerprint, CASE WHEN fingerprint = substring(sha256(body) FROM 1 FOR 16) THEN body END AS unread
+        FROM waiting_commands WHERE id = ANY($1)",
+    )
+    .bind(&ids)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("look up who waits"))?;
     if there.len() < holds.len() {
         return Err(cancelled("let commands wait"));
     }
@@ -244,34 +256,40 @@ fn cancelled(call: &'static str) -> StoreError {
     StoreError::new(super::STORE, call, Kind::Conflict, detail)
 }
 
-/// Writes the new state of commands that have waited and wait on. Who joins a line goes to its end.
+/// Writes the new state of commands that have waited and wait on, and what they ask for: that may be read only now. Who joins a line goes to its end.
 ///
 /// # Errors
 /// [`crate::Kind::Conflict`] when one of them does not wait any more: somebody has cancelled it meanwhile.
-pub async fn hold_on(connection: &mut PgConnection, holds: &[(Uuid, &Held)]) -> Result<(), StoreError> {
+pub async fn hold_on(
+    connection: &mut PgConnection,
+    holds: &[(Uuid, Fingerprint, &Held)],
+) -> Result<(), StoreError> {
     if holds.is_empty() {
         return Ok(());
     }
-    fn column<'h, T>(holds: &[(Uuid, &'h Held)], field: impl Fn(&'h Held) -> T) -> Vec<T> {
-        holds.iter().map(|(_, held)| field(held)).collect()
+    fn column<'h, T>(holds: &[(Uuid, Fingerprint, &'h Held)], field: impl Fn(&'h Held) -> T) -> Vec<T> {
+        holds.iter().map(|(.., held)| field(held)).collect()
     }
     let held = sqlx::query(
         "/* hold_on */
         UPDATE waiting_commands w
         SET state = h.state, code = h.code, detail = h.detail, attempts = h.attempts, since = h.since, due_at = h.due_at,
+            fingerprint = h.fingerprint,
             place = CASE WHEN w.state = 'scheduled' AND h.state <> 'scheduled' THEN nextval('waiting_commands_place_seq')
                          ELSE w.place END
-        FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[])
-            AS h (id, state, code, detail, attempts, since, due_at)
+        FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[],
+                    $8::bytea[])
+            AS h (id, state, code, detail, attempts, since, due_at, fingerprint)
         WHERE w.id = h.id",
     )
-    .bind(holds.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(holds.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
     .bind(column(holds, |h| h.why.as_str()))
     .bind(column(holds, |h| h.code))
     .bind(column(holds, |h| h.detail.as_deref()))
     .bind(column(holds, |h| h.attempts as i16))
     .bind(column(holds, |h| h.since))
     .bind(column(holds, |h| h.due_at))
+    .bind(holds.iter().map(|(_, fingerprint, _)| fingerprint.as_slice()).collect::<Vec<_>>())
     .execute(connection)
     .await
     .map_err(failed("let commands wait on"))?;

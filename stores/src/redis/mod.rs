@@ -78,15 +78,19 @@ pub struct ClusterState {
 /// Prepares a client.
 ///
 /// # Errors
-/// [`Kind::Bug`] when the URL can't be understood, or the prefix has braces.
+/// [`Kind::Bug`] when the URL can't be understood, or a cluster's prefix has braces.
 pub fn connect(settings: &Settings) -> Result<Redis, StoreError> {
-    if settings.key_prefix.contains(['{', '}']) {
-        // In a cluster they would say which part of a key decides where it lies, and ours say that already.
-        let detail = format!("redis.key_prefix: {:?} must not have braces", settings.key_prefix);
+    let keeper = Keeper::new(settings)?;
+    if keeper.is_cluster() && settings.key_prefix.contains(['{', '}']) {
+        // There they say which part of a key decides where it lies, and ours say that already.
+        let detail = format!(
+            "redis.key_prefix: {:?} must not have braces where Redis is a cluster",
+            settings.key_prefix
+        );
         return Err(StoreError::new("redis", "prepare a client", Kind::Bug, detail));
     }
     Ok(Redis {
-        keeper: Keeper::new(settings)?,
+        keeper,
         prefix: settings.key_prefix.as_str().into(),
         response_timeout: Duration::from_millis(settings.response_timeout_ms),
     })

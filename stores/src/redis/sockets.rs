@@ -32,7 +32,7 @@ impl Redis {
         process: Uuid,
         socket: &str,
         user: Uuid,
-        here: &HashSet<String>,
+        here: impl FnOnce() -> HashSet<String>,
     ) -> Result<usize, StoreError> {
         let own = process.to_string();
         let mut connection = self.connection().await?;
@@ -42,6 +42,8 @@ impl Redis {
             .query_async(&mut connection)
             .await
             .map_err(self.failed("list a user's sockets"))?;
+        // After that: who has come since is not known there.
+        let here = here();
         let mut dead = Vec::new();
         for some in known.chunks(CHUNK) {
             let mut pipeline = redis::pipe();
