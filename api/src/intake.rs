@@ -40,7 +40,7 @@ pub(crate) struct Incoming<'b> {
 
 /// Subjects of which a request's earlier command was not taken, with the reason. Its later ones are not taken either: they
 /// would be applied without the earlier one, and sent again with it they would have their receipts.
-pub(crate) type Left = HashMap<Uuid, Problem>;
+pub(crate) type NotTaken = HashMap<Uuid, Problem>;
 
 /// A group that is on its way to the broker.
 pub(crate) struct Sent {
@@ -67,7 +67,7 @@ impl App {
         headers: &HeaderMap,
         incoming: &[Incoming<'_>],
         wants_receipt: bool,
-        left: &mut Left,
+        not_taken: &mut NotTaken,
     ) -> Sent {
         let at = clock::now();
         let mut refused = Vec::new();
@@ -101,14 +101,14 @@ impl App {
                 Some(first) if !first.waits => sent.known.push(command),
                 // Who waits has no receipt to be shown: sent once more, it waits as it does.
                 _ => {
-                    if let Some(problem) = left.get(&command.subject) {
+                    if let Some(problem) = not_taken.get(&command.subject) {
                         let reason = if problem.is_backlog() { "backlog" } else { "unavailable" };
                         refuse(index, Some(command.id), reason, problem.clone());
                         continue;
                     }
                     let partition = self.partition(&command);
                     if let Some(problem) = self.too_far_behind(partition) {
-                        left.insert(command.subject, problem.clone());
+                        not_taken.insert(command.subject, problem.clone());
                         refuse(index, Some(command.id), "backlog", problem);
                         continue;
                     }
@@ -117,7 +117,7 @@ impl App {
                     let message = Message::command(&command, at, intake);
                     let pending = self.stores.publisher.send_of(flow(caller, &command), message).await;
                     if let Err(error) = &pending {
-                        left.insert(command.subject, self.not_taken(&command, error.clone()));
+                        not_taken.insert(command.subject, self.refusal(&command, error.clone()));
                     }
                     sent.pending.push((index, command, pending));
                 }
@@ -133,7 +133,7 @@ impl App {
     }
 
     /// What is answered when the broker has not taken a command.
-    fn not_taken(&self, command: &Command, error: PublishError) -> Problem {
+    fn refusal(&self, command: &Command, error: PublishError) -> Problem {
         Problem::from(error).retry_after(self.pressure.retry_after_s(self.partition(command)))
     }
 
@@ -182,7 +182,7 @@ impl Sent {
     }
 
     /// Waits until the broker has confirmed each command, or has not.
-    pub(crate) async fn confirmed(self, app: &App, left: &mut Left) -> Outcome {
+    pub(crate) async fn confirmed(self, app: &App, not_taken: &mut NotTaken) -> Outcome {
         let mut outcome = Outcome { accepted: self.known.len() as u64, refused: self.refused };
         let mut accepted: HashMap<&'static str, u64> = HashMap::new();
         for (index, command, pending) in self.pending {
@@ -206,8 +206,8 @@ impl Sent {
                         app.mender.missing("an exchange, a queue or its bindings");
                     }
                     observe::counter(&metric::COMMANDS_REFUSED, &[("reason", "unavailable")]).increment(1);
-                    let problem = app.not_taken(&command, error);
-                    left.entry(command.subject).or_insert_with(|| problem.clone());
+                    let problem = app.refusal(&command, error);
+                    not_taken.entry(command.subject).or_insert_with(|| problem.clone());
                     outcome.refused.push(Refused { index, id: Some(command.id), problem });
                 }
             }

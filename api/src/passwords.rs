@@ -20,7 +20,8 @@ pub(crate) struct Passwords {
     running: Arc<Semaphore>,
     waiting: Semaphore,
     hashes_waiting: Semaphore,
-    places: usize,
+    /// Checks that one address may have in hand: others must find a place.
+    share: u32,
 }
 
 /// Too many passwords are looked at at once.
@@ -31,16 +32,16 @@ impl Passwords {
         let checks = checks.max(1);
         let places = checks * (1 + WAITING_PER_RUNNING);
         Self {
-            places,
+            share: (places / 2).max(1) as u32,
             running: Arc::new(Semaphore::new(checks)),
             waiting: Semaphore::new(places),
             hashes_waiting: Semaphore::new(checks * (1 + HASHES_PER_RUNNING)),
         }
     }
 
-    /// Checks that one address may have in hand: others must find a place.
+    /// Checks that one address may have in hand.
     pub(crate) fn share(&self) -> u32 {
-        (self.places / 2).max(1) as u32
+        self.share
     }
 
     /// Hashes a new password, in the form that users are stored with.

@@ -3,8 +3,8 @@
 //! One task a process listens to the event exchange, while anybody is connected ([`feed`]): it hears within milliseconds
 //! of the commit, and asks no store. It hands each event to the seats that it concerns ([`hub`]). A seat's own task
 //! writes to its socket ([`reader`]); who comes back with a cursor first gets what it missed, from the outbox and the
-//! audit trail ([`gap`]), the system's events since a time at which all had been told ([`told`]). Redis knows the open sockets of all processes ([`register`]);
-//! a stream ends with its session, or with its API key ([`keys`]).
+//! audit trail ([`gap`]), the system's events since a time at which all had been told ([`told`]). Redis knows the open
+//! sockets of all processes ([`register`]); a stream ends with its session, or with its API key ([`keys`]).
 
 pub(crate) mod credential;
 mod feed;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use taskflow_core::cache_key;
 use taskflow_core::change::{self, Change};
+use taskflow_core::{cache_key, etag};
 use taskflow_stores::mongo::{self, event_query};
 use taskflow_stores::postgres::{PgPool, outbox};
 use taskflow_stores::redis::document::Document;
@@ -35,7 +35,6 @@ impl Reads {
         let Some(state) = state?.filter(|state| !state.deleted && may(state.creator, state.assignee)) else {
             return Ok(None);
         };
-        let etag = format!("changes-{}", state.version);
         let newest = held.as_ref().map(|held| held.first().and_then(|first| version_of(first.as_bytes())));
         let result = match newest {
             None => "away",
@@ -45,7 +44,8 @@ impl Reads {
         };
         count("changes", result);
         if result == "hit" {
-            return Ok(Some(Answer { etag, body: body(&held.unwrap_or_default()).into(), hit: true }));
+            let body = body(&held.unwrap_or_default());
+            return Ok(Some(Answer { etag: etag::of(&body), body: body.into(), hit: true }));
         }
         let (mongo, postgres, shelf) = (mongo.clone(), self.postgres.clone(), Arc::clone(&self.shelf));
         let pagers = Arc::clone(&self.pagers);
@@ -62,7 +62,8 @@ impl Reads {
             Ok(Arc::new(document))
         };
         let made = self.flights.fly(&key, i64::from(state.version), make).await?;
-        Ok(Some(Answer { etag, body: made.body.clone(), hit: false }))
+        // Of what is shown, not of the version: what is not whole yet may still change.
+        Ok(Some(Answer { etag: made.etag.clone(), body: made.body.clone(), hit: false }))
     }
 }
 

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::ndjson;
 use crate::auth::Caller;
 use crate::body::{is_too_slow, media_type};
-use crate::intake::{Incoming, Left, Outcome, Refused};
+use crate::intake::{Incoming, NotTaken, Outcome, Refused};
 use crate::problem::Problem;
 use crate::{App, Shared};
 
@@ -146,11 +146,11 @@ pub(super) async fn take(
     let command = wait.and_then(|_| envelope::parse(body).ok());
     let told = command.as_ref().map(|command| app.waiters.register(command.id));
     let incoming = [Incoming { index: 0, text: body }];
-    let mut left = Left::new();
-    let sent = app.send(caller, headers, &incoming, wait.is_some(), &mut left).await;
+    let mut not_taken = NotTaken::new();
+    let sent = app.send(caller, headers, &incoming, wait.is_some(), &mut not_taken).await;
     let id = sent.first_id();
     let (known, at) = (!sent.known.is_empty(), sent.at);
-    let mut outcome = sent.confirmed(app, &mut left).await;
+    let mut outcome = sent.confirmed(app, &mut not_taken).await;
     if let Some(Refused { problem, .. }) = outcome.refused.pop() {
         return Err(problem);
     }
@@ -202,9 +202,9 @@ async fn many(app: &App, caller: &Caller, headers: &HeaderMap, body: &Bytes) -> 
         .map(|(index, text)| Incoming { index: index as u64, text: text.get().as_bytes() })
         .collect();
     let mut batch = Batch::default();
-    let mut left = Left::new();
-    let sent = app.send(caller, headers, &incoming, false, &mut left).await;
-    batch.add(sent.confirmed(app, &mut left).await);
+    let mut not_taken = NotTaken::new();
+    let sent = app.send(caller, headers, &incoming, false, &mut not_taken).await;
+    batch.add(sent.confirmed(app, &mut not_taken).await);
     answer_many(app, batch)
 }
 

@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::authority::Need;
 use crate::bodies::Room;
 use crate::body::is_too_slow;
-use crate::intake::{Incoming, Left, Sent};
+use crate::intake::{Incoming, NotTaken, Sent};
 use crate::problem::Problem;
 use crate::{App, gate};
 
@@ -42,7 +42,7 @@ pub(super) async fn stream(
         lines: Lines::default(),
         room: Room::of_caller(caller),
         sent: VecDeque::new(),
-        left: Left::new(),
+        not_taken: NotTaken::new(),
     };
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
@@ -73,7 +73,7 @@ pub(super) async fn stream(
         while intake.lines.ready() >= GROUP || intake.lines.ready() > 0 && intake.lines.bytes >= GROUP_BYTES {
             intake.ask_again().await?;
             intake.send().await;
-            if intake.batch.is_unavailable() || !intake.left.is_empty() {
+            if intake.batch.is_unavailable() || !intake.not_taken.is_empty() {
                 // The rest would fare no better; the caller sends it again.
                 intake.finish().await;
                 return Ok(intake.batch);
@@ -100,7 +100,7 @@ struct Stream<'a> {
     /// For what is in `lines`.
     room: Room,
     sent: VecDeque<(Sent, Room)>,
-    left: Left,
+    not_taken: NotTaken,
 }
 
 impl Stream<'_> {
@@ -146,7 +146,7 @@ impl Stream<'_> {
         let room = self.room.split(group.iter().map(|line| line.text.len()).sum());
         let incoming: Vec<Incoming<'_>> =
             group.iter().map(|line| Incoming { index: line.number, text: &line.text }).collect();
-        let sent = self.app.send(&self.caller, self.headers, &incoming, false, &mut self.left).await;
+        let sent = self.app.send(&self.caller, self.headers, &incoming, false, &mut self.not_taken).await;
         self.sent.push_back((sent, room));
         while self.sent.len() > GROUPS_UNCONFIRMED {
             self.confirm_one().await;
@@ -155,7 +155,7 @@ impl Stream<'_> {
 
     async fn confirm_one(&mut self) {
         let Some((sent, _room)) = self.sent.pop_front() else { return };
-        self.batch.add(sent.confirmed(self.app, &mut self.left).await);
+        self.batch.add(sent.confirmed(self.app, &mut self.not_taken).await);
     }
 
     async fn finish(&mut self) {

@@ -1,5 +1,5 @@
-//! Ends the streams of API keys that were revoked or have expired, and of sessions whose time is over. Apart from the
-//! register: keys are in Postgres, and a Redis that is slow must not keep a revoked key's streams open.
+//! Ends the streams of API keys that were revoked or have expired. Apart from the register: keys are in Postgres, and a
+//! Redis that is slow must not keep a revoked key's streams open.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,9 +31,6 @@ async fn keep(app: &App, stop: &CancellationToken) {
         let now = clock::now();
         let mut by_key: HashMap<Uuid, Vec<Arc<Seat>>> = HashMap::new();
         for seat in app.streams.hub.all() {
-            if seat.until.is_some_and(|until| until <= now) {
-                seat.end(End::SessionOver);
-            }
             match seat.key.as_ref().map(|key| (key.id, key.is_good(now))) {
                 None => {}
                 // Its time is over, whatever Postgres knows.

@@ -1,14 +1,16 @@
 //! Keeps the register of open sockets in Redis true, and ends streams whose session is over.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use taskflow_stores::clock;
 use taskflow_stores::redis::Redis;
 use taskflow_stores::redis::sockets::Open;
 use taskflow_stores::seldom::Seldom;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{End, Hub};
+use super::hub::{End, Hub, Seat};
 
 /// How soon a session's end is noticed; well below the time that a process's sign of life lasts.
 const EVERY: Duration = Duration::from_secs(3);
@@ -25,6 +27,10 @@ pub(super) async fn keep(redis: &Redis, hub: &Hub, stop: &CancellationToken) {
         if seats.is_empty() {
             continue;
         }
+        // Whatever Redis says, or does not.
+        let now = clock::now();
+        let is_over = |seat: &&Arc<Seat>| seat.until.is_some_and(|until| until <= now);
+        seats.iter().filter(is_over).for_each(|seat| seat.end(End::SessionOver));
         let open: Vec<Open> = seats
             .iter()
             .map(|seat| Open { socket: seat.socket.clone(), user: seat.user, session: seat.session.clone() })

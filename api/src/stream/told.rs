@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::hub::Hub;
 
-/// How often it is asked, while anybody is connected. As long has whatever was delivered to come here.
+/// How often it is looked up, while anybody is connected. Whatever was delivered has as long to come here.
 const EVERY: Duration = Duration::from_secs(3);
 
 static COMPLAINTS: Seldom = Seldom::new();
 
-/// What the last two looks have found.
+/// The last two looks: the one before counts, since what was delivered before the last may still be on its way here.
 #[derive(Debug, Clone, Copy)]
 struct Looks {
     before: DateTime<Utc>,
@@ -69,9 +69,8 @@ pub(super) async fn keep(postgres: &PgPool, hub: &Hub, stop: &CancellationToken)
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = next_look(hub) => {}
         }
-        hub.wanted().await;
         // While Postgres is away it stays as it is: what comes back is told more than once.
         if let Err(error) = hub.told.look(postgres).await
             && let Some(held_back) = COMPLAINTS.due()
@@ -79,6 +78,12 @@ pub(super) async fn keep(postgres: &PgPool, hub: &Hub, stop: &CancellationToken)
             tracing::warn!(%error, held_back, "Which events still wait can't be looked up.");
         }
     }
+}
+
+/// Waits for the time of the next look, and until somebody is connected.
+async fn next_look(hub: &Hub) {
+    tokio::time::sleep(EVERY).await;
+    hub.wanted().await;
 }
 
 #[cfg(test)]

@@ -256,7 +256,8 @@ fn cancelled(call: &'static str) -> StoreError {
     StoreError::new(super::STORE, call, Kind::Conflict, detail)
 }
 
-/// Writes the new state of commands that have waited and wait on, and what they ask for: that may be read only now. Who joins a line goes to its end.
+/// Writes the new state of commands that have waited and wait on, and what they ask for: that may be read only now. Who
+/// joins a line goes to its end.
 ///
 /// # Errors
 /// [`crate::Kind::Conflict`] when one of them does not wait any more: somebody has cancelled it meanwhile.
