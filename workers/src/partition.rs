@@ -38,6 +38,7 @@ use crate::sink::Batch;
 use crate::waiting::{Room, foreign};
 use taskflow_stores::backoff::Backoff;
 
+use self::alone::Suspects;
 use self::waited::Careful;
 use crate::{Context, crash, pause, report};
 
@@ -284,31 +285,44 @@ impl Pipeline<'_> {
             crash::point("collected");
             self.pulse.is_at(Doing::Applying);
             let turn = give_way.begin(self.partition.low).await;
-            (self.held_by, self.through) = (None, 0);
-            if let Some(left) = self.take(&deliveries, stop).await? {
-                return Ok(left);
-            }
-            // What is behind a command of a paused type goes back when the channel is closed.
-            let deliveries = &deliveries[..self.through];
-            let Some(last) = deliveries.last() else {
-                self.acquit().await;
-                return Ok(Left::Stopped);
-            };
-            if let Some(journal) = &self.context.stores.journal {
-                journal.keep(self.partition.low, deliveries).await;
-            }
-            crash::point("kept");
-            let start = Instant::now();
-            last.ack_through().await?;
-            observe_step("ack", start);
-            crash::point("acknowledged");
-            self.forget().await?;
-            self.pulse.finished(last.accepted_at());
-            if self.held_by.is_some() {
-                return Ok(Left::Stopped);
+            let suspects = self.suspects(&deliveries).await?;
+            for some in suspects.apart(&deliveries) {
+                if let Some(left) = self.settle(some, &suspects, stop).await? {
+                    return Ok(left);
+                }
             }
             turn.end(leave).await;
         }
+    }
+
+    /// Takes some messages of a batch to their end, and acknowledges them. `None` if the rest may be taken.
+    async fn settle(
+        &mut self,
+        deliveries: &[Delivery],
+        suspects: &Suspects,
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        (self.held_by, self.through) = (None, 0);
+        if let Some(left) = self.take(deliveries, suspects, stop).await? {
+            return Ok(Some(left));
+        }
+        // What is behind a command of a paused type goes back when the channel is closed.
+        let deliveries = &deliveries[..self.through];
+        let Some(last) = deliveries.last() else {
+            self.acquit().await;
+            return Ok(Some(Left::Stopped));
+        };
+        if let Some(journal) = &self.context.stores.journal {
+            journal.keep(self.partition.low, deliveries).await;
+        }
+        crash::point("kept");
+        let start = Instant::now();
+        last.ack_through().await?;
+        observe_step("ack", start);
+        crash::point("acknowledged");
+        self.forget().await?;
+        self.pulse.finished(last.accepted_at());
+        Ok(self.held_by.is_some().then_some(Left::Stopped))
     }
 
     /// Decode, apply, hand over, up to the first command of a paused type. The caller acknowledges.

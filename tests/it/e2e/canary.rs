@@ -1,6 +1,7 @@
 //! Canaries: they go through every partition, tell what is wrong, and stay few.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
@@ -11,7 +12,9 @@ use taskflow_tests::{Client, Cluster, Result, Site, wait};
 use crate::{cluster, with_site};
 
 const ON: (&str, &str) = ("TASKFLOW_CANARY__EVERY_MS", "200");
-const IMPATIENT: (&str, &str) = ("TASKFLOW_CANARY__STUCK_AFTER_MS", "1500");
+const IMPATIENT: (&str, &str) = ("TASKFLOW_CANARY__STUCK_AFTER_MS", "3000");
+/// More than the longest time between two looks at one that is on its way.
+const LOOKED_AT_AGAIN: Duration = Duration::from_secs(3);
 /// As many as a test's site has.
 const PARTITIONS: [&str; 5] = ["00", "01", "02", "03", "low.00"];
 
@@ -118,8 +121,11 @@ async fn wrong(site: Arc<Site>) -> Result {
         Ok(all)
     })
     .await?;
-    let stuck = commands_of_all(&metrics, "stuck").await?;
-    ensure!(stuck <= 2.0 * PARTITIONS.len() as f64, "a canary is stuck more than once: {stuck}");
+    let (since, stuck) = (Instant::now(), commands_of_all(&metrics, "stuck").await?);
+    wait::until("they were looked at again", async || Ok(since.elapsed() > LOOKED_AT_AGAIN)).await?;
+    let again = commands_of_all(&metrics, "stuck").await? - stuck;
+    // One that was late on a busy machine may have had its end, and its successor be the one that is stuck.
+    ensure!(again <= 2.0 * PARTITIONS.len() as f64, "canaries are stuck more than once: {again} more");
     let worker = cluster.worker()?;
     let before = commands_of_all(&metrics, "applied").await?;
     wait::until("they go on", async || Ok(commands_of_all(&metrics, "applied").await? > before + 10.0))

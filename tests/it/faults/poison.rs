@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -16,7 +16,7 @@ use taskflow_stores::postgres::suspects;
 use taskflow_stores::rabbit::publish::Message;
 use taskflow_stores::rabbit::topology::DEAD_LETTERS;
 use taskflow_tests::commands::{HASH, command, command_of, id, subject_in_slot};
-use taskflow_tests::promise::{self, Stream};
+use taskflow_tests::promise::{self, Accepted, Stream};
 use taskflow_tests::{Process, Result, Site, letters, wait};
 use uuid::Uuid;
 
@@ -51,6 +51,33 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
+/// Messages that every reader of the deadly one has in hand before it.
+const AHEAD: usize = 3;
+
+/// Sends them; returns what was accepted.
+async fn go_ahead(site: &Site) -> Result<Accepted> {
+    let mut accepted = Accepted::default();
+    for _ in 0..AHEAD {
+        let subject = subject_in_slot(0);
+        let command = envelope::read(command("task.create", subject, json!({ "title": "version 1" })))?;
+        site.publisher.publish(Message::command(&command, clock::now(), None)).await?;
+        accepted.subjects.insert(subject, vec![command.id]);
+    }
+    Ok(accepted)
+}
+
+/// All who were with it were applied, and none of them has become a letter.
+async fn only_one_is_dead(site: &Site) -> Result {
+    wait::until("the dead letters are drained", async || {
+        let letters = site.count("SELECT count(*) FROM dead_letters").await?;
+        Ok(letters > 0 && site.link.depth(DEAD_LETTERS).await?.ready == 0)
+    })
+    .await?;
+    let letters = site.count("SELECT count(*) FROM dead_letters").await?;
+    ensure!(letters == 1, "{letters} letters: neighbours were condemned with it");
+    Ok(())
+}
+
 /// Sends it; returns what counts it when it is dead.
 async fn pill(site: &Site, slot: u8) -> Result<String> {
     let value = command("task.create", subject_in_slot(slot), json!({ "title": "the pill" }));
@@ -68,6 +95,7 @@ async fn swallow(site: &Site, pill: &Command) -> Result<String> {
 /// The process lives and its task ends: nobody is needed to start a worker again.
 async fn panics(site: Arc<Site>) -> Result {
     let cluster = cluster(&site)?;
+    let ahead = go_ahead(&site).await?;
     let stream = Stream::start(&site, 12, 20);
     let pill = envelope::read(command("task.create", subject_in_slot(0), json!({ "title": "the pill" })))?;
     let dead = swallow(&site, &pill).await?;
@@ -78,22 +106,20 @@ async fn panics(site: Arc<Site>) -> Result {
         Ok(site.count(&dead).await? > 0)
     })
     .await?;
-    let mut accepted = stream.end().await?;
+    let mut accepted = stream.end().await?.and(ahead);
     accepted.others = 1;
     promise::check(&site, &accepted).await?;
     forgotten(&site, &worker, since).await?;
+    only_one_is_dead(&site).await?;
     worker.stop().await?;
 
     // Sent again, to one that can read it: it is known, and no other command under a known id.
     let worker = cluster.worker()?;
-    letters::until(&site, "kept", 1).await?;
     swallow(&site, &pill).await?;
     let after = command("task.create", subject_in_slot(0), json!({ "title": "after it" }));
     letters::publish(&site, &after).await?;
     site.until_told(&[after]).await?;
-    wait::until("the dead letters are drained", async || Ok(site.link.depth(DEAD_LETTERS).await?.ready == 0))
-        .await?;
-    ensure!(site.count("SELECT count(*) FROM dead_letters").await? == 1, "it is taken for another command");
+    only_one_is_dead(&site).await.context("it is taken for another command")?;
     ensure!(site.count(&dead).await? == 1, "its receipt has changed");
     worker.stop().await
 }
@@ -118,6 +144,7 @@ async fn forgotten(site: &Site, worker: &Process, since: DateTime<Utc>) -> Resul
 
 async fn poison(site: Arc<Site>, way: &str, by: Signal) -> Result {
     let cluster = cluster(&site)?;
+    let ahead = go_ahead(&site).await?;
     let stream = Stream::start(&site, 12, 20);
     let dead = pill(&site, 0).await?;
     let deadly = ("TASKFLOW_CRASH_ON", way);
@@ -138,7 +165,7 @@ async fn poison(site: Arc<Site>, way: &str, by: Signal) -> Result {
         ensure!(crashes <= CRASHES_MAX, "{crashes} workers have died of one message");
     };
     ensure!(crashes >= 3, "it was given up after {crashes} crashes");
-    let mut accepted = stream.end().await?;
+    let mut accepted = stream.end().await?.and(ahead);
     accepted.others = 1;
     // All others apply, none of them was charged, and nobody else dies.
     tokio::select! {
@@ -146,6 +173,7 @@ async fn poison(site: Arc<Site>, way: &str, by: Signal) -> Result {
         status = worker.end() => bail!("the message is dead, and a worker died all the same: {}", status?),
     }
     forgotten(&site, &worker, since).await?;
+    only_one_is_dead(&site).await?;
     worker.stop().await
 }
 

@@ -14,41 +14,63 @@ use crate::decode::Origin;
 use crate::messages::Messages;
 use crate::suspect::{self, Entered, Trial};
 
+/// Those in a batch that were with somebody who died, by their digests; with each how often it was tried alone since.
+#[derive(Default)]
+pub(super) struct Suspects {
+    /// Whether anything in the batch came back.
+    noted: bool,
+    known: HashMap<Fingerprint, i16>,
+}
+
+impl Suspects {
+    fn is_one(&self, delivery: &Delivery) -> bool {
+        self.noted && suspect::is_suspicious(delivery) && self.known.contains_key(&digest(delivery.body()))
+    }
+
+    /// The parts of a batch that are taken one after the other: each suspect is one, and so are those between two of them.
+    /// What came to its end must be acknowledged before the next part is tried. Else it comes back with the one that kills,
+    /// is tried as often, and is condemned with it.
+    pub(super) fn apart<'d>(&self, deliveries: &'d [Delivery]) -> impl Iterator<Item = &'d [Delivery]> {
+        deliveries.chunk_by(|one, next| !self.is_one(one) && !self.is_one(next))
+    }
+}
+
 impl Pipeline<'_> {
-    /// A batch; the messages in it that were with somebody who died are taken alone, those between them together. What
-    /// came to its end is to be [forgotten](Self::forget) when it is acknowledged: until then it may come again.
-    pub(super) async fn take(
-        &mut self,
-        deliveries: &[Delivery],
-        stop: &CancellationToken,
-    ) -> Result<Option<Left>, StoreError> {
-        self.settled.clear();
+    /// Writes down who of a batch is about to be tried, and says who must be tried alone.
+    pub(super) async fn suspects(&mut self, deliveries: &[Delivery]) -> Result<Suspects, StoreError> {
         let suspicious = |delivery: &&Delivery| suspect::is_suspicious(delivery);
         let digests: Vec<Fingerprint> =
             deliveries.iter().filter(suspicious).map(|delivery| digest(delivery.body())).collect();
         if digests.is_empty() {
-            return self.batch(deliveries, stop).await;
+            return Ok(Suspects::default());
         }
         let postgres = &self.context.stores.postgres;
         self.has_suspected = true;
         let noted = suspects::note_together(postgres, &digests, &self.name, self.epoch);
         let known = self.answers.wait("note suspects", noted).await?;
-        let is_alone = |delivery: &Delivery| {
-            suspect::is_suspicious(delivery) && known.contains_key(&digest(delivery.body()))
-        };
-        let mut left = None;
-        for some in deliveries.chunk_by(|one, next| !is_alone(one) && !is_alone(next)) {
-            left = match some {
-                [one] if is_alone(one) => self.alone(one, &known, stop).await?,
-                together => self.batch(together, stop).await?,
-            };
-            if left.is_some() || self.held_by.is_some() {
-                break;
-            }
+        Ok(Suspects { noted: true, known })
+    }
+
+    /// Takes one that is a suspect alone, or some that are not together. What came to its end is to be
+    /// [forgotten](Self::forget) when it is acknowledged: until then it may come again.
+    pub(super) async fn take(
+        &mut self,
+        deliveries: &[Delivery],
+        suspects: &Suspects,
+        stop: &CancellationToken,
+    ) -> Result<Option<Left>, StoreError> {
+        self.settled.clear();
+        if let [one] = deliveries
+            && suspects.is_one(one)
+        {
+            return self.alone(one, suspects, stop).await;
         }
-        // Who was told to stop has died of nothing. Those that are tried alone are forgotten one by one.
-        if !matches!(left, Some(Left::Fenced)) {
-            self.settled.extend(digests.into_iter().filter(|digest| !known.contains_key(digest)));
+        let left = self.batch(deliveries, stop).await?;
+        // Who was told to stop has died of nothing.
+        if suspects.noted && !matches!(left, Some(Left::Fenced)) {
+            let suspicious = |delivery: &&Delivery| suspect::is_suspicious(delivery);
+            let came_back = deliveries.iter().filter(suspicious);
+            self.settled.extend(came_back.map(|delivery| digest(delivery.body())));
         }
         Ok(left)
     }
@@ -85,11 +107,11 @@ impl Pipeline<'_> {
     async fn alone(
         &mut self,
         delivery: &Delivery,
-        known: &HashMap<Fingerprint, i16>,
+        suspects: &Suspects,
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
         let (context, partition) = (self.context, self.partition);
-        let tries = known.get(&digest(delivery.body())).copied().unwrap_or_default();
+        let tries = suspects.known.get(&digest(delivery.body())).copied().unwrap_or_default();
         let solitude = context.solitude.enter(tries).await;
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match self.answers.wait("note a try", trial).await? {
