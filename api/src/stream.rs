@@ -38,6 +38,8 @@ pub struct Settings {
     pub user_sockets_max: usize,
     /// Events that wait for one reader before it is dropped as too slow.
     pub buffer: usize,
+    /// Bytes of them. One event may be longer.
+    pub buffer_bytes: usize,
     /// How long a reader may take for one event, in milliseconds.
     pub write_timeout_ms: u64,
     /// Between two pings, in milliseconds.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub idle_timeout_ms: u64,
     /// Events that are filled in for who comes back; with more it has to read the audit trail.
     pub gap_max: usize,
+    /// Bytes of them. An API process reads for four readers at a time.
+    pub gap_bytes: usize,
     /// How old a cursor may be, in seconds; who comes back with an older one has to read the audit trail. Below what
     /// retention keeps of any event: a stream tells of no hole.
     pub gap_age_max_s: u64,
@@ -57,10 +61,12 @@ impl Default for Settings {
             sockets_max: 10_000,
             user_sockets_max: 20,
             buffer: 4_096,
+            buffer_bytes: 8 * 1024 * 1024,
             write_timeout_ms: 10_000,
             ping_ms: 20_000,
             idle_timeout_ms: 60_000,
             gap_max: 10_000,
+            gap_bytes: 32 * 1024 * 1024,
             gap_age_max_s: 86_400,
         }
     }

@@ -79,6 +79,7 @@ async fn stream(
         until: caller.until,
         key: caller.key.clone(),
         buffer: streams.settings.buffer,
+        buffer_bytes: streams.settings.buffer_bytes,
     };
     let Some((seat, events)) = streams.hub.take_seat(request) else {
         return Err(Problem::unavailable("this server has as many streams as it takes; try again soon"));

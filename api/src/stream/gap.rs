@@ -18,8 +18,8 @@ use uuid::Uuid;
 use super::hub::End;
 use crate::Stores;
 
-/// Outbox rows that are read at once: each may have hundreds of events.
-const ROWS: i64 = 20;
+/// Outbox rows that are read at once: each may have hundreds of events, of some megabytes.
+const ROWS: i64 = 4;
 /// Outbox rows that are looked through for one reader: with more, the audit trail is far behind.
 const ROWS_MAX: usize = 2_000;
 /// Events that one batch may have.
@@ -56,8 +56,10 @@ pub(crate) struct Reader<'r> {
     /// None for all.
     pub user: Option<Uuid>,
     pub filter: &'r Filter,
-    /// Events that are filled in.
+    /// Events that are filled in …
     pub most: usize,
+    /// … and bytes of them.
+    pub most_bytes: usize,
     /// The time of the cursors that are given now: while something waits to be told, it stands still, and so does their age.
     pub told: DateTime<Utc>,
     /// How old the cursor may be: what is older may have left the trail, and its reader must not believe that there is no
@@ -80,7 +82,8 @@ pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) 
     let Ok(Ok(_turn)) = turn else { return Err(End::Unavailable) };
     let until = newest(stores).await.map_err(away)?;
     let behind = cursor.positions.behind(&until);
-    let mut found = Found { reader, cursor, until: &until, ids: HashSet::new(), missed: Vec::new() };
+    let mut found =
+        Found { reader, cursor, until: &until, ids: HashSet::new(), missed: Vec::new(), bytes: 0 };
     let mut looked_through = 0;
     for (partition, whole, last) in &behind {
         let mut after = *whole;
@@ -117,14 +120,14 @@ pub(crate) async fn read(stores: &Stores, cursor: &Cursor, reader: &Reader<'_>) 
         applied_since: applied.map(|at| at - CLOCKS),
         system_since: cursor.at - OVERLAP,
         user: reader.user,
+        filter: reader.filter,
         // Of the first batch of each partition some may have been had.
         most: reader.most + found.missed.len() + behind.len() * FIRST,
     };
-    let kept = mongo::gap::read(&stores.mongo, &wanted).await;
+    let all = mongo::gap::read(&stores.mongo, &wanted, |kept| found.add(kept).is_ok()).await;
     // Too much to look through is too much.
-    let kept = kept.map_err(away)?.ok_or(End::GapTooLarge)?;
-    for one in kept {
-        found.add(one)?;
+    if !all.map_err(away)? {
+        return Err(End::GapTooLarge);
     }
     let mut missed = found.missed;
     sort(&mut missed);
@@ -142,6 +145,7 @@ struct Found<'f> {
     until: &'f Positions,
     ids: HashSet<String>,
     missed: Vec<Missed>,
+    bytes: usize,
 }
 
 impl Found<'_> {
@@ -160,7 +164,8 @@ impl Found<'_> {
         if !owned || !self.reader.filter.takes(&about) || !self.ids.insert(id) {
             return Ok(());
         }
-        if self.missed.len() >= self.reader.most {
+        self.bytes += json.len();
+        if self.missed.len() >= self.reader.most || self.bytes > self.reader.most_bytes {
             return Err(End::GapTooLarge);
         }
         let place = (!is_system).then_some((partition, number, index));

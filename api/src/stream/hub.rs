@@ -1,7 +1,7 @@
 //! Who is connected, and which event goes to whom.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -99,11 +99,31 @@ pub(crate) struct Seat {
     /// Its API key, if it has one.
     pub key: Option<Arc<ApiKey>>,
     sender: mpsc::Sender<Arc<Live>>,
+    /// Bytes of what waits for it …
+    waiting: AtomicUsize,
+    /// … and how many may.
+    bytes_max: usize,
     end: OnceLock<End>,
     ended: Notify,
 }
 
 impl Seat {
+    /// Gives it an event; ends a reader for whom too much waits.
+    fn offer(&self, live: &Arc<Live>) {
+        let bytes = live.json.len();
+        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let is_too_much = before > 0 && before + bytes > self.bytes_max;
+        // Who has left has no use for it.
+        if is_too_much || matches!(self.sender.try_send(Arc::clone(live)), Err(mpsc::error::TrySendError::Full(_))) {
+            self.end(End::Slow);
+        }
+    }
+
+    /// Notes that an event was taken out of what waits.
+    pub(super) fn took(&self, live: &Live) {
+        self.waiting.fetch_sub(live.json.len(), Ordering::Relaxed);
+    }
+
     /// Ends the stream. The first reason counts.
     pub(crate) fn end(&self, why: End) {
         let _ = self.end.set(why);
@@ -130,6 +150,7 @@ pub(crate) struct Request {
     pub until: Option<DateTime<Utc>>,
     pub key: Option<Arc<ApiKey>>,
     pub buffer: usize,
+    pub buffer_bytes: usize,
 }
 
 /// Everybody who is connected to this process.
@@ -170,7 +191,7 @@ impl Hub {
     pub(crate) fn take_seat(&self, request: Request) -> Option<(Arc<Seat>, mpsc::Receiver<Arc<Live>>)> {
         let (sender, receiver) = mpsc::channel(request.buffer.max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let Request { user, all, filter, session, until, key, .. } = request;
+        let Request { user, all, filter, session, until, key, buffer_bytes, .. } = request;
         let seat = Arc::new(Seat {
             socket: format!("{}:{number}", self.process),
             user,
@@ -180,6 +201,8 @@ impl Hub {
             until,
             key,
             sender,
+            waiting: AtomicUsize::new(0),
+            bytes_max: buffer_bytes,
             end: OnceLock::new(),
             ended: Notify::new(),
         });
@@ -233,12 +256,7 @@ impl Hub {
             let own = owners.iter().filter_map(|user| seats.by_user.get(user)).flatten();
             // After an event that had no place none may follow: its cursor would say that the reader had both.
             let open = |seat: &&Arc<Seat>| seat.end.get().is_none() && seat.filter.takes(&live.about);
-            for seat in own.chain(&seats.all).filter(open) {
-                // Who has left has no use for it.
-                if let Err(mpsc::error::TrySendError::Full(_)) = seat.sender.try_send(Arc::clone(&live)) {
-                    seat.end(End::Slow);
-                }
-            }
+            own.chain(&seats.all).filter(open).for_each(|seat| seat.offer(&live));
         }
         // After the seats have their events: who finds nothing waiting has had all that this says.
         if let Some(positions) = positions {

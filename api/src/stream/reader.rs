@@ -43,11 +43,11 @@ pub(crate) async fn serve(
     let end = {
         let read = async {
             if let Some(cursor) = cursor {
-                let most = stream.settings.gap_max;
+                let (most, most_bytes) = (stream.settings.gap_max, stream.settings.gap_bytes);
                 let oldest = Duration::from_secs(stream.settings.gap_age_max_s);
                 let user = (!seat.all).then_some(seat.user);
-                let reader =
-                    Reader { user, filter: &seat.filter, most, told: stream.hub.told.until(), oldest };
+                let told = stream.hub.told.until();
+                let reader = Reader { user, filter: &seat.filter, most, most_bytes, told, oldest };
                 // Boxed: what only the beginning needs is not kept for as long as the reader stays.
                 let gap = match Box::pin(gap::read(stores, &cursor, &reader)).await {
                     Ok(gap) => gap,
@@ -59,7 +59,7 @@ pub(crate) async fn serve(
             } else if let Err(end) = writer.mark(&mut socket, &Positions::default()).await {
                 return end;
             }
-            live(&mut socket, &mut writer, &mut events, &stream.settings, &stream.hub).await
+            live(&mut socket, &mut writer, &mut events, &stream.settings, &seat).await
         };
         tokio::select! {
             // First: after its end nothing more is told.
@@ -86,7 +86,7 @@ async fn live(
     writer: &mut Writer,
     events: &mut mpsc::Receiver<Arc<Live>>,
     settings: &Settings,
-    hub: &Hub,
+    seat: &Seat,
 ) -> End {
     let mut ping = tokio::time::interval(Duration::from_millis(settings.ping_ms.max(100)));
     ping.reset();
@@ -96,6 +96,7 @@ async fn live(
         tokio::select! {
             event = events.recv() => {
                 let Some(event) = event else { return End::Reset };
+                seat.took(&event);
                 if let Err(end) = writer.event(socket, &event).await {
                     return end;
                 }
@@ -110,7 +111,7 @@ async fn live(
                     return End::Idle;
                 }
                 // Read before: whatever it says was handed over by now.
-                let told = hub.positions();
+                let told = writer.hub.positions();
                 let sent = if events.is_empty() { writer.mark(socket, &told).await } else { Ok(()) };
                 let sent = match sent {
                     Ok(()) => writer.write(socket, Message::Ping(Bytes::new())).await,

@@ -8,6 +8,7 @@ use mongodb::Database;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::ErrorKind;
 use serde_json::{Value, json};
+use taskflow_core::stream::Filter;
 use uuid::Uuid;
 
 use super::events::COLLECTION;
@@ -43,17 +44,22 @@ pub struct Wanted<'w> {
     pub system_since: DateTime<Utc>,
     /// Whose events; none for everybody's.
     pub user: Option<Uuid>,
+    pub filter: &'w Filter,
     /// Most events of each of both kinds.
     pub most: usize,
 }
 
-/// Reads events of the trail in the order of their times; `None` if there are too many, or too many to look through.
-pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Vec<Kept>>, StoreError> {
+/// Reads events of the trail in the order of their times, one after the other. `false` if there are too many, too many to
+/// look through, or `take` has enough.
+pub async fn read(
+    database: &Database,
+    wanted: &Wanted<'_>,
+    mut take: impl FnMut(Kept) -> bool,
+) -> Result<bool, StoreError> {
     let since = |at: DateTime<Utc>| {
         // To the millisecond, as times are kept.
         doc! { "$gte": mongodb::bson::DateTime::from_millis(at.timestamp_millis()) }
     };
-    let mut found = Vec::new();
     if let Some(applied) = wanted.applied_since
         && !wanted.batches.is_empty()
     {
@@ -62,9 +68,8 @@ pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Vec
         });
         let batches: Vec<Document> = batches.collect();
         let filter = vec![doc! { "createdAt": since(applied) }, doc! { "$or": batches }];
-        match look(database, filter, wanted).await? {
-            Some(events) => found = events,
-            None => return Ok(None),
+        if !look(database, filter, wanted, &mut take).await? {
+            return Ok(false);
         }
     }
     // By the index of types, in which all of the system's stand together.
@@ -72,16 +77,15 @@ pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Vec
         doc! { "type": { "$gte": "system.", "$lt": "system/" } },
         doc! { "createdAt": since(wanted.system_since) },
     ];
-    let Some(events) = look(database, filter, wanted).await? else { return Ok(None) };
-    found.extend(events);
-    Ok(Some(found))
+    look(database, filter, wanted, &mut take).await
 }
 
 async fn look(
     database: &Database,
     mut filter: Vec<Document>,
     wanted: &Wanted<'_>,
-) -> Result<Option<Vec<Kept>>, StoreError> {
+    take: &mut impl FnMut(Kept) -> bool,
+) -> Result<bool, StoreError> {
     if let Some(user) = wanted.user {
         let user = user.to_string();
         filter.push(doc! { "$or": [
@@ -91,34 +95,53 @@ async fn look(
             { "payload.previous.assigneeId": &user },
         ] });
     }
+    filter.extend(of_filter(wanted.filter));
     // What was undone by a restore did not happen.
     filter.push(doc! { undone::FIELD: { "$exists": false } });
     let most = wanted.most;
     let look = async {
         let events = database.collection::<Document>(COLLECTION);
         let found = events.find(doc! { "$and": filter }).sort(doc! { "createdAt": 1 });
-        found.limit(most as i64 + 1).max_time(LOOK).await?.try_collect::<Vec<Document>>().await
-    };
-    let found = match look.await {
-        Ok(found) if found.len() > most => return Ok(None),
-        Ok(found) => found,
-        Err(error) if matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == TOO_LONG) =>
-        {
-            return Ok(None);
+        let mut found = found.limit(most as i64 + 1).max_time(LOOK).await?;
+        let mut count = 0;
+        while let Some(event) = found.try_next().await? {
+            count += 1;
+            let Some(event) = kept(event) else { return Ok(None) };
+            if count > most || !take(event) {
+                return Ok(Some(false));
+            }
         }
-        Err(error) => return Err(failed("read what was missed")(error)),
+        Ok(Some(true))
     };
-    let read = |event| {
-        kept(event).ok_or_else(|| {
-            StoreError::new(
-                "mongodb",
-                "read what was missed",
-                Kind::Bug,
-                "an event has not the form that it should",
-            )
-        })
-    };
-    found.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+    match look.await {
+        Ok(Some(all)) => Ok(all),
+        Ok(None) => {
+            let why = "an event has not the form that it should";
+            Err(StoreError::new("mongodb", "read what was missed", Kind::Bug, why))
+        }
+        Err(error) if is_too_long(&error) => Ok(false),
+        Err(error) => Err(failed("read what was missed")(error)),
+    }
+}
+
+fn is_too_long(error: &mongodb::error::Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == TOO_LONG)
+}
+
+/// What [`Filter::takes`] says, for the server: what is not wanted is not sent.
+fn of_filter(filter: &Filter) -> Vec<Document> {
+    let mut all = Vec::new();
+    if !filter.types.is_empty() {
+        let types = filter.types.iter().map(|kind| match kind.strip_suffix('*') {
+            // Types are ASCII: nothing that begins so is above.
+            Some(beginning) => doc! { "type": { "$gte": beginning, "$lt": format!("{beginning}\u{ffff}") } },
+            None => doc! { "type": kind },
+        });
+        all.push(doc! { "$or": types.collect::<Vec<_>>() });
+    }
+    let ids = [("entityId", filter.entity), ("actorId", filter.actor)];
+    all.extend(ids.into_iter().filter_map(|(name, id)| Some(doc! { name: id?.to_string() })));
+    all
 }
 
 fn kept(mut event: Document) -> Option<Kept> {

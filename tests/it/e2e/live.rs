@@ -1,5 +1,6 @@
 //! The live stream: who hears what, for how long, and that nobody who comes back has missed or doubled anything.
 
+mod gap;
 mod register;
 
 use std::collections::HashMap;
@@ -28,7 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("stream: a cursor's time waits for what is not told yet", untold),
         with_world("stream: a restart of the broker loses nothing", broker),
     ];
-    own.into_iter().chain(register::tests()).collect()
+    own.into_iter().chain(register::tests()).chain(gap::tests()).collect()
 }
 
 fn kind(event: &Value) -> &str {
