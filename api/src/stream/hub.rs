@@ -114,7 +114,9 @@ impl Seat {
         let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
         let is_too_much = before > 0 && before + bytes > self.bytes_max;
         // Who has left has no use for it.
-        if is_too_much || matches!(self.sender.try_send(Arc::clone(live)), Err(mpsc::error::TrySendError::Full(_))) {
+        if is_too_much
+            || matches!(self.sender.try_send(Arc::clone(live)), Err(mpsc::error::TrySendError::Full(_)))
+        {
             self.end(End::Slow);
         }
     }

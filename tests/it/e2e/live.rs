@@ -24,7 +24,12 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("stream: one's own events, an admin's all, and filters", own),
         with_site("stream: who may open it, and how", opening),
         with_site("stream: who comes back under load misses nothing and gets nothing twice", resume),
-        with_site("stream: a reader that is too slow is dropped with a reason", slow),
+        with_site("stream: a reader that is too slow is dropped with a reason", async |site| {
+            slow(site, ("TASKFLOW_HTTP__STREAM__BUFFER", "50")).await
+        }),
+        with_site("stream: a reader for whom too many bytes wait is dropped with a reason", async |site| {
+            slow(site, ("TASKFLOW_HTTP__STREAM__BUFFER_BYTES", "1000000")).await
+        }),
         with_site("stream: bounds, silence and talk end it with a reason", bounds),
         with_site("stream: a cursor's time waits for what is not told yet", untold),
         with_world("stream: a restart of the broker loses nothing", broker),
@@ -253,10 +258,11 @@ async fn resume(site: Arc<Site>) -> Result {
     Ok(())
 }
 
-async fn slow(site: Arc<Site>) -> Result {
+async fn slow(site: Arc<Site>, bound: (&str, &str)) -> Result {
     let cluster = cluster(&site)?;
     let worker = cluster.worker()?;
-    let env = [("TASKFLOW_HTTP__STREAM__BUFFER", "50"), ("TASKFLOW_HTTP__STREAM__WRITE_TIMEOUT_MS", "1500")];
+    // Nor is anybody dropped for one event that takes long.
+    let env = [bound, ("TASKFLOW_HTTP__STREAM__WRITE_TIMEOUT_MS", "120000")];
     let (api, client) = cluster.api_with(&env).await?;
     let admin = client.admin().await?;
     let mut lazy = Socket::open(&admin, "?type=task.*").await?;

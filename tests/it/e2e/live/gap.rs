@@ -14,7 +14,10 @@ use crate::{cluster, with_site};
 const MISSED: usize = 12;
 
 pub(super) fn tests() -> Vec<Trial> {
-    vec![with_site("stream: too much that was missed is told, and what is not wanted is not counted", bounded)]
+    vec![with_site(
+        "stream: too much that was missed is told, and what is not wanted is not counted",
+        bounded,
+    )]
 }
 
 async fn bounded(site: Arc<Site>) -> Result {
