@@ -244,6 +244,9 @@ fn end(item: &Item, behind: bool, folded: &mut Folded, touched: &mut Touched, ru
     };
     let park = |limit_ms, code, detail: String| {
         let (attempts, since) = match before.attempts {
+            // Who stood in a line has waited as long already: else a line of such commands would take the patience for
+            // each of them.
+            0 if before.why == Why::Behind => (1, before.since),
             0 => (1, now),
             tried => (tried.saturating_add(1), before.since),
         };

@@ -78,6 +78,21 @@ impl Item {
         }
     }
 
+    /// The same item, which its `expirytime` does not end: it was applied in time once, and that is undone.
+    #[must_use]
+    pub fn applied_in_time(mut self) -> Self {
+        if let Content::Command(command) = &mut self.content {
+            command.expires_at = None;
+        }
+        self
+    }
+
+    /// Whether its `expirytime` was taken away. What it asks for is as it came, so its fingerprint tells.
+    pub fn was_applied_in_time(&self) -> bool {
+        let Content::Command(command) = &self.content else { return false };
+        command.expires_at.is_none() && command.fingerprint() != self.fingerprint
+    }
+
     /// The same item, given up for a technical reason.
     #[must_use]
     pub fn into_dead(self, reason: &'static str, detail: String) -> Self {

@@ -239,8 +239,35 @@ proptest! {
         for receipt in &world.receipts {
             if receipt.outcome == Outcome::Rejected && receipt.code == Some(Code::UnknownUser.as_str()) {
                 prop_assert!(receipt.finished_at - beginning() >= late, "rejected at once: {receipt:?}");
-                prop_assert!(receipt.attempts > 1, "{receipt:?}");
             }
         }
     }
+}
+
+/// Who has stood behind a parked command for as long as a user is waited for is not waited for once more.
+#[test]
+fn a_line_does_not_take_the_patience_for_each_of_its_commands() {
+    let (retention, patience) = (Retention::default(), Patience::default());
+    let now = beginning() + TimeDelta::minutes(5);
+    let fold_one = |waited: i64| {
+        let body = UpdateTask {
+            title: Some("a".into()),
+            description: None,
+            priority: None,
+            duedate: None,
+            expectedversion: None,
+        };
+        let since = now - TimeDelta::seconds(waited);
+        let waited = Some(Waited { why: Why::Behind, attempts: 0, since });
+        let one =
+            Item { waited, ..item(1, Uuid::from_u128(0x2000), late_user(0), None, Body::UpdateTask(body)) };
+        let rules = Rules { now, retention: &retention, patience: &patience };
+        fold(&[one], &HashMap::new(), &HashSet::new(), State::default(), rules)
+    };
+    let over = fold_one(31);
+    assert_eq!(over.receipts[0].code, Some(Code::UnknownUser.as_str()));
+    let left = fold_one(29);
+    assert!(left.receipts.is_empty());
+    let due_at = left.held[0].due_at.expect("a next try");
+    assert!(due_at <= now + TimeDelta::seconds(1), "{due_at} is behind its end");
 }

@@ -17,7 +17,6 @@ mod leader;
 mod led;
 mod load;
 mod log_of_writes;
-mod pulse;
 mod recovery;
 mod run;
 mod schedules;
@@ -30,6 +29,7 @@ use taskflow_core::job::State;
 use taskflow_core::metric;
 use taskflow_stores::postgres::PgPool;
 use taskflow_stores::redis::Redis;
+use taskflow_stores::runtime_pulse::RuntimePulse;
 use taskflow_stores::{clock, mongo, observe};
 use tokio_util::sync::CancellationToken;
 
@@ -127,7 +127,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), String> {
     let schedules = Schedules::read(&settings)?;
-    let _pulse = pulse::Pulse::start().map_err(|error| format!("no thread can be started: {error}"))?;
+    let _pulse = RuntimePulse::start(None).map_err(|error| format!("no thread can be started: {error}"))?;
     let holder = clock::new_id();
     tracing::info!(%holder, host, schedules = schedules.len(), "The scheduler starts.");
     let receiving = log_of_writes::run(stores.backups.clone(), stores.postgres.clone(), stop.clone());

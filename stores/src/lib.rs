@@ -15,6 +15,7 @@ pub mod observe;
 pub mod postgres;
 pub mod rabbit;
 pub mod redis;
+pub mod runtime_pulse;
 pub mod seldom;
 pub mod share;
 pub mod spool;

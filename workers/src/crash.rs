@@ -25,7 +25,8 @@ pub(crate) use taskflow_stores::crash::deaf;
 pub use taskflow_stores::crash::point;
 
 /// Ends the process if a message holds the text of `TASKFLOW_CRASH_ON`: what a fault in a decoder would do. With `kill:`
-/// before the text it is killed, as by a system that is out of memory; with `panic:` only the task ends.
+/// before the text it is killed, as by a system that is out of memory; with `panic:` only the task ends; with
+/// `hang:` it does not come to its end.
 #[cfg(feature = "crash-points")]
 pub(crate) fn poison(body: &[u8]) {
     use std::sync::OnceLock;
@@ -39,6 +40,11 @@ pub(crate) fn poison(body: &[u8]) {
         return;
     }
     assert_ne!(way, "panic", "a test wants this task to panic of a message");
+    if way == "hang" {
+        loop {
+            std::thread::park();
+        }
+    }
     if way == "kill" {
         taskflow_stores::crash::die();
     }

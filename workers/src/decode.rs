@@ -54,14 +54,12 @@ pub(crate) fn decode(deliveries: &[Delivery], patience: &Patience, now: DateTime
 fn read(delivery: &Delivery, accepted_at: DateTime<Utc>) -> Result<Item, String> {
     match envelope::parse(delivery.body()) {
         Ok(command) => {
-            let (subject, expires_at) = (command.subject, command.expires_at);
-            let mut item = Item::command(command, accepted_at);
-            let was_in_time = |applied_at| expires_at.is_some_and(|expiry| expiry >= applied_at);
-            if let Content::Command(command) = &mut item.content
-                && delivery.applied_at().is_some_and(was_in_time)
-            {
-                command.expires_at = None;
-            }
+            let (subject, not_before, expires_at) = (command.subject, command.not_before, command.expires_at);
+            let item = Item::command(command, accepted_at);
+            // One that was taken before its time was applied at that time at the earliest.
+            let was_in_time = |applied_at| expires_at >= not_before.max(Some(applied_at));
+            let in_time = delivery.applied_at().is_some_and(was_in_time);
+            let item = if in_time { item.applied_in_time() } else { item };
             Ok(in_its_slot(item, subject, delivery))
         }
         Err(malformed) => {

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use taskflow_core::command::digest;
 use taskflow_core::metric;
 use taskflow_stores::postgres::leases::{self, Heartbeat, Membership, Reach};
 use taskflow_stores::postgres::restore_epochs::{self, Epoch};
-use taskflow_stores::postgres::silence;
+use taskflow_stores::postgres::{silence, suspects};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::{StoreError, observe, seldom, supervise};
 use tokio::sync::watch;
@@ -29,6 +30,7 @@ use crate::{Context, change, partition, pause};
 
 /// A partition that this worker consumes.
 struct Held {
+    epoch: i64,
     stop: CancellationToken,
     task: JoinHandle<()>,
     pulse: Arc<Pulse>,
@@ -46,6 +48,8 @@ const WAKE_MIN: Duration = Duration::from_millis(20);
 struct Keeper {
     context: Arc<Context>,
     held: BTreeMap<Partition, Held>,
+    /// Holders of ours that were broken off, by their epochs: what they tried must not be charged with that.
+    broken_off: Vec<(Partition, i64)>,
     /// Pipelines that have panicked: how often in a row, and until when they rest.
     resting: BTreeMap<Partition, (u32, Instant)>,
     valid_until: watch::Sender<Instant>,
@@ -64,6 +68,7 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
     let mut keeper = Keeper {
         context: Arc::clone(context),
         held: BTreeMap::new(),
+        broken_off: Vec::new(),
         resting: BTreeMap::new(),
         valid_until: watch::Sender::new(Instant::now()),
         unreached_since: None,
@@ -87,6 +92,8 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
         match silence::within(lease, "renew leases", beat).await {
             Ok(membership) => {
                 observe::store_up("postgres", true);
+                // First: what is renewed is not theirs.
+                keeper.let_go_of_lost(&membership);
                 keeper.valid_until.send_replace(asked + lease);
                 if pause::learn(context, &membership.pauses) {
                     keeper.held.values().for_each(|one| one.pulse.leave());
@@ -112,15 +119,17 @@ pub(crate) async fn run(context: &Arc<Context>, name: &str, stop: &CancellationT
     for one in keeper.held.values() {
         one.stop.cancel();
     }
-    for (partition, one) in keeper.held {
-        let _ = one.task.await;
-        context.watched.remove(partition);
-        give_back(context, partition).await;
-    }
+    // First: others take each partition as soon as it is given back, while the rest still end.
     let left = leases::leave(&context.stores.postgres, context.worker);
     if let Err(error) = silence::within(ANSWER, "leave the workers", left).await {
         tracing::warn!(%error, "Could not say that this worker leaves; its entry runs out by itself.");
     }
+    let given_back = keeper.held.into_iter().map(|(partition, one)| async move {
+        let _ = one.task.await;
+        context.watched.remove(partition);
+        give_back(context, partition).await;
+    });
+    join_all(given_back).await;
 }
 
 /// Between two heartbeats: eight a lease, so that some which fail are no reason to stop. Less when the lease of somebody
@@ -148,8 +157,30 @@ impl Keeper {
         self.held.iter().filter_map(reached).collect()
     }
 
+    /// Stops the pipelines whose leases are somebody else's by now.
+    fn let_go_of_lost(&self, membership: &Membership) {
+        let is_lost = |partition: &&Partition| !membership.held.contains(&partition.to_string());
+        for partition in self.held.keys().filter(is_lost) {
+            self.held[partition].stop.cancel();
+        }
+    }
+
+    /// Takes back what was noted of messages that were being tried when their holders were broken off.
+    async fn acquit(&mut self) {
+        while let Some((partition, epoch)) = self.broken_off.last().copied() {
+            let name = partition.to_string();
+            let acquitted = suspects::acquit(&self.context.stores.postgres, &name, epoch);
+            if let Err(error) = silence::within(ANSWER, "acquit suspects", acquitted).await {
+                tracing::debug!(partition = name, %error, "What was tried there is acquitted later.");
+                return;
+            }
+            self.broken_off.pop();
+        }
+    }
+
     /// Stops what is no longer ours, starts what is.
     async fn follow(&mut self, membership: &Membership) {
+        self.acquit().await;
         let course = *self.context.course.borrow();
         let all = course.consumed();
         let workers = sharing(&membership.workers);
@@ -236,6 +267,7 @@ impl Keeper {
         tracing::debug!(partition = name, epoch = lease.epoch, "The partition is ours.");
         gauge(&name, true);
         let (stop, pulse) = (self.stop.child_token(), Arc::new(Pulse::new()));
+        let epoch = lease.epoch;
         let valid_until = self.valid_until.subscribe();
         let run = partition::run(
             Arc::clone(context),
@@ -248,7 +280,7 @@ impl Keeper {
         );
         let task = tokio::spawn(run);
         context.watched.add(partition, Arc::clone(&pulse), task.abort_handle());
-        Ok(Some(Held { stop, task, pulse }))
+        Ok(Some(Held { epoch, stop, task, pulse }))
     }
 
     /// Gives up a partition whose pipeline has ended. If it is still ours, the next heartbeat starts it again, under a
@@ -274,8 +306,14 @@ impl Keeper {
                 gauge(&name, false);
                 return;
             }
-            // It left by itself, or the watchdog ended it, which has said so.
-            Ok(()) | Err(_) => drop(self.resting.remove(&partition)),
+            // It left by itself …
+            Ok(()) => drop(self.resting.remove(&partition)),
+            // … or the watchdog ended it, which has said so.
+            Err(_) => {
+                self.resting.remove(&partition);
+                self.broken_off.push((partition, one.epoch));
+                self.acquit().await;
+            }
         }
         give_back(&self.context, partition).await;
     }

@@ -33,6 +33,7 @@ mod waiting;
 mod watchdog;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use journal::Journal;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,7 @@ use taskflow_stores::postgres::PgPool;
 use taskflow_stores::rabbit::link::Link;
 use taskflow_stores::rabbit::publish::Publisher;
 use taskflow_stores::redis::Redis;
+use taskflow_stores::runtime_pulse::RuntimePulse;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::vitals::Vitals;
 use taskflow_stores::{mongo, observe, rabbit, supervise};
@@ -95,6 +97,11 @@ impl Default for Settings {
         }
     }
 }
+
+/// A process in which nothing runs for so many times `stuck_after_ms`, and for so long, ends …
+const HUNG_PARTS: u32 = 5;
+/// … however short that is.
+const HUNG_MIN: Duration = Duration::from_secs(10);
 
 /// The stores that a worker uses.
 #[derive(Clone)]
@@ -172,6 +179,11 @@ pub async fn run(
         stores,
     });
     tracing::info!(worker = %context.worker, name, "The worker starts.");
+    let hung_after = Duration::from_millis(context.settings.stuck_after_ms) * HUNG_PARTS;
+    let pulse = RuntimePulse::start(Some(hung_after.max(HUNG_MIN)));
+    if let Err(error) = &pulse {
+        tracing::warn!(%error, "No thread can be started: nobody sees it if all others hang.");
+    }
     change::show(&course);
     let measure = supervise::forever("gauges", &stop, || gauges::run(&context, &stop));
     let change = supervise::forever("change", &stop, || change::run(&context, &stop));

@@ -1,6 +1,7 @@
 //! The pipeline of one partition, from its lease to its end. [`pipeline`] is the table of contents.
 
 mod alone;
+mod consume;
 pub(crate) mod standstill;
 mod waited;
 
@@ -17,7 +18,7 @@ use taskflow_stores::postgres::batch as transaction;
 use taskflow_stores::postgres::leases::Lease;
 use taskflow_stores::postgres::receipts::View;
 use taskflow_stores::postgres::silence;
-use taskflow_stores::rabbit::consume::{self, Delivery, Opened, Subscription};
+use taskflow_stores::rabbit::consume::{Delivery, Subscription};
 use taskflow_stores::rabbit::topology::Partition;
 use taskflow_stores::seldom::Seldom;
 use taskflow_stores::{StoreError, clock, observe};
@@ -35,6 +36,7 @@ use crate::messages::Messages;
 use crate::pulse::{Doing, Pulse};
 use crate::relay::Relay;
 use crate::sink::Batch;
+use crate::suspect::Entered;
 use crate::waiting::{Room, foreign};
 use taskflow_stores::backoff::Backoff;
 
@@ -88,6 +90,8 @@ struct Pipeline<'c> {
     done: Vec<Fingerprint>,
     lease_until: watch::Receiver<Instant>,
     pulse: Arc<Pulse>,
+    /// While a message is tried alone, until it is acknowledged.
+    solitude: Option<Entered<'c>>,
     /// The pause of a type of command, one of which is next.
     held_by: Option<Scope>,
     /// How many of the messages in hand have come to their end.
@@ -126,6 +130,7 @@ pub(crate) async fn run(
         done: Vec::new(),
         lease_until,
         pulse,
+        solitude: None,
         held_by: None,
         through: 0,
         lasted: Vec::new(),
@@ -170,7 +175,8 @@ pub(crate) async fn run(
                 }
                 break;
             }
-            Ok(Left::BrokenOff) => {}
+            // It waited for a row that somebody holds.
+            Ok(Left::BrokenOff) => pipeline.pulse.is_at(Doing::Waiting("postgres")),
             Err(error) => {
                 observe::store_up(error.store, false);
                 pipeline.complain(&error);
@@ -212,45 +218,6 @@ async fn ended(mut until: watch::Receiver<Instant>, lease: Duration) {
 }
 
 impl Pipeline<'_> {
-    /// Subscribes, and applies batch after batch.
-    async fn consume(
-        &mut self,
-        leave: &CancellationToken,
-        stop: &CancellationToken,
-    ) -> Result<Left, StoreError> {
-        let context = self.context;
-        let settings = &context.settings;
-        let prefetch = consume::prefetch(settings.max_batch);
-        let link = &context.stores.consume;
-        // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
-        self.pulse.is_at(Doing::Subscribing);
-        let subscribed = Subscription::open(link, self.partition, prefetch, leave).await?;
-        let mut subscription = match subscribed {
-            Opened::Subscribed(subscription) => subscription,
-            Opened::Stopped => return Ok(Left::Stopped),
-            Opened::Missing => {
-                let queue = self.partition.queue();
-                context.mender.missing(&queue);
-                let detail = format!("the queue {queue} is gone; it is declared again");
-                return Err(StoreError::unavailable("rabbitmq", "consume", detail));
-            }
-        };
-        observe::store_up("rabbitmq", true);
-        self.pulse.is_at(Doing::Listening);
-        // The broker counts for all that it sends that they were given back, looked at or not.
-        self.took |= subscription.met_some();
-        let left = self.pipeline(&mut subscription, leave, stop).await;
-        self.took |= matches!(subscription.try_next(), Ok(Some(_)));
-        match &left {
-            Ok(_) | Err(StoreError { store: "postgres" | "mongodb" | "redis", .. }) => {
-                subscription.release().await;
-            }
-            // The channel itself is the trouble: it goes with its messages.
-            Err(_) => subscription.abandon(),
-        }
-        left
-    }
-
     async fn pipeline(
         &mut self,
         subscription: &mut Subscription,
@@ -263,6 +230,7 @@ impl Pipeline<'_> {
         let linger = Duration::from_millis(settings.linger_ms);
         let mut collector = Collector::new(settings.max_batch, linger, crash::deaf(&self.name));
         let mut patience = QUIET;
+        let mut heard = Instant::now();
         loop {
             if let Some(left) = self.due(stop).await? {
                 return Ok(left);
@@ -274,7 +242,10 @@ impl Pipeline<'_> {
                 Collected::Batch(deliveries) => deliveries,
                 Collected::Quiet => {
                     subscription.must_be_open()?;
-                    self.pulse.quiet(clock::now());
+                    // What is due may have cut the wait short: that says nothing of the queue.
+                    if heard.elapsed() >= QUIET {
+                        self.pulse.quiet(clock::now());
+                    }
                     patience = if self.tidy().await { QUIET_LONG } else { QUIET };
                     continue;
                 }
@@ -287,10 +258,14 @@ impl Pipeline<'_> {
             let turn = give_way.begin(self.partition.low).await;
             let suspects = self.suspects(&deliveries).await?;
             for some in suspects.apart(&deliveries) {
-                if let Some(left) = self.settle(some, &suspects, stop).await? {
+                let settled = self.settle(some, &suspects, stop).await;
+                // Nobody else's try may begin before this one is acknowledged and forgotten.
+                self.solitude = None;
+                if let Some(left) = settled? {
                     return Ok(left);
                 }
             }
+            heard = Instant::now();
             turn.end(leave).await;
         }
     }
@@ -302,6 +277,7 @@ impl Pipeline<'_> {
         suspects: &Suspects,
         stop: &CancellationToken,
     ) -> Result<Option<Left>, StoreError> {
+        self.pulse.is_at(Doing::Applying);
         (self.held_by, self.through) = (None, 0);
         if let Some(left) = self.take(deliveries, suspects, stop).await? {
             return Ok(Some(left));
@@ -322,7 +298,12 @@ impl Pipeline<'_> {
         crash::point("acknowledged");
         self.forget().await?;
         self.pulse.finished(last.accepted_at());
-        Ok(self.held_by.is_some().then_some(Left::Stopped))
+        if self.held_by.is_none() {
+            return Ok(None);
+        }
+        // Those behind it were noted, and are not tried.
+        self.acquit().await;
+        Ok(Some(Left::Stopped))
     }
 
     /// Decode, apply, hand over, up to the first command of a paused type. The caller acknowledges.

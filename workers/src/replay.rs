@@ -3,6 +3,7 @@
 //! Whatever dies in between: a letter stays `replaying` until the broker has it, and a second publication is a duplicate
 //! for the workers.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use taskflow_core::dead_letter::Outline;
@@ -58,18 +59,20 @@ pub(crate) async fn run(context: &Context, stop: &CancellationToken) {
 async fn work(context: &Context, answers: &Answers) -> Result<bool, StoreError> {
     let postgres = &context.stores.postgres;
     let step = dead_letter_replays::step(postgres, clock::now());
-    let step = answers.wait("go on with a replay", step).await?;
+    let step = answers.wait("go on with a replay", step).await;
+    // One that can't go on must not hold up what is begun already.
+    let publishing = dead_letter_deeds::publishing(postgres, TOGETHER);
+    let published = match answers.wait("take letters to be published", publishing).await? {
+        Some(publishing) => publish(context, publishing, answers).await?,
+        None => 0,
+    };
+    let step = step?;
     match &step {
         Step::Nothing => {}
         Step::Taken(letters) => tracing::debug!(letters, "A replay goes on."),
         Step::Done(replay) => tracing::info!(%replay, "A replay is done."),
         Step::Stopped(replay, why) => tracing::warn!(%replay, why, "A replay has stopped by itself."),
     }
-    let publishing = dead_letter_deeds::publishing(postgres, TOGETHER);
-    let published = match answers.wait("take letters to be published", publishing).await? {
-        Some(publishing) => publish(context, publishing, answers).await?,
-        None => 0,
-    };
     Ok(step != Step::Nothing || published > 0)
 }
 
@@ -79,7 +82,12 @@ async fn publish(context: &Context, publishing: Publishing, answers: &Answers) -
     }
     crash::point("replaying");
     let mut pending = Vec::with_capacity(publishing.letters.len());
+    // Of each subject one at a time: if the first is not taken, the next must not come before it.
+    let mut subjects = HashSet::new();
     for letter in &publishing.letters {
+        if letter.subject.is_some_and(|subject| !subjects.insert(subject)) {
+            continue;
+        }
         let Some(message) = message(letter) else {
             // It had a way when its replay began; without one it must not hold up the others.
             tracing::error!(letter = %letter.id, "A letter has no way to the workers; edit it.");

@@ -94,6 +94,7 @@ pub(crate) async fn settle(
                         accepted_at: item.accepted_at,
                         fingerprint: item.fingerprint,
                         body: source.body(range.first + index),
+                        applied_in_time: item.was_applied_in_time(),
                         held,
                     }),
                     (None, None) => {}
@@ -214,7 +215,10 @@ fn item(row: &Waiting, patience: &Patience, now: DateTime<Utc>) -> Item {
     crash::poison(&row.body);
     let waited: Option<Waited> = Some(row.waited);
     let item = match envelope::parse(&row.body) {
-        Ok(command) => Item { waited, ..Item::command(command, row.accepted_at) },
+        Ok(command) => {
+            let item = Item { waited, ..Item::command(command, row.accepted_at) };
+            if row.applied_in_time { item.applied_in_time() } else { item }
+        }
         Err(malformed) => {
             let fault = malformed.summary();
             let content = match malformed.unknown {

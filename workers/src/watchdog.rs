@@ -77,7 +77,7 @@ async fn watch(context: &Context, stop: &CancellationToken) -> bool {
         let watched = context.watched.all();
         // A partition that is being started again keeps its memory: its next holder is this worker.
         memories.retain(|partition, memory| {
-            let keep = watched.contains_key(partition) || memory.is_repairing();
+            let keep = watched.contains_key(partition) || memory.is_repairing(Instant::now(), patience);
             if !keep {
                 show(context, *partition, None);
             }

@@ -235,6 +235,7 @@ impl From<Refused> for Problem {
             Refused::Unsettled => Self::conflict("unsettled", detail),
             Refused::NoRoute => Self::conflict("no_route", detail),
             Refused::Mismatch => Self::conflict("id_taken", detail),
+            Refused::TooLarge => Self::conflict("too_large", detail),
             Refused::Faults(faults) => Self::invalid(
                 faults.into_iter().map(|f| Fault::new(format!("/command{}", f.pointer), f.detail)).collect(),
             ),

@@ -17,7 +17,7 @@ use taskflow_core::system_event::SYSTEM;
 use taskflow_stores::clock;
 use taskflow_stores::postgres::dead_letter_deeds::{self as deeds, By, Refused};
 use taskflow_stores::postgres::dead_letters::{self, Cursor, Filter, Letter};
-use taskflow_stores::postgres::{self, PgPool, receipts, rehearse};
+use taskflow_stores::postgres::{self, PgPool, job_schedules, receipts, rehearse};
 use uuid::Uuid;
 
 use super::pause::system_user;
@@ -168,8 +168,12 @@ struct Said {
 }
 
 impl Said {
-    fn by(&self) -> By<'_> {
-        By { author: self.author, why: self.why.as_deref(), at: clock::now() }
+    /// At the database's time: what is decided here is held against what workers write, and this machine's clock may be
+    /// another.
+    async fn by(&self, pool: &PgPool) -> Result<By<'_>, Exit> {
+        let mut connection = pool.acquire().await.context("postgres")?;
+        let at = job_schedules::now(&mut connection).await?;
+        Ok(By { author: self.author, why: self.why.as_deref(), at })
     }
 }
 
@@ -214,14 +218,16 @@ pub(crate) async fn run(command: Command, settings: &Settings, json: bool) -> Re
         Command::Edit { id, file, author, watch } => {
             let command: Value = serde_json::from_slice(&read(&file)?)
                 .map_err(|error| Exit::usage(format!("{}: not valid JSON: {error}", file.display())))?;
-            let attempt = deeds::edit(&pool, id, &command, author.said().by()).await?;
+            let said = author.said();
+            let attempt = deeds::edit(&pool, id, &command, said.by(&pool).await?).await?;
             return begun(&pool, id, attempt, watch, json).await;
         }
         Command::Discard { id, author } => {
             if author.why.as_deref().is_none_or(|why| why.trim().is_empty()) {
                 return Err(Exit::usage("--why is required: the audit trail keeps it"));
             }
-            deeds::discard(&pool, id, author.said().by()).await?;
+            let said = author.said();
+            deeds::discard(&pool, id, said.by(&pool).await?).await?;
             print::line(json, &json!({ "id": id, "state": "discarded" }), &format!("{id} is discarded"));
         }
         Command::Replays { command } => return replays::run(&pool, command, json).await,

@@ -1,12 +1,14 @@
 //! What `taskflow verify` breaks by itself, with the rights that it has anyway; and an operator's own command, for what
 //! it has no right to: killing a worker, restarting a store.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Serialize;
 use taskflow_stores::postgres::{health, leases};
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 
 use crate::connect::Stores;
 
@@ -42,21 +44,33 @@ impl Breaking {
         self.breaks.is_empty() && self.command.is_none()
     }
 
-    /// Breaks one thing after the other, in turn, until it is dropped.
-    pub(crate) async fn run(&self, stores: &Stores, broken: &mut Vec<Broken>) {
+    /// Breaks one thing after the other, in turn, until it is enough. A command that runs then may come to its end: it
+    /// may have stopped what it still has to start. For that it has the patience.
+    pub(crate) async fn run(
+        &self,
+        stores: &Stores,
+        enough: &CancellationToken,
+        patience: Duration,
+    ) -> Vec<Broken> {
+        let mut broken = Vec::new();
+        let ways = self.breaks.len() + usize::from(self.command.is_some());
         for turn in 0.. {
-            tokio::time::sleep(self.every.mul_f64(rand::random_range(0.75..=1.25))).await;
-            let ways = self.breaks.len() + usize::from(self.command.is_some());
+            tokio::select! {
+                biased;
+                () = enough.cancelled() => break,
+                () = tokio::time::sleep(self.every.mul_f64(rand::random_range(0.75..=1.25))) => {}
+            }
             if ways == 0 {
                 continue;
             }
             let (what, result) = match (self.breaks.get(turn % ways), &self.command) {
                 (Some(one), _) => cause(*one, stores).await,
-                (None, Some(command)) => (command.clone(), shell(command).await),
+                (None, Some(command)) => (command.clone(), shell(command, enough, patience).await),
                 (None, None) => continue,
             };
             broken.push(Broken { what, error: result.err() });
         }
+        broken
     }
 }
 
@@ -75,10 +89,22 @@ async fn cause(one: Break, stores: &Stores) -> (String, Result<(), String>) {
     }
 }
 
-/// Its output goes to standard error: standard output is for the report.
-async fn shell(command: &str) -> Result<(), String> {
-    let output = Command::new("/bin/sh").args(["-c", command]).kill_on_drop(true).output().await;
-    let output = output.map_err(|error| error.to_string())?;
+/// Standard output is for the report: what it says is told if it fails.
+async fn shell(command: &str, enough: &CancellationToken, patience: Duration) -> Result<(), String> {
+    let mut shell = Command::new("/bin/sh");
+    // In a group of its own: Ctrl-C asks us to end, not what is half done.
+    shell.args(["-c", command]).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+    let too_late = async {
+        enough.cancelled().await;
+        tokio::time::sleep(patience).await;
+    };
+    let output = tokio::select! {
+        output = shell.output() => output.map_err(|error| error.to_string())?,
+        () = too_late => {
+            let waited = patience.as_secs();
+            return Err(format!("it still ran {waited} s after the time was up, and was killed"));
+        }
+    };
     if output.status.success() {
         return Ok(());
     }

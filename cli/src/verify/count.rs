@@ -1,24 +1,25 @@
 //! The count: what became of each accepted command, by its receipt, its task's row and its events.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bson::doc;
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use taskflow_core::Task;
-use taskflow_core::command::Priority;
-use taskflow_core::partition::{Course, Partition};
+use taskflow_stores::StoreError;
 use taskflow_stores::mongo::events;
-use taskflow_stores::postgres::receipts::{self, View};
-use taskflow_stores::postgres::{layout, leases, tasks, waiting};
+use taskflow_stores::postgres::receipts::View;
+use taskflow_stores::postgres::silence::{self, ANSWER};
+use taskflow_stores::postgres::tasks;
 use uuid::Uuid;
 
 use super::Run;
-use super::stream::{self, Sent};
+use super::settle::{self, IDS_AT_ONCE, Settled, is_told, missing, persist};
+use super::stream::{self, Streamed};
+use super::waits::explain;
 use crate::connect::Stores;
 
 /// What a run found.
@@ -33,19 +34,43 @@ pub(crate) struct Count {
     pub doubled: usize,
     /// Applied at another place than sent, refused since one before it was missing, or told in another order.
     pub reordered: usize,
-    /// Still on its way although nothing moves: in a queue, parked, with its event in the outbox; or a dead letter.
+    /// Still on its way although nothing moves: in a queue, parked, with its event in the outbox; or a dead letter. Also
+    /// what nobody can tell of, since a store does not answer.
     pub stuck: usize,
+    /// Subjects whose commands the broker did not take, or whose sender died: not all was checked that should be.
+    #[serde(rename = "givenup")]
+    pub given_up: usize,
+    /// Why the run's tasks could not be deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
     /// The first of what is wrong.
     pub examples: Vec<String>,
 }
 
 /// Examples that are told.
 const EXAMPLES: usize = 10;
-const IDS_AT_ONCE: usize = 5_000;
 
 impl Count {
+    fn of(sent: &Streamed) -> Self {
+        let mut count = Self { accepted: sent.accepted(), ..Self::default() };
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for why in sent.given_up() {
+            count.given_up += 1;
+            *reasons.entry(why).or_default() += 1;
+        }
+        for (why, subjects) in reasons {
+            count.example(format!("{subjects} subjects were given up: {why}"));
+        }
+        if count.accepted == 0 {
+            count.example("no command was accepted: nothing was checked".into());
+        }
+        count
+    }
+
+    /// Whether all that was to be checked was, and nothing is wrong.
     pub(crate) fn is_clean(&self) -> bool {
-        self.lost + self.doubled + self.reordered + self.stuck == 0
+        let wrong = self.lost + self.doubled + self.reordered + self.stuck + self.given_up;
+        self.accepted > 0 && wrong == 0 && self.left.is_none()
     }
 
     /// For people: a line a figure, then what is wrong.
@@ -62,6 +87,12 @@ impl Count {
         for (name, value) in figures {
             let _ = writeln!(text, "{name:<10} {value:>9}");
         }
+        if self.given_up > 0 {
+            let _ = writeln!(text, "{:<10} {:>9}", "given up", self.given_up);
+        }
+        if let Some(why) = &self.left {
+            let _ = writeln!(text, "  the run's tasks could not be deleted: {why}");
+        }
         for example in &self.examples {
             text = text + "  " + example + "\n";
         }
@@ -76,63 +107,96 @@ impl Count {
 }
 
 /// Waits until everything has ended, or nothing has for `patience`; then counts. Stores that are away are waited for.
+/// With `delete` the run's tasks are deleted before their rows and events are read ([`delete_tasks`]).
 pub(crate) async fn count(
     stores: &Stores,
     run: Run,
-    sent: &HashMap<Uuid, Sent>,
+    sent: &Streamed,
     patience: Duration,
+    delete: bool,
     tell: impl Fn(usize),
-) -> Result<Count> {
-    let found = settle(stores, sent, patience, tell).await;
-    let mut count = Count { accepted: sent.values().map(|one| one.accepted.len()).sum(), ..Count::default() };
-    check_receipts(stores, sent, &found, &mut count).await?;
-    check_rows(stores, sent, &found, &mut count).await?;
-    check_events(stores, run, sent, &found, &mut count).await?;
-    Ok(count)
+) -> Count {
+    let mut count = Count::of(sent);
+    let Settled { mut found, unread } = settle::settle(stores, sent.ids(), patience, tell).await;
+    check_receipts(stores, sent, &mut found, unread, &mut count).await;
+    if delete {
+        delete_tasks(stores, run, sent, &found, patience, &mut count).await;
+    }
+    let rows = persist(patience, async || read_rows(stores, sent).await).await;
+    let told = persist(patience, async || read_events(stores, run).await).await;
+    let mut unread = Vec::new();
+    match rows {
+        Ok(rows) => check_rows(&rows, sent, &found, &mut count),
+        Err(error) => unread.push(error.to_string()),
+    }
+    match told {
+        Ok(told) => check_events(told, sent, &found, &mut count),
+        Err(error) => unread.push(format!("{error:#}")),
+    }
+    if !unread.is_empty() {
+        // Whether these took effect as they should, nobody can tell.
+        count.stuck += count.applied;
+        let why = unread.join("; ");
+        // In front: it must be told, however many others there are.
+        count.examples.insert(0, format!("{} applied commands could not be checked: {why}", count.applied));
+        count.examples.truncate(EXAMPLES);
+    }
+    count
 }
 
-/// Reads receipts until all are there and audited, or nothing has changed for `patience`.
-async fn settle(
+/// Deletes the run's tasks. A deletion is the last that was sent of its subject: once it has ended, and its event is in
+/// the audit trail, so has every earlier command that was sent once more, and what it did wrong shows.
+async fn delete_tasks(
     stores: &Stores,
-    sent: &HashMap<Uuid, Sent>,
+    run: Run,
+    sent: &Streamed,
+    found: &HashMap<Uuid, View>,
     patience: Duration,
-    tell: impl Fn(usize),
-) -> HashMap<Uuid, View> {
-    let mut found: HashMap<Uuid, View> = HashMap::new();
-    let mut open: HashSet<Uuid> = sent.values().flat_map(|one| &one.accepted).copied().collect();
-    let mut deadline = Instant::now() + patience;
-    while !open.is_empty() && Instant::now() < deadline {
-        let before = (open.len(), found.len());
-        let ids: Vec<Uuid> = open.iter().copied().collect();
-        for some in ids.chunks(IDS_AT_ONCE) {
-            // A store that is away now may be back before the patience ends.
-            for receipt in receipts::read_many(&stores.postgres, some).await.unwrap_or_default() {
-                if receipt.events.is_empty() || receipt.auditedat.is_some() {
-                    open.remove(&receipt.id);
-                }
-                found.insert(receipt.id, receipt);
-            }
+    count: &mut Count,
+) {
+    let mut marks = match run.clean_up(stores, sent, patience).await {
+        Ok(marks) => marks,
+        Err(error) => {
+            count.left = Some(error.to_string());
+            return;
         }
-        tell(found.len());
-        if (open.len(), found.len()) != before {
-            deadline = Instant::now() + patience;
+    };
+    // Behind a command that is stuck the deletion is too: that is told already.
+    marks.retain(|(subject, _)| {
+        sent.subjects.get(subject).is_some_and(|one| missing(one, found).next().is_none())
+    });
+    let ids = marks.iter().map(|(_, id)| *id);
+    let ended = settle::settle(stores, ids, patience, |_| {}).await.found;
+    for (subject, id) in marks {
+        if ended.get(&id).is_none_or(|receipt| !is_told(receipt)) {
+            count.stuck += 1;
+            count.example(format!(
+                "the deletion of task {subject} ({id}) has not come to its end: what was sent twice may be \
+                 before it"
+            ));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    found
 }
 
 async fn check_receipts(
     stores: &Stores,
-    sent: &HashMap<Uuid, Sent>,
-    found: &HashMap<Uuid, View>,
+    sent: &Streamed,
+    found: &mut HashMap<Uuid, View>,
+    unread: Option<StoreError>,
     count: &mut Count,
-) -> Result<()> {
-    let open: Vec<Uuid> = sent.values().flat_map(|one| missing(one, found)).collect();
-    let waits = if open.is_empty() { Waits::default() } else { Waits::look(stores, &open).await? };
-    for (subject, one) in sent {
+) {
+    let known = match unread {
+        Some(error) => Err(error),
+        None => explain(stores, sent, found).await,
+    };
+    let found: &HashMap<Uuid, View> = found;
+    for (subject, one) in &sent.subjects {
         for id in missing(one, found) {
-            match waits.why(id, *subject, one) {
+            let why = match &known {
+                Ok(known) => known.get(&id).cloned(),
+                Err(error) => Some(format!("what keeps it can't be told ({error})")),
+            };
+            match why {
                 Some(why) => {
                     count.stuck += 1;
                     count.example(format!("command {id} of {subject} has no receipt: {why}"));
@@ -163,92 +227,30 @@ async fn check_receipts(
             ));
         }
     }
-    Ok(())
 }
 
-fn missing(one: &Sent, found: &HashMap<Uuid, View>) -> impl Iterator<Item = Uuid> {
-    one.accepted.iter().filter(|id| !found.contains_key(id)).copied()
-}
-
-/// Where a command without a receipt may still be.
-#[derive(Default)]
-struct Waits {
-    /// The partitions, and those that they change to.
-    course: Option<Course>,
-    waiting: HashSet<Uuid>,
-    /// Messages that are ready, by queue; the broker's words if it does not answer.
-    queues: HashMap<String, u32>,
-    broker: Option<String>,
-    /// What was accepted before is finished, by partition that somebody works on.
-    reached: HashMap<String, DateTime<Utc>>,
-}
-
-impl Waits {
-    async fn look(stores: &Stores, missing: &[Uuid]) -> Result<Self> {
-        let mut waits = Self::default();
-        for some in missing.chunks(IDS_AT_ONCE) {
-            waits
-                .waiting
-                .extend(waiting::read_many(&stores.postgres, some).await?.iter().map(|view| view.id));
-        }
-        waits.reached = leases::reached(&stores.postgres).await?.into_iter().collect();
-        let course = layout::course(&stores.postgres, stores.rabbit.layout()).await?;
-        for partition in course.declared() {
-            match stores.consume.find(&partition.queue()).await {
-                Ok(depth) => {
-                    waits.queues.insert(partition.queue(), depth.map_or(0, |depth| depth.ready));
-                }
-                Err(error) => waits.broker = Some(error.to_string()),
-            }
-        }
-        waits.course = Some(course);
-        Ok(waits)
-    }
-
-    /// Why a command has not ended; `None` if nothing keeps it: then it is lost.
-    fn why(&self, id: Uuid, subject: Uuid, one: &Sent) -> Option<String> {
-        if self.waiting.contains(&id) {
-            return Some("it is parked or scheduled".into());
-        }
-        if let Some(error) = &self.broker {
-            return Some(format!("the broker may have it, and does not answer ({error})"));
-        }
-        let Some(course) = &self.course else { return Some("where it is was not looked at".into()) };
-        let low = one.priority == Priority::Low;
-        let either = [course.from, course.to].map(|layout| layout.of_subject(low, subject));
-        either.into_iter().find_map(|partition| self.stands(partition, one))
-    }
-
-    /// Why a partition may not have come to a subject's commands.
-    fn stands(&self, partition: Partition, one: &Sent) -> Option<String> {
-        match self.queues.get(&partition.queue()) {
-            Some(0) | None => {}
-            Some(ready) => return Some(format!("{ready} messages wait in {}", partition.queue())),
-        }
-        match self.reached.get(&partition.to_string()) {
-            None => Some(format!("nobody works on partition {partition}")),
-            Some(at) if *at < one.newest_at => Some(format!("partition {partition} stands at {at}")),
-            Some(_) => None,
-        }
-    }
-}
-
-async fn check_rows(
-    stores: &Stores,
-    sent: &HashMap<Uuid, Sent>,
-    found: &HashMap<Uuid, View>,
-    count: &mut Count,
-) -> Result<()> {
-    let subjects: Vec<Uuid> = sent.keys().copied().collect();
+async fn read_rows(stores: &Stores, sent: &Streamed) -> Result<HashMap<Uuid, Task>, StoreError> {
+    let call = "read the run's tasks";
+    let subjects: Vec<Uuid> = sent.subjects.keys().copied().collect();
     let mut rows: HashMap<Uuid, Task> = HashMap::new();
     for some in subjects.chunks(IDS_AT_ONCE) {
-        let mut connection = stores.postgres.acquire().await.context("postgres")?;
-        rows.extend(tasks::read_many(&mut connection, some).await?.into_iter().map(|task| (task.id, task)));
+        let asked = async {
+            let acquired = stores.postgres.acquire().await;
+            let mut connection =
+                acquired.map_err(|error| StoreError::unavailable("postgres", call, error))?;
+            tasks::read_many(&mut connection, some).await
+        };
+        let tasks: Vec<Task> = silence::within(ANSWER, call, asked).await?;
+        rows.extend(tasks.into_iter().map(|task| (task.id, task)));
     }
-    for (subject, one) in sent {
+    Ok(rows)
+}
+
+fn check_rows(rows: &HashMap<Uuid, Task>, sent: &Streamed, found: &HashMap<Uuid, View>, count: &mut Count) {
+    for (subject, one) in &sent.subjects {
         let is_applied = |id: &&Uuid| found.get(id).is_some_and(|receipt| receipt.status == "applied");
         let least = one.accepted.iter().filter(is_applied).count() as i32;
-        let most = (one.accepted.len() + usize::from(one.one_more)) as i32;
+        let most = (one.accepted.len() + usize::from(one.given_up.is_some())) as i32;
         let Some(task) = rows.get(subject) else {
             if least > 0 {
                 count.lost += least as usize;
@@ -256,25 +258,20 @@ async fn check_rows(
             }
             continue;
         };
-        if task.version > most {
-            count.doubled += (task.version - most) as usize;
-            count.example(format!("task {subject} has version {} after {most} commands", task.version));
-        } else if task.version < least {
-            count.lost += (least - task.version) as usize;
-            count.example(format!(
-                "task {subject} has version {} after {least} applied commands",
-                task.version
-            ));
+        // The deletion at the end is a change as well, and none of the stream's.
+        let version = task.version - i32::from(task.deleted_at.is_some());
+        if version > most {
+            count.doubled += (version - most) as usize;
+            count.example(format!("task {subject} has version {version} after {most} commands"));
+        } else if version < least {
+            count.lost += (least - version) as usize;
+            count.example(format!("task {subject} has version {version} after {least} applied commands"));
         }
-        if task.title != stream::title(task.version) {
+        if task.title != stream::title(version) {
             count.reordered += 1;
-            count.example(format!(
-                "task {subject} has version {} and is called {:?}",
-                task.version, task.title
-            ));
+            count.example(format!("task {subject} has version {version} and is called {:?}", task.title));
         }
     }
-    Ok(())
 }
 
 /// An event, as far as the count needs it.
@@ -295,17 +292,14 @@ struct Place {
     i: i32,
 }
 
-async fn check_events(
-    stores: &Stores,
-    run: Run,
-    sent: &HashMap<Uuid, Sent>,
-    found: &HashMap<Uuid, View>,
-    count: &mut Count,
-) -> Result<()> {
+async fn read_events(stores: &Stores, run: Run) -> Result<Vec<Told>> {
     let collection = stores.mongo.collection::<Told>(events::COLLECTION);
     let fields = doc! { "commandId": 1, "entityId": 1, "version": 1, "run": 1 };
     let all = collection.find(doc! { "correlationId": run.id.to_string() }).projection(fields);
-    let mut all: Vec<Told> = all.await.context("mongodb")?.try_collect().await.context("mongodb")?;
+    all.await.context("mongodb")?.try_collect().await.context("mongodb")
+}
+
+fn check_events(mut all: Vec<Told>, sent: &Streamed, found: &HashMap<Uuid, View>, count: &mut Count) {
     all.sort_by(|a, b| a.run.cmp(&b.run));
     let mut times: HashMap<&str, usize> = HashMap::new();
     let mut newest: HashMap<&str, &Told> = HashMap::new();
@@ -321,9 +315,9 @@ async fn check_events(
             ));
         }
     }
-    for id in sent.values().flat_map(|one| &one.accepted) {
+    for id in sent.ids() {
         let told = times.get(id.to_string().as_str()).copied().unwrap_or(0);
-        let applied = found.get(id).filter(|receipt| receipt.status == "applied");
+        let applied = found.get(&id).filter(|receipt| receipt.status == "applied");
         match (told, applied) {
             (0, Some(receipt)) if receipt.auditedat.is_some() => {
                 count.lost += 1;
@@ -340,5 +334,4 @@ async fn check_events(
             }
         }
     }
-    Ok(())
 }

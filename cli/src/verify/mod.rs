@@ -3,9 +3,10 @@
 
 pub(crate) mod breaks;
 mod count;
+mod settle;
 mod stream;
+mod waits;
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use taskflow_core::command::{Body, Command, DeleteTask, RegisterUser};
 use taskflow_core::state::Role;
 use taskflow_stores::postgres::receipts;
-use taskflow_stores::rabbit::publish::Message;
+use taskflow_stores::rabbit::publish::{Message, Publisher};
 use taskflow_stores::{StoreError, clock};
 use uuid::Uuid;
 
 pub(crate) use self::count::{Count, count};
-pub(crate) use self::stream::{Progress, Sent, Stream};
+use self::settle::persist;
+use self::stream::Sent;
+pub(crate) use self::stream::{Progress, Stream, Streamed};
 use crate::connect::Stores;
 
 /// The consent of whoever owns the deployment.
@@ -70,17 +73,20 @@ impl Run {
         stores.publisher.publish(message).await.map_err(StoreError::from).context("register a user")?;
         let deadline = Instant::now() + patience;
         loop {
-            let found = receipts::read_many(&stores.postgres, &[id]).await.unwrap_or_default().pop();
+            let found = receipts::read_many(&stores.postgres, &[id]).await.map(|mut found| found.pop());
             match found {
-                Some(receipt) if receipt.status == "applied" => return Ok(run),
-                Some(receipt) => bail!("the run's user was {}: {:?}", receipt.status, receipt.detail),
-                None if Instant::now() > deadline => {
+                Ok(Some(receipt)) if receipt.status == "applied" => return Ok(run),
+                Ok(Some(receipt)) => bail!("the run's user was {}: {:?}", receipt.status, receipt.detail),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).context("wait for the run's user");
+                }
+                Ok(None) if Instant::now() > deadline => {
                     bail!(
                         "no worker has applied the first command within {} s; does one run?",
                         patience.as_secs()
                     )
                 }
-                None => tokio::time::sleep(Duration::from_millis(100)).await,
+                Ok(None) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
@@ -95,18 +101,32 @@ impl Run {
         Command { correlation: self.id, issued_at: Some(clock::now()), ..command }
     }
 
-    /// Deletes the run's tasks, as any user would. Its user stays, with its history.
-    pub(crate) async fn clean_up(self, stores: &Stores, sent: &HashMap<Uuid, Sent>) -> Result<()> {
-        let mut pending = Vec::new();
-        for (subject, Sent { priority, .. }) in sent {
+    /// Deletes the run's tasks, as any user would; the broker has `patience` to take it. Its user stays, with its
+    /// history. Returns each subject with the id of its deletion.
+    pub(crate) async fn clean_up(
+        self,
+        stores: &Stores,
+        sent: &Streamed,
+        patience: Duration,
+    ) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
+        let delete = |(subject, one): (&Uuid, &Sent)| {
             let command = self.command(*subject, Body::DeleteTask(DeleteTask { expectedversion: None }));
-            let command = Command { priority: *priority, ..command };
-            let message = Message::command(&command, clock::now(), None);
-            pending.push(stores.publisher.send(message).await.map_err(StoreError::from)?);
-        }
-        for confirm in pending {
-            confirm.confirmed().await.map_err(StoreError::from)?;
-        }
-        Ok(())
+            Command { priority: one.priority, ..command }
+        };
+        let commands: Vec<Command> = sent.subjects.iter().map(delete).collect();
+        // Again under the same ids: what the broker has taken already does no harm.
+        persist(patience, async || publish_all(&stores.publisher, &commands).await).await?;
+        Ok(commands.iter().map(|command| (command.subject, command.id)).collect())
     }
+}
+
+async fn publish_all(publisher: &Publisher, commands: &[Command]) -> Result<(), StoreError> {
+    let mut pending = Vec::with_capacity(commands.len());
+    for command in commands {
+        pending.push(publisher.send(Message::command(command, clock::now(), None)).await?);
+    }
+    for confirm in pending {
+        confirm.confirmed().await?;
+    }
+    Ok(())
 }

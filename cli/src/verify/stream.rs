@@ -4,15 +4,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use taskflow_core::command::{Body, Command, CreateTask, Priority, UpdateTask};
 use taskflow_core::state::TaskPriority;
 use taskflow_stores::clock;
-use taskflow_stores::rabbit::publish::{Message, Publisher};
+use taskflow_stores::rabbit::publish::{Message, PublishError, Publisher};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Plan, Run};
@@ -42,22 +43,50 @@ pub(crate) struct Sent {
     pub priority: Priority,
     /// Those that were accepted, in order.
     pub accepted: Vec<Uuid>,
-    /// When the newest of them was offered.
+    /// None of them was offered later.
     pub newest_at: DateTime<Utc>,
-    /// The last one was never confirmed: the broker may have it or not.
-    pub one_more: bool,
+    /// Why nothing more was sent: the last one was never confirmed, and the broker may have it or not.
+    pub given_up: Option<String>,
+}
+
+/// What a stream has sent.
+#[derive(Debug, Default)]
+pub(crate) struct Streamed {
+    /// The commands of each subject.
+    pub subjects: HashMap<Uuid, Sent>,
+    /// Why senders died: what they have sent is not known.
+    pub died: Vec<String>,
+}
+
+impl Streamed {
+    /// How many commands were accepted.
+    pub(crate) fn accepted(&self) -> usize {
+        self.subjects.values().map(|one| one.accepted.len()).sum()
+    }
+
+    /// The commands that were accepted.
+    pub(super) fn ids(&self) -> impl Iterator<Item = Uuid> {
+        self.subjects.values().flat_map(|one| &one.accepted).copied()
+    }
+
+    /// Why subjects were given up, once for each.
+    pub(super) fn given_up(&self) -> impl Iterator<Item = &str> {
+        let unconfirmed = self.subjects.values().filter_map(|one| one.given_up.as_deref());
+        unconfirmed.chain(self.died.iter().map(String::as_str))
+    }
 }
 
 /// A stream on its way.
 pub(crate) struct Stream {
     subjects: JoinSet<(Uuid, Sent)>,
-    enough: Arc<AtomicBool>,
+    /// Ends with the stream.
+    pub(crate) enough: CancellationToken,
     pub(crate) progress: Arc<Progress>,
 }
 
 impl Stream {
     pub(crate) fn start(publisher: &Publisher, run: Run, plan: Plan) -> Self {
-        let (enough, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
+        let (enough, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
         let mut subjects = JoinSet::new();
         let pause = Duration::from_secs_f64(plan.subjects as f64 / plan.rate.max(0.1));
         for number in 0..plan.subjects {
@@ -67,29 +96,32 @@ impl Stream {
                 pause,
                 patience: plan.patience,
                 priority: if number % LOW_PART == LOW_PART - 1 { Priority::Low } else { Priority::Normal },
-                enough: Arc::clone(&enough),
+                enough: enough.clone(),
                 progress: Arc::clone(&progress),
             };
             // Spread over the first pause.
             let first = pause.mul_f64(number as f64 / plan.subjects as f64);
             subjects.spawn(async move {
-                tokio::time::sleep(first).await;
+                sender.rest_until(Instant::now() + first).await;
                 sender.run().await
             });
         }
         Self { subjects, enough, progress }
     }
 
-    /// Ends the stream. Returns each subject's commands. Ends within the patience, whatever the broker does.
-    pub(crate) async fn end(mut self) -> HashMap<Uuid, Sent> {
-        self.enough.store(true, Ordering::Relaxed);
-        let mut accepted = HashMap::new();
+    /// Ends the stream. Comes to its end within the patience, whatever the broker does.
+    pub(crate) async fn end(mut self) -> Streamed {
+        self.enough.cancel();
+        let mut streamed = Streamed::default();
         while let Some(ended) = self.subjects.join_next().await {
-            if let Ok((subject, sent)) = ended {
-                accepted.insert(subject, sent);
+            match ended {
+                Ok((subject, sent)) => {
+                    streamed.subjects.insert(subject, sent);
+                }
+                Err(error) => streamed.died.push(format!("its sender died: {error}")),
             }
         }
-        accepted
+        streamed
     }
 }
 
@@ -100,7 +132,7 @@ struct Sender {
     pause: Duration,
     patience: Duration,
     priority: Priority,
-    enough: Arc<AtomicBool>,
+    enough: CancellationToken,
     progress: Arc<Progress>,
 }
 
@@ -110,15 +142,17 @@ impl Sender {
     async fn run(self) -> (Uuid, Sent) {
         let subject = clock::new_id();
         let mut sent =
-            Sent { priority: self.priority, accepted: Vec::new(), newest_at: clock::now(), one_more: false };
+            Sent { priority: self.priority, accepted: Vec::new(), newest_at: clock::now(), given_up: None };
         let mut newest: VecDeque<Command> = VecDeque::with_capacity(REMEMBERED);
         let mut next = Instant::now();
-        while !self.enough.load(Ordering::Relaxed) {
+        while !self.enough.is_cancelled() {
             let command = self.run.command(subject, body(sent.accepted.len() as i32));
             let command = Command { priority: self.priority, ..command };
+            let offered = self.offer(&command).await;
+            // After the last try: each says anew when the command was accepted.
             sent.newest_at = clock::now();
-            if !self.offer(&command).await {
-                sent.one_more = true;
+            if let Err(error) = offered {
+                sent.given_up = Some(error.to_string());
                 break;
             }
             sent.accepted.push(command.id);
@@ -131,23 +165,34 @@ impl Sender {
                 self.send_once_more(&newest[rand::random_range(0..newest.len())]).await;
             }
             next = (next + self.pause).max(Instant::now().checked_sub(self.pause).unwrap_or(next));
-            tokio::time::sleep_until(next.into()).await;
+            self.rest_until(next).await;
         }
         (subject, sent)
     }
 
-    /// Offers a command until it is accepted; `false` if it was not within the patience.
-    async fn offer(&self, command: &Command) -> bool {
+    /// Waits until then, or until it is enough.
+    async fn rest_until(&self, then: Instant) {
+        tokio::select! {
+            () = self.enough.cancelled() => {}
+            () = tokio::time::sleep_until(then.into()) => {}
+        }
+    }
+
+    /// Offers a command until it is accepted.
+    ///
+    /// # Errors
+    /// The last one, if it was not accepted within the patience.
+    async fn offer(&self, command: &Command) -> Result<(), PublishError> {
         let deadline = Instant::now() + self.patience;
         while let Err(error) = self.publisher.publish(Message::command(command, clock::now(), None)).await {
             self.progress.refused.fetch_add(1, Ordering::Relaxed);
             if Instant::now() > deadline {
-                return false;
+                return Err(error);
             }
             tracing::debug!(%error, "The broker did not take a command; it is sent again.");
             tokio::time::sleep(AGAIN.mul_f64(rand::random_range(0.5..=1.5))).await;
         }
-        true
+        Ok(())
     }
 
     /// Sends a command that was accepted before. Whether the broker takes it or not makes no difference: that is what

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::key;
+use crate::envelope::COMMAND_MAX;
 use crate::fault::has_nul;
 use crate::hex;
 
@@ -20,8 +21,11 @@ pub fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The JSON that bytes are, without passwords.
+/// The JSON that bytes are, without passwords; nothing of what is longer than a command, of which nobody reads more.
 pub fn decoded(body: &[u8]) -> Option<Value> {
+    if body.len() > COMMAND_MAX {
+        return None;
+    }
     let mut value: Value = serde_json::from_slice(body).ok()?;
     redact(&mut value, DEPTH_MAX);
     Some(value)

@@ -254,8 +254,12 @@ impl Round {
                 continue;
             }
             // A store that is away now is asked again.
-            let judged = if open == 0 || (seen.is_ok() && self.is_past(pair, sent_at).await == Ok(true)) {
+            let judged = if open == 0 {
                 self.judge(pair, found).await.ok()
+            } else if seen.is_ok()
+                && let Ok(Some(newest)) = self.look_past(pair, sent_at).await
+            {
+                self.judge(pair, &newest).await.ok()
             } else {
                 None
             };
@@ -280,18 +284,24 @@ impl Round {
         }
     }
 
-    /// Whether the partition has gone on without the pair: it has finished what was accepted long after it, and nothing
-    /// of the pair waits.
-    async fn is_past(&self, pair: &Pair, sent_at: chrono::DateTime<chrono::Utc>) -> Result<bool, ()> {
-        let reached = leases::reached(&self.stores.postgres).await.map_err(drop)?;
+    /// The pair's receipts as they are now, if the partition has gone on: it has finished what was accepted long after the
+    /// pair, and nothing of that waits. A receipt that is missing then is lost.
+    async fn look_past(
+        &self,
+        pair: &Pair,
+        sent_at: chrono::DateTime<chrono::Utc>,
+    ) -> Result<Option<Vec<View>>, StoreError> {
+        let reached = leases::reached(&self.stores.postgres).await?;
         let at = reached.into_iter().find(|(name, _)| *name == self.name);
         if at.is_none_or(|(_, at)| at < sent_at + LOST_AFTER) {
-            return Ok(false);
+            return Ok(None);
         }
-        let waiting = waiting::read_many(&self.stores.postgres, &pair.ids).await.map_err(drop)?;
-        let found = receipts::read_many(&self.stores.postgres, &pair.ids).await.map_err(drop)?;
+        let waiting = waiting::read_many(&self.stores.postgres, &pair.ids).await?;
+        // After the look at what waits: a command gets its receipt in the transaction in which it ends to wait.
+        let found = receipts::read_many(&self.stores.postgres, &pair.ids).await?;
         // What is applied and not yet told of is late, not lost.
-        Ok(waiting.is_empty() && found.iter().all(is_told))
+        let is_past = waiting.is_empty() && found.iter().all(is_told);
+        Ok(is_past.then_some(found))
     }
 
     async fn judge(&self, pair: &Pair, found: &[View]) -> Result<Verdict, StoreError> {

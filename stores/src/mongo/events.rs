@@ -19,7 +19,7 @@ use taskflow_core::Event;
 use taskflow_core::audit::leaves::{Leaf, Leaves};
 use uuid::Uuid;
 
-use super::{audit_leaves, failed};
+use super::{audit_leaves, failed, undone};
 use crate::{Kind, StoreError};
 
 /// The collection's name.
@@ -137,14 +137,15 @@ pub(super) async fn insert_new(
     }
 }
 
-/// How many events each command has of those that share a correlation id; a command without events is missing.
+/// How many events each command has of those that share a correlation id; a command without events is missing. What was
+/// undone by a restore did not happen.
 pub async fn count_by_command(
     database: &Database,
     correlation: Uuid,
 ) -> Result<HashMap<String, u32>, StoreError> {
     let events = database.collection::<Document>(COLLECTION);
     let read = async {
-        let filter = doc! { "correlationId": correlation.to_string() };
+        let filter = doc! { "correlationId": correlation.to_string(), undone::FIELD: { "$exists": false } };
         let events = events.find(filter).projection(doc! { "commandId": 1 }).await?;
         events.try_collect::<Vec<Document>>().await
     };

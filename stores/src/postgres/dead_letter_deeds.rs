@@ -9,8 +9,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
 use taskflow_core::Fault;
-use taskflow_core::command::Fingerprint;
 use taskflow_core::dead_letter::{self, MISMATCH, Outline, Route, State, receipt_fingerprints};
+use taskflow_core::envelope::COMMAND_MAX;
 use taskflow_core::system_event::{self, Deed, Occurrence, Subject};
 use uuid::Uuid;
 
@@ -20,6 +20,8 @@ use crate::{StoreError, clock};
 
 /// How long a letter waits for the receipt that follows it. A worker that died in between is back by then.
 pub(super) const RECEIPT_FOLLOWS: TimeDelta = TimeDelta::seconds(60);
+/// Bytes of letters that are published together; one may have more.
+const PUBLISHED_BYTES_MAX: i64 = 8 * 1024 * 1024;
 /// Any number that nobody else uses for an advisory lock in this database: one publishes replays at a time, in order.
 const PUBLISHING: i64 = 0x7461_736b_6465_6164;
 
@@ -50,6 +52,10 @@ pub enum Refused {
     NoRoute,
     #[error("another command has this id, so it would die again; edit it and give it a new id")]
     Mismatch,
+    #[error(
+        "no worker reads more than {COMMAND_MAX} bytes, so it would die again; edit it, or send what it says in parts"
+    )]
+    TooLarge,
     #[error("the edited command breaks the rules")]
     Faults(Vec<Fault>),
     #[error(transparent)]
@@ -128,8 +134,27 @@ async fn lock(pool: &PgPool, id: Uuid) -> Result<(Transaction, Letter), Refused>
         .ok_or(Refused::Unknown(id))?;
     match letter.state {
         State::Kept => Ok((transaction, letter)),
+        // It died again, and what told of that was taken for a copy of an earlier death.
+        State::Replayed if is_dead(&mut transaction, &letter).await? => Ok((transaction, letter)),
         other => Err(Refused::NotKept(other)),
     }
+}
+
+/// Whether the receipt of a letter says that it is dead.
+async fn is_dead(connection: &mut PgConnection, letter: &Letter) -> Result<bool, StoreError> {
+    let (ids, fingerprints) = own_receipts(std::slice::from_ref(letter));
+    sqlx::query_scalar(
+        "/* is_letter_dead */
+        SELECT EXISTS (
+            SELECT FROM receipts r JOIN UNNEST($1::uuid[], $2::bytea[]) AS own (id, fingerprint) ON r.id = own.id
+            WHERE r.outcome = 'dead' AND r.fingerprint = own.fingerprint
+        )",
+    )
+    .bind(ids)
+    .bind(fingerprints)
+    .fetch_one(connection)
+    .await
+    .map_err(failed("look for a dead letter's receipt"))
 }
 
 /// `routed`: an edit has given it a route already.
@@ -139,6 +164,9 @@ async fn begin(
     by: By<'_>,
     routed: bool,
 ) -> Result<(), Refused> {
+    if !routed && letter.sent().len() > COMMAND_MAX {
+        return Err(Refused::TooLarge);
+    }
     if !routed && route(letter).is_none() {
         return Err(Refused::NoRoute);
     }
@@ -222,29 +250,36 @@ pub(super) async fn begin_all(
     system_events::insert(connection, &events).await
 }
 
-/// Removes the receipts that say that these letters are dead, and only those.
-pub(super) async fn forget_receipts(
-    connection: &mut PgConnection,
-    letters: &[Letter],
-) -> Result<(), StoreError> {
-    let mut own: Vec<(Uuid, Fingerprint)> = Vec::new();
+/// Ids and fingerprints under which the workers write the receipts of these letters.
+fn own_receipts(letters: &[Letter]) -> (Vec<Uuid>, Vec<Vec<u8>>) {
+    let mut own: Vec<(Uuid, Vec<u8>)> = Vec::new();
     for letter in letters {
         // Of a message that kills whoever reads it, the id beside the bytes is all that the workers know.
         let beside = letter.headers.get("message-id").and_then(Value::as_str).and_then(|id| id.parse().ok());
         for body in [Some(&letter.body), letter.edited.as_ref()].into_iter().flatten() {
             let ids = [Outline::of(body).id, beside];
             let fingerprints = receipt_fingerprints(body);
-            let pairs = ids.into_iter().flatten().flat_map(|id| fingerprints.iter().map(move |f| (id, *f)));
+            let pairs =
+                ids.into_iter().flatten().flat_map(|id| fingerprints.iter().map(move |f| (id, f.to_vec())));
             own.extend(pairs);
         }
     }
+    own.into_iter().unzip()
+}
+
+/// Removes the receipts that say that these letters are dead, and only those.
+pub(super) async fn forget_receipts(
+    connection: &mut PgConnection,
+    letters: &[Letter],
+) -> Result<(), StoreError> {
+    let (ids, fingerprints) = own_receipts(letters);
     sqlx::query(
         "/* forget_dead_receipts */
         DELETE FROM receipts r USING UNNEST($1::uuid[], $2::bytea[]) AS own (id, fingerprint)
         WHERE r.id = own.id AND r.outcome = 'dead' AND r.fingerprint = own.fingerprint",
     )
-    .bind(own.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-    .bind(own.iter().map(|(_, fingerprint)| fingerprint.as_slice()).collect::<Vec<_>>())
+    .bind(ids)
+    .bind(fingerprints)
     .execute(connection)
     .await
     .map_err(failed("remove receipts of dead letters"))?;
@@ -282,10 +317,21 @@ pub async fn publishing(pool: &PgPool, limit: i64) -> Result<Option<Publishing>,
     }
     let letters = sqlx::query(
         "/* take_replays */
-        SELECT * FROM dead_letters WHERE state = 'replaying'
-        ORDER BY decided_at, replay_place NULLS FIRST, id LIMIT $1 FOR UPDATE",
+        SELECT * FROM dead_letters WHERE id IN (
+            SELECT id FROM (
+                SELECT id, coalesce(sum(octet_length(coalesce(edited, body))) OVER (
+                    ORDER BY decided_at, replay_place NULLS FIRST, id
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
+                FROM (
+                    SELECT id, edited, body, decided_at, replay_place FROM dead_letters WHERE state = 'replaying'
+                    ORDER BY decided_at, replay_place NULLS FIRST, id LIMIT $1
+                ) first
+            ) counted WHERE bytes_before < $2
+        ) AND state = 'replaying'
+        ORDER BY decided_at, replay_place NULLS FIRST, id FOR UPDATE",
     )
     .bind(limit)
+    .bind(PUBLISHED_BYTES_MAX)
     .try_map(read_letter)
     .fetch_all(&mut *transaction)
     .await

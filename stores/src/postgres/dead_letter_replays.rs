@@ -1,12 +1,15 @@
 //! The table `dead_letter_replays`: replays of many letters, at a rate, that stop by themselves when their letters die
 //! again. Any worker takes the next step of one; the row's lock and `next_at` keep the rate, also after a restart.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row};
 use taskflow_core::dead_letter::pace::{Fate, LOOKED_AT, Pace, judge};
 use taskflow_core::dead_letter::{MISMATCH, State};
+use taskflow_core::envelope::COMMAND_MAX;
 use uuid::Uuid;
 
 use super::dead_letter_deeds::{By, Replay, begin_all, unsettled};
@@ -85,12 +88,13 @@ pub async fn count(pool: &PgPool, filter: &Filter) -> Result<i64, StoreError> {
     query.build_query_scalar().fetch_one(pool).await.map_err(failed("count dead letters"))
 }
 
-/// A command whose id belongs to another would only die again, and what names no subject and came through no slot has
-/// nowhere to go: these have to be edited first.
+/// A command whose id belongs to another would only die again, and so would one that is too large; what names no subject
+/// and came through no slot has nowhere to go: these have to be edited first.
 fn replayable(filter: &Filter, query: &mut QueryBuilder<Postgres>) {
     Filter { state: Some(State::Kept), ..filter.clone() }.push(query);
     query.push(" AND reason <> ").push_bind(MISMATCH);
     query.push(" AND (subject IS NOT NULL OR routing_key ~ '^[0-9a-f]{2}$')");
+    query.push(" AND octet_length(coalesce(edited, body)) <= ").push_bind(COMMAND_MAX as i64);
 }
 
 /// Replays, the newest first.
@@ -201,7 +205,15 @@ async fn proceed(
         return Ok(Step::Done(due.id));
     }
     let unsettled = unsettled(connection, &found, now).await?;
-    let letters: Vec<Letter> = found.into_iter().filter(|letter| !unsettled.contains(&letter.id)).collect();
+    // Behind one that has to wait its subject's others do.
+    let mut held: HashSet<Uuid> = HashSet::new();
+    let mut may_begin = |letter: &Letter| {
+        let waits =
+            unsettled.contains(&letter.id) || letter.subject.is_some_and(|subject| held.contains(&subject));
+        held.extend(letter.subject.filter(|_| waits));
+        !waits
+    };
+    let letters: Vec<Letter> = found.into_iter().filter(|letter| may_begin(letter)).collect();
     let by = By { author: due.author, why: due.why.as_deref(), at: now };
     if !letters.is_empty() {
         begin_all(connection, &letters, by, Some(Replay { id: due.id, taken: due.taken })).await?;
@@ -237,12 +249,13 @@ async fn next(connection: &mut PgConnection, due: &Due, limit: usize) -> Result<
     letters.map_err(failed("choose what to replay"))
 }
 
-/// What became of the letters that a replay took last, oldest first.
+/// What became of the letters that a replay took last, oldest first. One that is parked, or stands behind such a one, may
+/// still die of what it waits for; one whose time has not come has been read, and lives.
 async fn fates(connection: &mut PgConnection, replay: Uuid) -> Result<Vec<Fate>, StoreError> {
     let rows = sqlx::query(
         "/* fates_of_replay */
         SELECT d.state = 'kept' OR coalesce(r.outcome = 'dead', false),
-               d.state = 'kept' OR r.id IS NOT NULL OR w.id IS NOT NULL
+               d.state = 'kept' OR r.id IS NOT NULL OR coalesce(w.state = 'scheduled', false)
         FROM dead_letters d
         LEFT JOIN receipts r ON r.id = d.command_id LEFT JOIN waiting_commands w ON w.id = d.command_id
         WHERE d.replay = $1 ORDER BY d.replay_place DESC LIMIT $2",

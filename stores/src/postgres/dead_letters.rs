@@ -320,7 +320,7 @@ pub async fn count_kept(pool: &PgPool) -> Result<i64, StoreError> {
 }
 
 /// Letters whose time is over.
-const PAST: &str = "last_died_at < $1 AND (decided_at IS NULL OR decided_at < $1) AND state <> 'replaying'";
+const PAST: &str = "GREATEST(last_died_at, decided_at) < $1 AND state <> 'replaying'";
 /// What is not a hold on what a letter was about or on who sent it.
 const NOT_HELD: &str = "(NOT EXISTS (SELECT FROM legal_holds h
         WHERE h.released_at IS NULL AND h.subject = l.subject AND h.scope = 'entity')
@@ -335,11 +335,13 @@ pub async fn prune(connection: &mut PgConnection, before: DateTime<Utc>) -> Resu
         WITH old AS (
             SELECT id FROM dead_letters l
             WHERE {PAST} AND {NOT_HELD}
-            ORDER BY last_died_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            ORDER BY GREATEST(last_died_at, decided_at) LIMIT $2 FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM dead_letters d USING old WHERE d.id = old.id RETURNING d.state
         ), replays AS (
-            DELETE FROM dead_letter_replays WHERE finished_at < $1
+            -- Those that letters still name stay: each of those would have to be written.
+            DELETE FROM dead_letter_replays r
+            WHERE finished_at < $1 AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.replay = r.id)
         )
         SELECT count(*) FILTER (WHERE state = 'kept'), count(*) FROM gone"
     );

@@ -21,15 +21,14 @@ pub struct Gone {
 }
 
 /// What is not a hold on a receipt's subject or on who sent its command, nor a dead letter that still lies there.
-const RECEIPT_NOT_KEPT: &str =
-    "NOT (outcome = 'dead' AND EXISTS (SELECT FROM dead_letters d WHERE d.command_id = r.id))
+const RECEIPT_NOT_KEPT: &str = "NOT EXISTS (SELECT FROM dead_letters d WHERE d.command_id = r.id)
     AND NOT EXISTS (SELECT FROM legal_holds h
         WHERE h.released_at IS NULL AND h.subject = r.subject AND h.scope = 'entity')
     AND NOT EXISTS (SELECT FROM legal_holds h
         WHERE h.released_at IS NULL AND h.subject = r.actor AND h.scope = 'actor')";
 
-/// Removes receipts that ended in a span of time, its beginning included and its end not. Those of dead letters that still
-/// lie there stay: a replay needs them.
+/// Removes receipts that ended in a span of time, its beginning included and its end not. Those of commands of
+/// which a dead letter lies there stay: a replay of it, or of bytes that were sent again correctly meanwhile, must be known.
 pub async fn receipts(
     connection: &mut PgConnection,
     from: DateTime<Utc>,

@@ -2,6 +2,7 @@
 //! transaction that is rolled back.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,13 +15,15 @@ use taskflow_core::wait::Patience;
 use taskflow_core::{Event, Folded, Item, State, batch, envelope};
 use uuid::Uuid;
 
-use super::batch::{BatchTransaction, NO_LEASE, Record};
+use super::batch::{BatchTransaction, Record};
 use super::dead_letter_deeds::forget_receipts;
 use super::dead_letters::Letter;
 use super::outbox::Payload;
 use super::{PgPool, failed, leases, tasks, users, waiting};
 use crate::{Kind, StoreError, clock};
 
+/// Who rehearses and falls asleep holds rows that workers want: half as long as this.
+const REHEARSAL: Duration = Duration::from_secs(6);
 /// The epoch of the partition that is made for a rehearsal, and goes with it.
 const EPOCH: i64 = 0;
 
@@ -81,7 +84,7 @@ pub async fn rehearse(
         Ok(item) => item,
         Err(detail) => return Ok(Rehearsal::ends("dead", Some("malformed"), Some(detail))),
     };
-    let mut transaction = BatchTransaction::new(pool, NO_LEASE);
+    let mut transaction = BatchTransaction::new(pool, REHEARSAL);
     let rehearsed = play(&mut transaction, letter, &item, now).await;
     let ended = transaction.roll_back().await;
     match rehearsed {

@@ -3,6 +3,8 @@
 //! Only the holder of a partition's lease adds to its rows and takes from them, in the transactions of its batches. A
 //! scheduled command may also be cancelled by an intake; the primary key of the receipts decides who was first.
 
+mod seen;
+
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
@@ -12,7 +14,7 @@ use taskflow_core::command::Fingerprint;
 use taskflow_core::wait::{Held, Waited, Why};
 use uuid::Uuid;
 
-use super::receipts::{self, View};
+pub use self::seen::{cancel, count, find, read_many};
 use super::tasks::unknown_word;
 use super::{PgPool, failed};
 use crate::{Kind, StoreError};
@@ -78,6 +80,8 @@ pub struct Waiting {
     /// Of what the command asks for; of the message itself where it could not be read.
     pub fingerprint: Fingerprint,
     pub body: Vec<u8>,
+    /// Once, before that was undone: its `expirytime` is no matter any more.
+    pub applied_in_time: bool,
 }
 
 /// A command that begins to wait, or waits on.
@@ -89,6 +93,7 @@ pub struct Hold<'b> {
     pub accepted_at: DateTime<Utc>,
     pub fingerprint: Fingerprint,
     pub body: &'b [u8],
+    pub applied_in_time: bool,
     pub held: &'b Held,
 }
 
@@ -128,7 +133,8 @@ pub async fn next_due(pool: &PgPool, partition: &str) -> Result<Option<DateTime<
 const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 
 /// What is due, each parked command with those behind it: at most `limit` (and 8 MiB) and, of each line, always its
-/// beginning. In the order in which they are to be applied. Two looks into indexes, never one at all that waits.
+/// beginning. In the order in which they are to be applied. Looks into indexes, never one at all that waits, nor at all
+/// of a long line.
 pub async fn due(
     pool: &PgPool,
     partition: &str,
@@ -139,9 +145,9 @@ pub async fn due(
         "/* waiting_due */
         WITH due AS (
             SELECT id, subject, state FROM waiting_commands
-            WHERE partition = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
+            WHERE partition = $1 AND due_at <= $2 ORDER BY due_at, place LIMIT $3
         )
-        SELECT id, subject, state, attempts, since, accepted_at, body, fingerprint FROM (
+        SELECT id, subject, state, attempts, since, accepted_at, body, fingerprint, applied_in_time FROM (
             SELECT *, coalesce(sum(octet_length(body)) OVER (
                 ORDER BY late, moment, place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
             FROM (
@@ -149,8 +155,12 @@ pub async fn due(
                     SELECT w.* FROM due JOIN waiting_commands w USING (id)
                     UNION ALL
                     SELECT w.* FROM (SELECT DISTINCT subject FROM due WHERE state <> 'scheduled') lines
-                    JOIN waiting_commands w ON w.partition = $1 AND w.subject = lines.subject AND w.state <> 'scheduled'
-                    WHERE w.state = 'behind' AND w.due_at IS NULL
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM waiting_commands
+                        WHERE partition = $1 AND subject = lines.subject AND state <> 'scheduled'
+                              AND state = 'behind' AND due_at IS NULL
+                        ORDER BY place LIMIT $3
+                    ) w
                 ) w
                 ORDER BY late, moment, place LIMIT $3
             ) w
@@ -182,6 +192,7 @@ fn read(row: PgRow) -> Result<Waiting, sqlx::Error> {
         accepted_at: row.try_get(5)?,
         body: row.try_get(6)?,
         fingerprint: row.try_get(7)?,
+        applied_in_time: row.try_get(8)?,
     })
 }
 
@@ -205,12 +216,14 @@ pub async fn hold(
     let written = sqlx::query(
         "/* hold_commands */
         INSERT INTO waiting_commands (id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at,
-                                      fingerprint, body, partition)
-        SELECT id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at, fingerprint, body, $14
+                                      fingerprint, body, applied_in_time, partition)
+        SELECT id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at, fingerprint, body,
+               applied_in_time, $15
         FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::smallint[],
-                    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[])
+                    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[],
+                    $14::boolean[])
             WITH ORDINALITY AS h (id, subject, actor, type, state, code, detail, attempts, since, due_at, accepted_at,
-                                  fingerprint, body, ordinal)
+                                  fingerprint, body, applied_in_time, ordinal)
         ORDER BY ordinal
         ON CONFLICT (id) DO NOTHING",
     )
@@ -227,6 +240,7 @@ pub async fn hold(
     .bind(column(holds, |h| h.accepted_at))
     .bind(column(holds, |h| h.fingerprint.as_slice()))
     .bind(column(holds, |h| h.body))
+    .bind(column(holds, |h| h.applied_in_time))
     .bind(partition)
     .execute(&mut *connection)
     .await
@@ -272,16 +286,22 @@ pub async fn hold_on(
         holds.iter().map(|(.., held)| field(held)).collect()
     }
     let held = sqlx::query(
+        // Places are drawn in the order of the batch before anything is joined: a join's rows come in any order.
         "/* hold_on */
+        WITH h AS MATERIALIZED (
+            SELECT o.*, nextval('waiting_commands_place_seq') AS place
+            FROM (
+                SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[],
+                                     $7::timestamptz[], $8::bytea[])
+                    WITH ORDINALITY AS u (id, state, code, detail, attempts, since, due_at, fingerprint, ordinal)
+                ORDER BY ordinal
+            ) o
+        )
         UPDATE waiting_commands w
         SET state = h.state, code = h.code, detail = h.detail, attempts = h.attempts, since = h.since, due_at = h.due_at,
             fingerprint = h.fingerprint,
-            place = CASE WHEN w.state = 'scheduled' AND h.state <> 'scheduled' THEN nextval('waiting_commands_place_seq')
-                         ELSE w.place END
-        FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[],
-                    $8::bytea[])
-            AS h (id, state, code, detail, attempts, since, due_at, fingerprint)
-        WHERE w.id = h.id",
+            place = CASE WHEN w.state = 'scheduled' AND h.state <> 'scheduled' THEN h.place ELSE w.place END
+        FROM h WHERE w.id = h.id",
     )
     .bind(holds.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
     .bind(column(holds, |h| h.why.as_str()))
@@ -319,8 +339,11 @@ pub async fn take(
     sqlx::query_scalar(
         "/* first_in_line */
         WITH first AS (
-            SELECT DISTINCT ON (subject) id, subject FROM waiting_commands
-            WHERE partition = $1 AND subject = ANY($2) AND state <> 'scheduled' ORDER BY subject, place
+            SELECT f.id, s.subject FROM (SELECT DISTINCT subject FROM UNNEST($2::uuid[]) AS u (subject)) s
+            CROSS JOIN LATERAL (
+                SELECT id FROM waiting_commands
+                WHERE partition = $1 AND subject = s.subject AND state <> 'scheduled' ORDER BY place LIMIT 1
+            ) f
         ), called AS (
             UPDATE waiting_commands w SET due_at = $3 FROM first f WHERE w.id = f.id AND w.due_at IS NULL
         )
@@ -332,109 +355,4 @@ pub async fn take(
     .fetch_all(connection)
     .await
     .map_err(failed("call the first in line"))
-}
-
-/// A command's receipt, or what there is to see of it while it waits.
-pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<View>, StoreError> {
-    // In this order: it gets its receipt in the transaction in which it ends to wait.
-    let waiting = read_many(pool, &[id]).await?.pop();
-    Ok(receipts::read_many(pool, &[id]).await?.pop().or(waiting))
-}
-
-/// What callers see of commands that wait.
-pub async fn read_many(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<View>, StoreError> {
-    sqlx::query(
-        "/* read_waiting */
-        SELECT id, type, subject, actor, state, code, detail, attempts, accepted_at, due_at, body
-        FROM waiting_commands WHERE id = ANY($1)",
-    )
-    .bind(ids)
-    .try_map(view)
-    .fetch_all(pool)
-    .await
-    .map_err(failed("read who waits"))
-}
-
-/// What of a message tells from which upstream system it came.
-#[derive(serde::Deserialize)]
-struct Sent {
-    source: String,
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that try_map asks for")]
-fn view(row: PgRow) -> Result<View, sqlx::Error> {
-    let state: &str = row.try_get(4)?;
-    let attempts: i16 = row.try_get(7)?;
-    let why = Why::from_word(state).ok_or_else(|| unknown_word("state", state))?;
-    // To a caller, waiting behind a parked command is being parked.
-    let (status, code) = match why {
-        Why::Scheduled => ("scheduled", None),
-        Why::Parked => ("parked", row.try_get(5)?),
-        Why::Behind => ("parked", Some("behind".to_owned())),
-    };
-    Ok(View {
-        id: row.try_get(0)?,
-        kind: row.try_get(1)?,
-        subject: row.try_get(2)?,
-        actor: row.try_get(3)?,
-        status: status.to_owned(),
-        code,
-        detail: row.try_get(6)?,
-        version: None,
-        events: Vec::new(),
-        acceptedat: row.try_get(8)?,
-        finishedat: None,
-        nextattemptat: row.try_get(9)?,
-        auditedat: None,
-        cachedat: None,
-        publishedat: None,
-        attempts: attempts as u16,
-        source: serde_json::from_slice::<Sent>(row.try_get(10)?).ok().map(|sent| sent.source),
-    })
-}
-
-/// Cancels a scheduled command, which came from this source: it leaves the waiting room and gets its receipt, in one
-/// transaction. `false` if it does not wait for its time (any more).
-///
-/// # Errors
-/// [`crate::Kind::Conflict`] when a worker was faster: it has its receipt.
-pub async fn cancel(
-    pool: &PgPool,
-    id: Uuid,
-    source: Option<&str>,
-    now: DateTime<Utc>,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "/* cancel_scheduled */
-        WITH gone AS (
-            DELETE FROM waiting_commands WHERE id = $1 AND state = 'scheduled'
-            RETURNING id, type, subject, actor, attempts, accepted_at, fingerprint, partition
-        )
-        INSERT INTO receipts (id, type, subject, actor, outcome, events, attempts, accepted_at, finished_at, fingerprint,
-                              partition, batch, source)
-        SELECT id, type, subject, actor, 'cancelled', 0, attempts, accepted_at, greatest(accepted_at, $2), fingerprint,
-               partition, 0, $3
-        FROM gone",
-    )
-    .bind(id)
-    .bind(now)
-    .bind(source)
-    .execute(pool)
-    .await
-    .map_err(failed("cancel a command"))?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// How many commands are parked (those behind included), and about how many are scheduled: a million of them are not
-/// counted one by one.
-pub async fn count(pool: &PgPool) -> Result<(i64, i64), StoreError> {
-    sqlx::query_as(
-        "/* count_waiting */
-        SELECT parked, greatest(0, reltuples::bigint - parked)
-        FROM (SELECT count(*) AS parked FROM waiting_commands WHERE state <> 'scheduled') p, pg_class
-        WHERE oid = 'waiting_commands'::regclass",
-    )
-    .fetch_one(pool)
-    .await
-    .map_err(failed("count who waits"))
 }

@@ -24,7 +24,7 @@ use super::consumer_channel::ConsumerChannel;
 use super::link::{Depth, Link};
 use super::publish::{ACCEPTED, APPLIED};
 use super::topology::Partition;
-use super::{STORE, failed};
+use super::{STORE, failed, times};
 use crate::StoreError;
 use crate::seldom::Seldom;
 
@@ -93,15 +93,15 @@ impl Delivery {
     /// When an intake took it: our own header, else the message's own time (to the second).
     pub fn accepted_at(&self) -> Option<DateTime<Utc>> {
         match self.header(ACCEPTED) {
-            Some(AMQPValue::LongLongInt(micros)) => DateTime::from_timestamp_micros(*micros),
-            _ => DateTime::from_timestamp(i64::try_from((*self.0.properties.timestamp())?).ok()?, 0),
+            Some(AMQPValue::LongLongInt(micros)) => times::of_micros(*micros),
+            _ => times::of_seconds(i64::try_from((*self.0.properties.timestamp())?).ok()?),
         }
     }
 
     /// When it was applied the first time, if it is published once more since that was undone.
     pub fn applied_at(&self) -> Option<DateTime<Utc>> {
         match self.header(APPLIED) {
-            Some(AMQPValue::LongLongInt(micros)) => DateTime::from_timestamp_micros(*micros),
+            Some(AMQPValue::LongLongInt(micros)) => times::of_micros(*micros),
             _ => None,
         }
     }
@@ -189,12 +189,24 @@ impl Subscription {
         prefetch: u16,
         stop: &CancellationToken,
     ) -> Result<Opened, StoreError> {
+        Self::open_while(link, partition, prefetch, stop, || true).await
+    }
+
+    /// The same; `Stopped` also if it turns out that the caller `may` not subscribe any more.
+    pub async fn open_while(
+        link: &Link,
+        partition: Partition,
+        prefetch: u16,
+        stop: &CancellationToken,
+        may: impl Fn() -> bool,
+    ) -> Result<Opened, StoreError> {
         let queue = partition.queue();
         let mut pause = Duration::from_millis(10);
         let mut told = false;
         loop {
             match look(link, &queue).await? {
                 None => return Ok(Opened::Missing),
+                Some(_) if stop.is_cancelled() || !may() => return Ok(Opened::Stopped),
                 Some(Depth { consumers: 0, ready }) => {
                     let subscribed = tokio::time::timeout(SUBSCRIBE, async {
                         let channel = ConsumerChannel::open(link, prefetch.max(PREFETCH)).await?;

@@ -17,7 +17,7 @@ use super::dead_letters::{ATTEMPT, DETAIL, DIED, LETTER, QUEUE, REASON, RETURNS,
 use super::link::Link;
 use super::publish::ACCEPTED;
 use super::topology::DEAD_LETTERS;
-use super::{STORE, failed};
+use super::{STORE, failed, times};
 use crate::{StoreError, crash};
 
 /// Messages that one drain holds.
@@ -158,18 +158,20 @@ fn death(delivery: &Delivery, now: DateTime<Utc>) -> Death {
         Some(broker) => (broker.queue.clone(), broker.routing_key.clone()),
         None => (String::new(), delivery.routing_key.to_string()),
     };
-    let died_at = headers.number(DIED).and_then(DateTime::from_timestamp_micros);
+    let died_at = headers.number(DIED).and_then(times::of_micros);
+    let died_at = died_at.or_else(|| broker.as_ref().and_then(|broker| broker.died_at));
     Death {
         letter: headers.text(LETTER).and_then(|letter| letter.parse().ok()),
         attempt: headers.number(ATTEMPT).and_then(|number| number.try_into().ok()),
-        died_at: died_at.or_else(|| broker.as_ref().and_then(|broker| broker.died_at)).unwrap_or(now),
+        // A letter from the future would never have been there for long enough.
+        died_at: died_at.map_or(now, |died_at| died_at.min(now)),
         reason: plain(&reason, WORD_MAX),
         detail: plain(&detail, DETAIL_MAX),
         exchange: plain(exchange, WORD_MAX),
         queue: plain(&headers.text(QUEUE).unwrap_or(queue), WORD_MAX),
         routing_key: plain(&headers.text(ROUTING_KEY).unwrap_or(routing_key), WORD_MAX),
         returns: headers.number(RETURNS).unwrap_or_default(),
-        accepted_at: headers.number(ACCEPTED).and_then(DateTime::from_timestamp_micros),
+        accepted_at: headers.number(ACCEPTED).and_then(times::of_micros).map(|at| at.min(now)),
         headers: headers.all(delivery),
         body: delivery.data.clone(),
     }
@@ -217,7 +219,7 @@ impl Headers<'_> {
             reason: newest.get("reason").and_then(text).unwrap_or_else(|| "rejected".to_owned()),
             queue: newest.get("queue").and_then(text).unwrap_or_default(),
             routing_key: routing_key.unwrap_or_default(),
-            died_at: newest.get("time").and_then(number).and_then(|time| DateTime::from_timestamp(time, 0)),
+            died_at: newest.get("time").and_then(number).and_then(times::of_seconds),
             count: newest.get("count").and_then(number).unwrap_or(1),
         })
     }

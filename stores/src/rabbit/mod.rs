@@ -11,6 +11,7 @@ pub mod feed;
 mod lane;
 pub mod link;
 pub mod publish;
+mod times;
 pub mod topology;
 
 use lapin::ErrorKind;

@@ -3,6 +3,7 @@
 
 mod asking;
 mod many;
+mod odd;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("only admins may see dead letters, and bad requests are named", refused),
     ];
     tests.extend(many::tests());
+    tests.extend(odd::tests());
     tests
 }
 

@@ -29,6 +29,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             cancelled_meanwhile,
         ),
         with_site("a scheduled command that is sent again when it is due holds nobody up", sent_again),
+        with_site("scheduled commands of a subject that are due together keep their order", due_together),
+        with_site("what was applied in time and comes again does not expire while it waits", applied_in_time),
         with_site("of what is due only so many bytes are taken at once", heavy),
         with_site("many scheduled commands cost those that are due nothing", cheap),
     ]
@@ -314,7 +316,91 @@ async fn heavy(site: Arc<Site>) -> Result {
     .filter_map(|fingerprint| fingerprint.try_into().ok())
     .collect();
     ensure!(accepted == in_order, "they are not in the order in which they are due");
+    // All are due at the same moment, and their rows lie in the reverse order.
+    site.sql("UPDATE waiting_commands SET due_at = now() - interval '1 hour', place = -place").await?;
+    let many: Vec<Uuid> = due().await?.iter().map(|row| row.id).collect();
+    let in_order: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM waiting_commands ORDER BY place LIMIT 400")
+        .fetch_all(&site.postgres)
+        .await?;
+    ensure!(many == in_order, "not those that came first are taken first");
     Ok(())
+}
+
+/// The first of them waits for its user, and the others join its line in one statement.
+async fn due_together(site: Arc<Site>) -> Result {
+    // Ids are joined in their order, which is the reverse of the commands': sizes that are met may let the planner do so.
+    site.sql(
+        "DO $$ BEGIN
+             EXECUTE format('ALTER DATABASE %I SET enable_nestloop = off', current_database());
+             EXECUTE format('ALTER DATABASE %I SET enable_hashjoin = off', current_database());
+         END $$",
+    )
+    .await?;
+    let cluster = cluster(&site)?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "60000")])?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let (ada, task, due) = (id(), id(), in_ms(6_000));
+    let mut ids: Vec<Uuid> = (0..6).map(|_| id()).collect();
+    ids.sort_unstable();
+    ids.reverse();
+    let scheduled = |(place, id): (usize, &Uuid)| {
+        let next = json!({ "title": place.to_string(), "expectedversion": place });
+        let mut scheduled = match place {
+            0 => command_of(ada, "task.create", task, json!({ "title": "0" })),
+            _ => command("task.update", task, next),
+        };
+        scheduled["id"] = json!(id);
+        scheduled["notbefore"] = json!(due);
+        scheduled
+    };
+    let commands: Vec<Value> = ids.iter().enumerate().map(scheduled).collect();
+    send(&admin, &commands).await?;
+    let scheduled = "SELECT count(*) FROM waiting_commands WHERE state = 'scheduled'";
+    wait::until("all wait for their time", async || Ok(site.count(scheduled).await? == 6)).await?;
+    for (index, command) in commands.iter().enumerate() {
+        let waits = until_status(&admin, &command["id"], "parked").await?;
+        let code = if index == 0 { "unknown_user" } else { "behind" };
+        ensure!(waits["code"] == code, "{waits}");
+    }
+    let register = json!({ "email": "ada@example.org", "passwordhash": HASH });
+    send(&admin, &[command_of(ada, "user.register", ada, register)]).await?;
+    for (index, command) in commands.iter().enumerate() {
+        let receipt = until_status(&admin, &command["id"], "applied").await?;
+        ensure!(receipt["version"] == index + 1, "{receipt}");
+    }
+    worker.stop().await
+}
+
+/// As a restore sends the journal again, when their `expirytime` is over.
+async fn applied_in_time(site: Arc<Site>) -> Result {
+    let cluster = cluster(&site)?;
+    let worker = cluster.spawn("worker", &[("TASKFLOW_WORKER__PATIENCE__UNKNOWN_USER_MS", "60000")])?;
+    let (_api, client) = cluster.api().await?;
+    let admin = client.admin().await?;
+    let ada = id();
+    let mut commands = life(ada, id());
+    // Taken in time, but its own time came after that: it has expired before, and does so again.
+    let mut late = command("task.create", id(), json!({ "title": "late" }));
+    late["notbefore"] = json!(in_ms(-600_000));
+    commands.push(late);
+    let taken = clock::now() - TimeDelta::hours(2);
+    for value in &mut commands {
+        value["expirytime"] = json!(in_ms(-3_600_000));
+        let command = envelope::read(value.clone())?;
+        site.publisher.publish(Message::again(&command, taken, taken)).await?;
+    }
+    until_status(&admin, &commands[4]["id"], "expired").await?;
+    for command in &commands[..4] {
+        until_status(&admin, &command["id"], "parked").await?;
+    }
+    let register = json!({ "email": "ada@example.org", "passwordhash": HASH });
+    send(&admin, &[command_of(ada, "user.register", ada, register)]).await?;
+    for (index, command) in commands[..4].iter().enumerate() {
+        let receipt = until_status(&admin, &command["id"], "applied").await?;
+        ensure!(receipt["version"] == index + 1, "{receipt}");
+    }
+    worker.stop().await
 }
 
 async fn survives(site: Arc<Site>) -> Result {

@@ -41,6 +41,9 @@ pub(crate) fn tests() -> Vec<Trial> {
             "a message that exhausts its readers' memory is found, its neighbours apply",
             async |site| poison(site, "kill:the pill", Signal::SIGKILL).await,
         ),
+        with_site("a message that hangs its readers is found, its neighbours apply", async |site| {
+            poison(site, "hang:the pill", Signal::SIGABRT).await
+        }),
         with_site("a message of which its readers panic is found, its neighbours apply", panics),
         with_site(
             "a command that waits and then kills its readers is found, its neighbours apply",
@@ -50,6 +53,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_site("who is tried by holders that only lose their leases is not condemned", acquitted),
     ]
 }
+
+/// Such a worker ends after ten seconds.
+const HUNG: (&str, &str) = ("TASKFLOW_WORKER__STUCK_AFTER_MS", "2000");
 
 /// Messages that every reader of the deadly one has in hand before it.
 const AHEAD: usize = 3;
@@ -151,7 +157,9 @@ async fn poison(site: Arc<Site>, way: &str, by: Signal) -> Result {
     let mut crashes = 0;
     let (mut worker, since) = loop {
         let since = clock::now();
-        let mut worker = cluster.spawn("worker", &[deadly])?;
+        // One thread, as on a small machine: while it hangs, no task of the process can see that.
+        let env = [deadly, ("TASKFLOW_THREADS", "1"), HUNG];
+        let mut worker = cluster.spawn("worker", if way.starts_with("hang:") { &env } else { &env[..1] })?;
         wait::until("it dies, or the message does", async || {
             Ok(!worker.is_running() || site.count(&dead).await? > 0)
         })

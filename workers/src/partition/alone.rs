@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{HANDED_OVER, Left, Pipeline};
 use crate::decode::Origin;
 use crate::messages::Messages;
-use crate::suspect::{self, Entered, Trial};
+use crate::pulse::Doing;
+use crate::suspect::{self, Trial};
 
 /// Those in a batch that were with somebody who died, by their digests; with each how often it was tried alone since.
 #[derive(Default)]
@@ -112,7 +113,10 @@ impl Pipeline<'_> {
     ) -> Result<Option<Left>, StoreError> {
         let (context, partition) = (self.context, self.partition);
         let tries = suspects.known.get(&digest(delivery.body())).copied().unwrap_or_default();
+        // Others have their turns before it: that is no standstill of this one.
+        self.pulse.is_at(Doing::Waiting("postgres"));
         let solitude = context.solitude.enter(tries).await;
+        self.pulse.is_at(Doing::Applying);
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match self.answers.wait("note a try", trial).await? {
             Trial::Condemned(_) => {
@@ -125,7 +129,9 @@ impl Pipeline<'_> {
                 solitude.run(partition, trial).await
             }
         };
-        let Some(left) = self.tried(left, solitude).await else { return Ok(Some(Left::BrokenOff)) };
+        let left = self.tried(left).await;
+        self.solitude = Some(solitude);
+        let Some(left) = left else { return Ok(Some(Left::BrokenOff)) };
         if self.held_by.is_none() && left.is_ok() && !matches!(left, Ok(Some(Left::Fenced))) {
             self.settled.push(digest(delivery.body()));
         }
@@ -137,7 +143,6 @@ impl Pipeline<'_> {
     pub(super) async fn tried(
         &mut self,
         left: Option<Result<Option<Left>, StoreError>>,
-        solitude: Entered<'_>,
     ) -> Option<Result<Option<Left>, StoreError>> {
         // One of a paused type was read, and lives.
         if self.held_by.is_some() || !matches!(left, Some(Ok(None | Some(Left::Stopped)))) {
@@ -151,7 +156,6 @@ impl Pipeline<'_> {
                 self.newest = self.newest.max(newest);
             }
         }
-        drop(solitude);
         left
     }
 

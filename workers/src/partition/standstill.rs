@@ -119,7 +119,14 @@ impl Pipeline<'_> {
             match self.answers.wait("try whether a batch can be written", tried).await {
                 Ok(newest) => {
                     observe::store_up("postgres", true);
-                    self.newest = newest.unwrap_or(self.newest);
+                    let Some(newest) = newest else {
+                        tracing::debug!(
+                            partition = self.name,
+                            "Meanwhile somebody else has taken the partition."
+                        );
+                        return false;
+                    };
+                    self.newest = newest;
                     return true;
                 }
                 Err(error) => {

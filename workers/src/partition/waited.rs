@@ -37,19 +37,27 @@ impl Pipeline<'_> {
         if !self.room.is_due() {
             return Ok(None);
         }
-        if !self.careful.is_on() {
-            return self.take_due(stop).await;
-        }
-        let solitude = self.context.solitude.enter_alone().await;
-        let left = solitude.run(self.partition, Box::pin(self.take_due(stop))).await;
-        self.tried(left, solitude).await.unwrap_or(Ok(Some(Left::BrokenOff)))
+        let give_way = &self.context.give_way;
+        let limit = give_way.limit(self.partition.low);
+        let turn = give_way.begin(self.partition.low).await;
+        let left = if self.careful.is_on() {
+            // Others have their turns before it: that is no standstill of this one.
+            self.pulse.is_at(Doing::Waiting("postgres"));
+            let solitude = self.context.solitude.enter_alone().await;
+            let left = solitude.run(self.partition, Box::pin(self.take_due(1, stop))).await;
+            self.tried(left).await.unwrap_or(Ok(Some(Left::BrokenOff)))
+        } else {
+            let most = self.context.settings.max_batch;
+            self.take_due(limit.map_or(most, |limit| limit.min(most)), stop).await
+        };
+        turn.end(stop).await;
+        left
     }
 
     /// A batch like any other, but nothing to acknowledge.
-    async fn take_due(&mut self, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
+    async fn take_due(&mut self, most: usize, stop: &CancellationToken) -> Result<Option<Left>, StoreError> {
         let context = self.context;
         let postgres = &context.stores.postgres;
-        let most = if self.careful.is_on() { 1 } else { context.settings.max_batch };
         let due = waiting::due(postgres, &self.name, clock::now(), most);
         let mut rows = self.answers.wait("read what is due", due).await?;
         self.pulse.is_at(Doing::Applying);

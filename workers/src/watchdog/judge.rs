@@ -134,9 +134,10 @@ impl Memory {
         Verdict::Stuck(step)
     }
 
-    /// Whether a step was taken that has not helped yet.
-    pub(crate) fn is_repairing(&self) -> bool {
-        self.last_step.is_some()
+    /// Whether a step was taken a moment ago that has not helped yet. A partition that is not back by then is somebody
+    /// else's.
+    pub(crate) fn is_repairing(&self, now: Instant, patience: Duration) -> bool {
+        self.last_step.is_some_and(|(_, at)| now.saturating_duration_since(at) < 2 * patience)
     }
 
     fn nothing_waits(&mut self, look: &Look, since: Instant, patience: Duration) -> Verdict {

@@ -52,7 +52,8 @@ pub(crate) enum Command {
 pub(super) async fn replay(pool: &PgPool, options: Options, json: bool) -> Result<ExitCode, Exit> {
     let Options { id, filter, rate, author, watch } = options;
     if let Some(id) = id {
-        let attempt = deeds::replay(pool, id, author.said().by()).await?;
+        let said = author.said();
+        let attempt = deeds::replay(pool, id, said.by(pool).await?).await?;
         return begun(pool, id, attempt, watch, json).await;
     }
     let filter = Filter::from(filter);
@@ -66,7 +67,7 @@ pub(super) async fn replay(pool: &PgPool, options: Options, json: bool) -> Resul
         return Err(Exit::usage(format!("--rate is letters a second, {RATE_MIN} to {RATE_MAX}")));
     }
     let said = author.said();
-    let order = Order { id: clock::new_id(), filter: &filter, rate, by: said.by() };
+    let order = Order { id: clock::new_id(), filter: &filter, rate, by: said.by(pool).await? };
     let letters = dead_letter_replays::count(pool, &filter).await?;
     dead_letter_replays::create(pool, order).await?;
     if !json {

@@ -1,0 +1,1 @@
+ALTER TABLE waiting_commands DROP COLUMN applied_in_time;
