@@ -240,7 +240,11 @@ fn end(item: &Item, behind: bool, folded: &mut Folded, touched: &mut Touched, ru
     };
     let line_up = || match item.waited {
         Some(Waited { why: Why::Parked | Why::Behind, .. }) => Ended::Stays,
-        _ => Ended::Held(hold(Why::Behind, None)),
+        _ => {
+            // It stands there from now on, however long ago it came.
+            let since = if before.attempts == 0 { now } else { before.since };
+            Ended::Held(Held { since, ..hold(Why::Behind, None) })
+        }
     };
     let park = |limit_ms, code, detail: String| {
         let (attempts, since) = match before.attempts {

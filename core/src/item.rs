@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::command::{Command, Fingerprint};
-use crate::wait::{Patience, Waited};
+use crate::wait::{Patience, Waited, Why};
 
 /// Why a command of a type that nobody has come to know is dead.
 pub const UNKNOWN_TYPE: &str = "unknown_type";
@@ -116,7 +116,9 @@ impl Item {
     /// Whether it waited in vain for a version that knows its type.
     pub fn is_given_up(&self, patience: &Patience, now: DateTime<Utc>) -> bool {
         let Content::Unknown(_) = self.content else { return false };
-        let (attempts, since) = self.waited.map_or((1, now), |waited| (waited.attempts, waited.since));
+        // One that waited for its time was known to whoever let it wait, and begins to be unknown now.
+        let waited = self.waited.filter(|waited| waited.why != Why::Scheduled);
+        let (attempts, since) = waited.map_or((1, now), |waited| (waited.attempts, waited.since));
         patience.next_try(patience.unknown_type_ms, self.id, attempts, since, now).is_none()
     }
 }

@@ -14,6 +14,8 @@ use tokio::runtime::Handle;
 
 /// Well below the shortest lease.
 const EVERY: Duration = Duration::from_millis(250);
+/// How long the log may take for the last line.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Goes on for as long as it is held.
 pub struct RuntimePulse(
@@ -38,11 +40,10 @@ impl RuntimePulse {
                 missed = if now == seen { missed + EVERY } else { Duration::ZERO };
                 seen = now;
                 if patience.is_some_and(|patience| missed > patience) {
-                    tracing::error!(
-                        waited_s = missed.as_secs(),
-                        "All threads hang: something does not come to its end. The process ends, to be started again."
-                    );
-                    std::process::abort();
+                    tell(missed);
+                    if beats.load(Ordering::Relaxed) == seen {
+                        std::process::abort();
+                    }
                 }
                 let beat = Arc::clone(&beats);
                 drop(runtime.spawn(async move { beat.fetch_add(1, Ordering::Relaxed) }));
@@ -50,4 +51,16 @@ impl RuntimePulse {
         })?;
         Ok(Self(held))
     }
+}
+
+/// From a thread of its own: what hangs may be what takes the log, and then it never returns.
+fn tell(missed: Duration) {
+    let telling = std::thread::Builder::new().spawn(move || {
+        tracing::error!(
+            waited_s = missed.as_secs(),
+            "All threads hang: something does not come to its end. The process ends, to be started again."
+        );
+    });
+    drop(telling);
+    std::thread::sleep(TELL);
 }

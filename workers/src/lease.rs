@@ -170,7 +170,9 @@ impl Keeper {
         while let Some((partition, epoch)) = self.broken_off.last().copied() {
             let name = partition.to_string();
             let acquitted = suspects::acquit(&self.context.stores.postgres, &name, epoch);
-            if let Err(error) = silence::within(ANSWER, "acquit suspects", acquitted).await {
+            // What is in its way must not cost the leases.
+            let patience = Duration::from_millis(self.context.settings.lease_ms / 8);
+            if let Err(error) = silence::within(patience, "acquit suspects", acquitted).await {
                 tracing::debug!(partition = name, %error, "What was tried there is acquitted later.");
                 return;
             }
@@ -226,6 +228,10 @@ impl Keeper {
             }
             let rests = self.resting.get(partition).is_some_and(|(_, until)| Instant::now() < *until);
             if !mine || rests || membership.taken.contains(&name) {
+                continue;
+            }
+            if self.broken_off.iter().any(|(broken_off, _)| broken_off == partition) {
+                // Under a new epoch what was tried there would be charged.
                 continue;
             }
             match self.acquire(*partition, course.step).await {

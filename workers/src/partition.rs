@@ -184,7 +184,12 @@ pub(crate) async fn run(
         }
         goes_on = pipeline.rest(&stop).await && pipeline.wait_for_stores(&mut backoff, &stop).await;
     }
+    if !stop.is_cancelled() {
+        // The lease is gone, or was not heard of for too long: nobody here is stuck until the next heartbeat.
+        pipeline.pulse.is_at(Doing::Waiting("postgres"));
+    }
     pipeline.acquit().await;
+    pipeline.solitude = None;
     let Pipeline { relay, name, newest, .. } = pipeline;
     let drain = Duration::from_millis(context.settings.drain_ms);
     // Whoever takes the partition over goes on where the outbox says; its commands must not wait for a store that is away.
@@ -243,7 +248,7 @@ impl Pipeline<'_> {
                 Collected::Quiet => {
                     subscription.must_be_open()?;
                     // What is due may have cut the wait short: that says nothing of the queue.
-                    if heard.elapsed() >= QUIET {
+                    if patience >= QUIET && heard.elapsed() >= QUIET {
                         self.pulse.quiet(clock::now());
                     }
                     patience = if self.tidy().await { QUIET_LONG } else { QUIET };
@@ -259,6 +264,9 @@ impl Pipeline<'_> {
             let suspects = self.suspects(&deliveries).await?;
             for some in suspects.apart(&deliveries) {
                 let settled = self.settle(some, &suspects, stop).await;
+                if settled.is_err() && self.solitude.is_some() {
+                    self.acquit().await;
+                }
                 // Nobody else's try may begin before this one is acknowledged and forgotten.
                 self.solitude = None;
                 if let Some(left) = settled? {
@@ -297,7 +305,7 @@ impl Pipeline<'_> {
         observe_step("ack", start);
         crash::point("acknowledged");
         self.forget().await?;
-        self.pulse.finished(last.accepted_at());
+        self.pulse.finished(last.accepted_at().map(|at| at.min(clock::now())));
         if self.held_by.is_none() {
             return Ok(None);
         }

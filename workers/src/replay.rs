@@ -66,7 +66,15 @@ async fn work(context: &Context, answers: &Answers) -> Result<bool, StoreError> 
         Some(publishing) => publish(context, publishing, answers).await?,
         None => 0,
     };
-    let step = step?;
+    let step = match step {
+        Ok(step) => step,
+        // What was published is no reason to wait.
+        Err(error) if published > 0 => {
+            tracing::debug!(%error, "A replay can't go on.");
+            return Ok(true);
+        }
+        Err(error) => return Err(error),
+    };
     match &step {
         Step::Nothing => {}
         Step::Taken(letters) => tracing::debug!(letters, "A replay goes on."),
@@ -81,26 +89,41 @@ async fn publish(context: &Context, publishing: Publishing, answers: &Answers) -
         return Ok(0);
     }
     crash::point("replaying");
-    let mut pending = Vec::with_capacity(publishing.letters.len());
-    // Of each subject one at a time: if the first is not taken, the next must not come before it.
-    let mut subjects = HashSet::new();
-    for letter in &publishing.letters {
-        if letter.subject.is_some_and(|subject| !subjects.insert(subject)) {
-            continue;
-        }
-        let Some(message) = message(letter) else {
-            // It had a way when its replay began; without one it must not hold up the others.
-            tracing::error!(letter = %letter.id, "A letter has no way to the workers; edit it.");
-            continue;
-        };
-        pending.push((letter.id, context.stores.publisher.send(message).await?));
-    }
-    let mut published: Vec<Uuid> = Vec::with_capacity(pending.len());
+    let mut published: Vec<Uuid> = Vec::with_capacity(publishing.letters.len());
+    // Of each subject one at a time: if one is not taken, the next must not come before it.
+    let mut refused: HashSet<Uuid> = HashSet::new();
+    let mut left: Vec<&Letter> = publishing.letters.iter().collect();
     let mut failure = None;
-    for (id, confirm) in pending {
-        match confirm.confirmed().await {
-            Ok(()) => published.push(id),
-            Err(error) => failure = Some(StoreError::from(error)),
+    while !left.is_empty() {
+        let (mut subjects, mut pending, mut later) = (HashSet::new(), Vec::new(), Vec::new());
+        for letter in left {
+            if letter.subject.is_some_and(|subject| refused.contains(&subject)) {
+                continue;
+            }
+            if letter.subject.is_some_and(|subject| !subjects.insert(subject)) {
+                later.push(letter);
+                continue;
+            }
+            let Some(message) = message(letter) else {
+                // It had a way when its replay began; without one it must not hold up the others.
+                tracing::error!(letter = %letter.id, "A letter has no way to the workers; edit it.");
+                continue;
+            };
+            pending.push((letter, context.stores.publisher.send(message).await));
+        }
+        left = later;
+        for (letter, sent) in pending {
+            let confirmed = match sent {
+                Ok(pending) => pending.confirmed().await,
+                Err(error) => Err(error),
+            };
+            match confirmed {
+                Ok(()) => published.push(letter.id),
+                Err(error) => {
+                    refused.extend(letter.subject);
+                    failure = Some(StoreError::from(error));
+                }
+            }
         }
     }
     crash::point("republished");

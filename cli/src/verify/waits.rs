@@ -89,7 +89,10 @@ impl Waits {
                 Ok(depth) => {
                     waits.queues.insert(partition.queue(), depth);
                 }
-                Err(error) => waits.broker = Some(error.to_string()),
+                Err(error) => {
+                    waits.broker = Some(error.to_string());
+                    break;
+                }
             }
         }
         Ok(waits)

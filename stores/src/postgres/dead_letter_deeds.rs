@@ -8,6 +8,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
 use taskflow_core::Fault;
 use taskflow_core::dead_letter::{self, MISMATCH, Outline, Route, State, receipt_fingerprints};
 use taskflow_core::envelope::COMMAND_MAX;
@@ -44,7 +45,7 @@ impl<'b> By<'b> {
 pub enum Refused {
     #[error("there is no dead letter {0}")]
     Unknown(Uuid),
-    #[error("the letter is {}; only one that is kept can be replayed, edited or discarded", .0.as_str())]
+    #[error("the letter is {}; only one that is kept, or whose command is dead for a minute, can be replayed, edited or discarded", .0.as_str())]
     NotKept(State),
     #[error("the letter died a moment ago and its receipt is not there yet; try again in a minute")]
     Unsettled,
@@ -134,24 +135,26 @@ async fn lock(pool: &PgPool, id: Uuid) -> Result<(Transaction, Letter), Refused>
         .ok_or(Refused::Unknown(id))?;
     match letter.state {
         State::Kept => Ok((transaction, letter)),
-        // It died again, and what told of that was taken for a copy of an earlier death.
+        // It died again a while ago, and what told of that was taken for a copy of an earlier death.
         State::Replayed if is_dead(&mut transaction, &letter).await? => Ok((transaction, letter)),
         other => Err(Refused::NotKept(other)),
     }
 }
 
-/// Whether the receipt of a letter says that it is dead.
+/// Whether the receipt of a letter says that it is dead, and has done so for long enough: what tells of a death comes
+/// before the receipt, and may not be taken in yet.
 async fn is_dead(connection: &mut PgConnection, letter: &Letter) -> Result<bool, StoreError> {
     let (ids, fingerprints) = own_receipts(std::slice::from_ref(letter));
     sqlx::query_scalar(
         "/* is_letter_dead */
         SELECT EXISTS (
             SELECT FROM receipts r JOIN UNNEST($1::uuid[], $2::bytea[]) AS own (id, fingerprint) ON r.id = own.id
-            WHERE r.outcome = 'dead' AND r.fingerprint = own.fingerprint
+            WHERE r.outcome = 'dead' AND r.fingerprint = own.fingerprint AND r.finished_at < clock_timestamp() - $3
         )",
     )
     .bind(ids)
     .bind(fingerprints)
+    .bind(PgInterval { months: 0, days: 0, microseconds: RECEIPT_FOLLOWS.num_microseconds().unwrap_or(i64::MAX) })
     .fetch_one(connection)
     .await
     .map_err(failed("look for a dead letter's receipt"))

@@ -7,8 +7,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row};
+use taskflow_core::dead_letter::MISMATCH;
 use taskflow_core::dead_letter::pace::{Fate, LOOKED_AT, Pace, judge};
-use taskflow_core::dead_letter::{MISMATCH, State};
 use taskflow_core::envelope::COMMAND_MAX;
 use uuid::Uuid;
 
@@ -91,7 +91,9 @@ pub async fn count(pool: &PgPool, filter: &Filter) -> Result<i64, StoreError> {
 /// A command whose id belongs to another would only die again, and so would one that is too large; what names no subject
 /// and came through no slot has nowhere to go: these have to be edited first.
 fn replayable(filter: &Filter, query: &mut QueryBuilder<Postgres>) {
-    Filter { state: Some(State::Kept), ..filter.clone() }.push(query);
+    Filter { state: None, ..filter.clone() }.push(query);
+    // As a word of the statement: the indexes of those that are kept are for who says so.
+    query.push(" AND state = 'kept'");
     query.push(" AND reason <> ").push_bind(MISMATCH);
     query.push(" AND (subject IS NOT NULL OR routing_key ~ '^[0-9a-f]{2}$')");
     query.push(" AND octet_length(coalesce(edited, body)) <= ").push_bind(COMMAND_MAX as i64);
@@ -249,13 +251,14 @@ async fn next(connection: &mut PgConnection, due: &Due, limit: usize) -> Result<
     letters.map_err(failed("choose what to replay"))
 }
 
-/// What became of the letters that a replay took last, oldest first. One that is parked, or stands behind such a one, may
-/// still die of what it waits for; one whose time has not come has been read, and lives.
+/// What became of the letters that a replay took last, oldest first. One whose type nobody knows yet, or that stands in
+/// a line, may still die; what waits for its time or for a user lives.
 async fn fates(connection: &mut PgConnection, replay: Uuid) -> Result<Vec<Fate>, StoreError> {
     let rows = sqlx::query(
         "/* fates_of_replay */
         SELECT d.state = 'kept' OR coalesce(r.outcome = 'dead', false),
-               d.state = 'kept' OR r.id IS NOT NULL OR coalesce(w.state = 'scheduled', false)
+               d.state = 'kept' OR r.id IS NOT NULL OR coalesce(
+                   w.state = 'scheduled' OR (w.state = 'parked' AND w.code IS DISTINCT FROM 'unknown_type'), false)
         FROM dead_letters d
         LEFT JOIN receipts r ON r.id = d.command_id LEFT JOIN waiting_commands w ON w.id = d.command_id
         WHERE d.replay = $1 ORDER BY d.replay_place DESC LIMIT $2",

@@ -140,10 +140,13 @@ pub async fn newest(pool: &PgPool) -> Result<Option<DateTime<Utc>>, StoreError> 
         .map_err(failed("look for restores"))
 }
 
-/// Processes that work on this database now.
+/// Processes that work on this database now. A worker that leaves has said so before it gives its leases back.
 pub async fn at_work(pool: &PgPool) -> Result<Vec<String>, StoreError> {
     sqlx::query_scalar(
         "SELECT 'worker ' || name FROM workers WHERE expires_at > clock_timestamp()
+         UNION
+         SELECT 'worker ' || coalesce(w.name, l.holder::text) FROM partition_leases l LEFT JOIN workers w ON w.id = l.holder
+         WHERE l.expires_at > clock_timestamp()
          UNION ALL
          SELECT 'scheduler ' || coalesce(host, '?') FROM scheduler_leader WHERE expires_at > clock_timestamp()",
     )

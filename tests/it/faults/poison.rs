@@ -54,8 +54,8 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-/// Such a worker ends after ten seconds.
-const HUNG: (&str, &str) = ("TASKFLOW_WORKER__STUCK_AFTER_MS", "2000");
+/// Such a worker ends after fifteen seconds.
+const HUNG: (&str, &str) = ("TASKFLOW_WORKER__STUCK_AFTER_MS", "3000");
 
 /// Messages that every reader of the deadly one has in hand before it.
 const AHEAD: usize = 3;

@@ -115,7 +115,9 @@ impl Pipeline<'_> {
         let tries = suspects.known.get(&digest(delivery.body())).copied().unwrap_or_default();
         // Others have their turns before it: that is no standstill of this one.
         self.pulse.is_at(Doing::Waiting("postgres"));
-        let solitude = context.solitude.enter(tries).await;
+        let Some(solitude) = stop.run_until_cancelled(context.solitude.enter(tries)).await else {
+            return Ok(Some(Left::Stopped));
+        };
         self.pulse.is_at(Doing::Applying);
         let trial = suspect::try_alone(&context.stores.postgres, &self.name, self.epoch, delivery.body());
         let left = match self.answers.wait("note a try", trial).await? {

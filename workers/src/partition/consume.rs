@@ -15,13 +15,16 @@ impl Pipeline<'_> {
     async fn subscribe(&self, prefetch: u16, leave: &CancellationToken) -> Result<Opened, StoreError> {
         let mut until = self.lease_until.clone();
         while *until.borrow_and_update() <= Instant::now() {
+            self.pulse.is_at(Doing::Waiting("postgres"));
             tokio::select! {
                 () = leave.cancelled() => return Ok(Opened::Stopped),
                 renewed = until.changed() => if renewed.is_err() {
-                    return Ok(Opened::Stopped);
+                    // The keeper of the leases is gone, and this pipeline with it.
+                    std::future::pending::<()>().await;
                 }
             }
         }
+        self.pulse.is_at(Doing::Subscribing);
         let link = &self.context.stores.consume;
         let holds = || *self.lease_until.borrow() > Instant::now();
         Subscription::open_while(link, self.partition, prefetch, leave, holds).await
@@ -36,7 +39,6 @@ impl Pipeline<'_> {
         let context = self.context;
         let prefetch = rabbit::prefetch(context.settings.max_batch);
         // Nobody else may be subscribed: a waiting consumer would get what we return out of order.
-        self.pulse.is_at(Doing::Subscribing);
         let subscribed = self.subscribe(prefetch, leave).await?;
         let mut subscription = match subscribed {
             Opened::Subscribed(subscription) => subscription,

@@ -39,11 +39,15 @@ impl Pipeline<'_> {
         }
         let give_way = &self.context.give_way;
         let limit = give_way.limit(self.partition.low);
+        // Waiting for a turn is no standstill either.
+        self.pulse.is_at(Doing::Applying);
         let turn = give_way.begin(self.partition.low).await;
         let left = if self.careful.is_on() {
             // Others have their turns before it: that is no standstill of this one.
             self.pulse.is_at(Doing::Waiting("postgres"));
-            let solitude = self.context.solitude.enter_alone().await;
+            let Some(solitude) = stop.run_until_cancelled(self.context.solitude.enter_alone()).await else {
+                return Ok(Some(Left::Stopped));
+            };
             let left = solitude.run(self.partition, Box::pin(self.take_due(1, stop))).await;
             self.tried(left).await.unwrap_or(Ok(Some(Left::BrokenOff)))
         } else {
