@@ -106,7 +106,7 @@ async fn migrations(site: Arc<Site>) -> Result {
         "tables are left"
     );
     let status = run(&["migrate", "status"]).await?;
-    ensure!(status.contains("pending") && !status.contains("applied "), "{status}");
+    ensure!(status.contains("  pending  ") && !status.contains("  applied  "), "{status}");
     run(&["migrate", "up"]).await?;
     ensure!(site.count(indexes).await? == before, "other indexes than before");
     ensure!(run(&["migrate", "up"]).await?.contains("nothing to do"), "not repeatable");
